@@ -1,0 +1,141 @@
+#!/usr/bin/env python3
+"""Fetches what the build needs and Cargo cannot bring: libtorch (headers and CPU libraries) and cmake.
+
+Everything comes from the Python package index as pip is set up on this machine, pinned by version and SHA-256, and lands
+in one folder that all checkouts share (LLM2CLIP_DEPS, by default ~/.cache/llm2clip/deps-1). `.deps` in the checkout links to it.
+Run again it does nothing; interrupted, it goes on with the packages that are missing.
+
+An own libtorch is honoured: set LIBTORCH to its folder (the one with lib/ and include/) and nothing but cmake is fetched.
+"""
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CACHE = pathlib.Path(os.environ.get("LLM2CLIP_DEPS", pathlib.Path.home() / ".cache/llm2clip/deps-1"))
+
+# name, version, SHA-256 of the manylinux x86_64 wheel, bytes, bytes once unpacked
+TORCH = ("torch", "2.11.0", "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a", 530_604_548, 520_000_000)
+CUDART = ("nvidia-cuda-runtime", "13.0.96", "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548", 2_243_632, 1_000_000)
+CUPTI = ("nvidia-cuda-cupti", "13.0.85", "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8", 10_715_597, 5_000_000)
+CMAKE = ("cmake", "4.1.2", "7587a2b2ce48df1fd68a68657b6c5a711b467c346812e46dfb9cd996cd6e2352", 29_000_000, 80_000_000)
+
+# libtorch_cpu.so needs these; everything CUDA stays out (a GPU machine brings its own, see README).
+TORCH_LIBRARIES = {"torch/lib/libtorch_cpu.so", "torch/lib/libc10.so", "torch/lib/libgomp.so.1"}
+
+
+def say(text):
+    print(f"setup: {text}", flush=True)
+
+
+def fail(text):
+    sys.exit(f"setup: error: {text}")
+
+
+def download(package, folder):
+    """Downloads the pinned wheel of `package` with pip (its progress bar shows) and returns its path."""
+    name, version, digest, size, unpacked = package
+    free = shutil.disk_usage(folder).free
+    if free < size + unpacked + 100_000_000:
+        fail(f"{name} {version} needs {(size + unpacked) // 2**20 + 100} MiB in {folder}, and {free // 2**20} MiB are free. "
+             f"Free some space, or set LLM2CLIP_DEPS to a folder on a larger disk.")
+    requirement = folder / "requirement.txt"
+    requirement.write_text(f"{name}=={version} --hash=sha256:{digest}\n")
+    say(f"downloading {name} {version} ({size / 2**20:.0f} MiB)")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", "--python-version", "3.11",
+               "--implementation", "cp", "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_25_x86_64", "--platform", "manylinux_2_17_x86_64",
+               "--platform", "manylinux2014_x86_64", "--require-hashes", "--dest", str(folder), "-r", str(requirement)]
+    if sys.stderr.isatty():
+        command.remove("--quiet")
+    if subprocess.run(command).returncode != 0:
+        fail(f"pip could not download {name}=={version} (its message is above). Is this machine online, and is pip set up for your package index? "
+             f"Run the same command again afterwards: finished packages are kept. With a libtorch 2.11.0 of your own, set LIBTORCH instead.")
+    wheel = next(folder.glob("*.whl"))
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != digest:
+        fail(f"{wheel.name} has SHA-256 {found}, expected {digest}: remove pip's cache (`pip cache purge`) and try again.")
+    return wheel
+
+
+def install(target, packages, unpack):
+    """Builds `target` in a temporary folder beside it and renames it into place, so that it is there whole or not at all."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
+        temporary = pathlib.Path(temporary)
+        built = temporary / "built"
+        built.mkdir()
+        for package in packages:
+            folder = temporary / package[0]
+            folder.mkdir()
+            wheel = download(package, folder)
+            say(f"unpacking {package[0]}")
+            with zipfile.ZipFile(wheel) as archive:
+                unpack(archive, built)
+            wheel.unlink()
+        try:
+            built.rename(target)
+        except OSError:
+            if not target.exists():  # another checkout won the race with the same content
+                raise
+
+
+def extract(archive, member, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open(member) as source, open(path, "wb") as sink:
+        shutil.copyfileobj(source, sink, 1 << 20)
+
+
+def unpack_libtorch(archive, built):
+    for member in archive.infolist():
+        name = member.filename
+        if name.startswith("torch/include/") and not member.is_dir():
+            extract(archive, member, built / name.removeprefix("torch/"))
+        elif name in TORCH_LIBRARIES:
+            extract(archive, member, built / "lib" / pathlib.PurePath(name).name)
+        elif pathlib.PurePath(name).name in ("libcudart.so.13", "libcupti.so.13"):
+            extract(archive, member, built / "lib" / pathlib.PurePath(name).name)
+    link = built / "lib/libtorch.so"
+    if (built / "lib/libtorch_cpu.so").exists() and not link.is_symlink():
+        link.symlink_to("libtorch_cpu.so")
+        (built / "build-version").write_text(TORCH[1] + "\n")
+
+
+def unpack_cmake(archive, built):
+    for member in archive.infolist():
+        name = member.filename
+        if name.startswith("cmake/data/") and not member.is_dir():
+            path = built / name.removeprefix("cmake/data/")
+            extract(archive, member, path)
+            if path.parent.name == "bin":
+                path.chmod(0o755)
+
+
+def main():
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        fail("the pinned libtorch is for Linux on x86_64. On another platform set LIBTORCH to a libtorch 2.11.0 of your own.")
+    own = os.environ.get("LIBTORCH")
+    if own and not (pathlib.Path(own) / "lib").is_dir():
+        fail(f"LIBTORCH is set to {own}, which has no lib/ folder. Point it at a libtorch 2.11.0 (the folder with lib/ and include/), or unset it.")
+    if not own:
+        install(CACHE / "libtorch-2.11.0", [CUDART, CUPTI, TORCH], unpack_libtorch)
+    install(CACHE / "cmake-4.1.2", [CMAKE], unpack_cmake)
+    link = ROOT / ".deps"
+    if not link.is_symlink() and link.exists():
+        fail(f"{link} is in the way: remove it and try again.")
+    if not link.is_symlink() or os.readlink(link) != str(CACHE):
+        link.unlink(missing_ok=True)
+        link.symlink_to(CACHE)
+    if shutil.which("nasm") is None:
+        say("nasm not found: libjpeg-turbo will be built without SIMD, and image decoding will be about three times slower. "
+            "`apt-get install nasm` (or your system's equivalent) before the first build mends that.")
+
+
+if __name__ == "__main__":
+    main()
