@@ -1,1 +1,15 @@
+//! Vocabulary and mathematics of llm2clip, pure by default.
+//!
+//! Nothing here reads a clock, a file, a socket, the environment or a source of randomness, except below the feature
+//! `daemon`. It knows no other crate of the workspace.
 
+pub mod ids;
+pub mod manifest;
+pub mod plan;
+pub mod recipe;
+pub mod sampler;
+pub mod status;
+pub mod time;
+
+#[cfg(feature = "daemon")]
+pub mod daemon;

@@ -1,0 +1,10 @@
+//! The coordinator of llm2clip: job state, rendezvous, store, API, and the command line. It never links libtorch.
+//!
+//! Pure: `job`, `rendezvous`. Shell: `runtime`, `store`. Edge: `api`, `cli`.
+
+pub mod api;
+pub mod cli;
+pub mod job;
+pub mod rendezvous;
+pub mod runtime;
+pub mod store;

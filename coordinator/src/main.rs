@@ -1,1 +1,2 @@
-fn main(){}
+//! `llm2clip`: argv in, exit code out.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What the scenarios share: real processes, real files, checks.

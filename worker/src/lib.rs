@@ -1,0 +1,16 @@
+//! The worker of llm2clip: the daemon of one machine (`agent`, `supervisor`), and the trainer that computes on one
+//! device (everything else).
+//!
+//! `agent` and `supervisor` never touch a tensor: a CUDA fault kills a child, not the daemon. `trainer` knows `model`,
+//! `objective`, `collective`, `data` and `checkpoint`, and none of them knows it.
+
+pub mod agent;
+pub mod bench;
+pub mod checkpoint;
+pub mod collective;
+pub mod data;
+pub mod model;
+pub mod objective;
+pub mod supervisor;
+pub mod torch;
+pub mod trainer;

@@ -1,1 +1,2 @@
-fn main(){}
+//! `llm2clip-trainer`: one process per device.
+fn main() {}

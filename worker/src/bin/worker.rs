@@ -1,1 +1,2 @@
-fn main(){}
+//! `llm2clip-worker`: the daemon of one machine.
+fn main() {}

@@ -1,0 +1,85 @@
+//! Checkpoint manifests: what a checkpoint holds. A checkpoint exists if and only if its manifest validates.
+//!
+//! This module sees strings, sizes and digests, never a tensor or a file.
+
+use crate::ids::{Generation, JobId, Rank, Step, WorldSize};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// `manifest.json`, version 1. Written last.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The version of this document: 1.
+    pub format: u32,
+    /// The job.
+    pub job: JobId,
+    /// The membership that wrote it.
+    pub generation: Generation,
+    /// The committed step it holds.
+    pub step: Step,
+    /// How many ranks wrote it.
+    pub world: WorldSize,
+    /// `clip`, …
+    pub stage: String,
+    /// BLAKE3 of the validated recipe's JSON, without its output folder and faults.
+    pub recipe_fingerprint: String,
+    /// Where the data stands.
+    pub data: DataCursor,
+    /// One part a rank.
+    pub parts: Vec<Part>,
+}
+
+/// Where the data stands: all that the order of samples depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataCursor {
+    /// Samples consumed by the stage.
+    pub position: u64,
+    /// The seed of the order.
+    pub seed: u64,
+    /// Every data set of the mix: name, samples, fingerprint of its index.
+    pub sources: Vec<SourceFingerprint>,
+}
+
+/// One data set of the mix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceFingerprint {
+    /// The data set's name in the recipe.
+    pub name: String,
+    /// How many samples its index has.
+    pub samples: u64,
+    /// BLAKE3 over the index.
+    pub fingerprint: String,
+}
+
+/// One rank's share.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Who wrote it.
+    pub rank: Rank,
+    /// The file's name in the checkpoint's folder.
+    pub file: String,
+    /// Its length.
+    pub bytes: u64,
+    /// BLAKE3 of its bytes, in hexadecimal.
+    pub blake3: String,
+    /// Its tensors by name.
+    pub tensors: BTreeMap<String, TensorEntry>,
+}
+
+/// Where a tensor (or a stretch of its elements) lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorEntry {
+    /// `F32`, `BF16`, … as safetensors names it.
+    pub dtype: String,
+    /// The whole tensor's shape.
+    pub shape: Vec<u64>,
+    /// Where its bytes begin in the file.
+    pub offset: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}

@@ -1,0 +1,290 @@
+//! A recipe: what a job is. One TOML file; unknown keys are errors.
+//!
+//! `raw.rs` is the file as written, `validate.rs` turns it into the types below, in which nothing that is required is
+//! optional and every path is absolute. This module reads no file: the caller hands over the text and the folder.
+
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// A validated recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// What the job is called; a part of its id.
+    pub name: String,
+    /// The seed of everything that is drawn.
+    pub seed: u64,
+    /// The job's folder on shared storage, absolute.
+    pub output: PathBuf,
+    /// The data sets by name.
+    pub data: BTreeMap<String, DataSet>,
+    /// The models.
+    pub model: Models,
+    /// What to do, in order.
+    pub stages: Vec<Stage>,
+    /// How many failures to bear.
+    pub faults: Faults,
+}
+
+/// A data set: where its samples lie, what describes them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataSet {
+    /// How the shards are laid out.
+    pub kind: DataKind,
+    /// Glob patterns of the shards, absolute; their sorted matches, one pattern after the other, are the shards in order.
+    pub shards: Vec<PathBuf>,
+    /// The captions of each image.
+    pub captions: Captions,
+    /// The largest share of broken samples to bear, 0 to 1.
+    pub broken_limit: f64,
+}
+
+/// The layout of a data set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataKind {
+    /// Tars of `key.jpg|png|webp`, `key.txt`, `key.json`, as img2dataset writes them.
+    Webdataset,
+}
+
+/// Where captions come from and how often each is drawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Captions {
+    /// A parquet with more captions, joined by `key`; absent means that the tars hold all of them.
+    pub table: Option<CaptionTable>,
+    /// Caption columns and their sampling weights, in the order of the recipe. `.txt` is the tar's own member; every
+    /// other name is a column of the table.
+    pub columns: Vec<CaptionColumn>,
+}
+
+/// A parquet file of captions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptionTable {
+    /// The file, absolute.
+    pub file: PathBuf,
+    /// The column that holds the sample's key.
+    pub key: String,
+}
+
+/// One column of captions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CaptionColumn {
+    /// `.txt` or a column's name.
+    pub name: String,
+    /// How often it is drawn, relative to the others; integers, so that the choice is exact.
+    pub weight: u32,
+}
+
+/// The models of a recipe; a stage that needs an absent one is an error of validation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Models {
+    /// The LLM that reads captions.
+    pub text: Option<TextModel>,
+    /// The vision tower.
+    pub vision: Option<VisionModel>,
+    /// The network between the LLM's vectors and the shared space.
+    pub adapter: Option<AdapterModel>,
+}
+
+/// Where weights come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Init {
+    /// Drawn from the recipe's seed; the folder needs a `config.json` only.
+    Random,
+    /// Read from the folder's safetensors.
+    Pretrained,
+}
+
+/// A Llama body as a caption encoder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TextModel {
+    /// `config.json`, `tokenizer.json` and, unless `init` is random, safetensors; absolute.
+    pub folder: PathBuf,
+    /// Where the weights come from.
+    pub init: Init,
+    /// Whether a token sees those after it.
+    pub attention: Attention,
+    /// The text around a caption: `{caption}` stands for it.
+    pub template: String,
+    /// The tokens whose hidden states are averaged.
+    pub pooling: Pooling,
+    /// The longest sequence in tokens; longer captions are cut.
+    pub max_length: usize,
+}
+
+/// Which tokens a token sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attention {
+    /// All of them.
+    Bidirectional,
+    /// Those before it.
+    Causal,
+}
+
+/// What is averaged into the text vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pooling {
+    /// Every token of the sequence.
+    Mean,
+    /// The caption's own tokens and what the template puts after it.
+    MeanCaption,
+}
+
+/// A CLIP vision tower.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VisionModel {
+    /// `config.json` of `CLIPVisionModelWithProjection` and, unless `init` is random, safetensors; absolute.
+    pub folder: PathBuf,
+    /// Where the weights come from.
+    pub init: Init,
+}
+
+/// The LLM2CLIP adapter: `blocks` residual MLPs, a LayerNorm and a linear layer (research code `TextProj`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AdapterModel {
+    /// How many residual blocks; 4 in the paper.
+    pub blocks: usize,
+    /// The hidden width of a block relative to the input; 2 in the paper.
+    pub expansion: usize,
+    /// Whether the text vector is normalised first.
+    pub l2_norm: bool,
+}
+
+/// One stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Stage {
+    /// Write the text vectors of every caption.
+    Embed(EmbedStage),
+    /// Train the vision tower and the adapter.
+    Clip(ClipStage),
+    /// Measure retrieval.
+    Eval(EvalStage),
+}
+
+impl Stage {
+    /// The stage's name in the recipe, in paths and on the screen.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Stage::Embed(_) => "embed",
+            Stage::Clip(_) => "clip",
+            Stage::Eval(_) => "eval",
+        }
+    }
+}
+
+/// Settings of `embed`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EmbedStage {
+    /// Data sets whose captions are read.
+    pub data: Vec<String>,
+    /// How many tokens, padding included, a batch may have.
+    pub batch_tokens: usize,
+}
+
+/// Settings of `clip`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClipStage {
+    /// Data sets that are mixed.
+    pub data: Vec<String>,
+    /// Pairs per step over all ranks; the set of negatives.
+    pub global_batch: u64,
+    /// Pairs per forward and backward pass, cut on the global batch's slot numbers.
+    pub chunk: u64,
+    /// How long to train.
+    pub length: Length,
+    /// The number format of the forward and backward passes.
+    pub precision: Precision,
+    /// How images are cropped.
+    pub augment: Augment,
+    /// AdamW's settings.
+    pub optimizer: Optimizer,
+    /// The learning rate over time.
+    pub schedule: Schedule,
+    /// When to write checkpoints.
+    pub checkpoint: CheckpointPolicy,
+    /// The logit scale's start: ln(1/0.07) in CLIP.
+    pub logit_scale_init: f64,
+}
+
+/// How long to train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Length {
+    /// Times through the data; an incomplete global batch at an epoch's end is dropped.
+    Epochs(u64),
+    /// Optimizer steps.
+    Steps(u64),
+}
+
+/// The number format of compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Precision {
+    /// 32-bit floats.
+    Fp32,
+    /// bfloat16 compute with fp32 master weights.
+    Bf16,
+}
+
+/// Random crops, with torchvision's `RandomResizedCrop` semantics.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Augment {
+    /// The crop's area as a share of the image: lower and upper end.
+    pub scale: (f64, f64),
+    /// The crop's aspect ratio: lower and upper end.
+    pub ratio: (f64, f64),
+}
+
+/// AdamW.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Optimizer {
+    /// The peak learning rate.
+    pub learning_rate: f64,
+    /// Decay rates of the two moments.
+    pub betas: (f64, f64),
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Decoupled weight decay; not on biases, norms and the logit scale.
+    pub weight_decay: f64,
+    /// The largest gradient norm; absent means that gradients are not clipped.
+    pub clip_norm: Option<f64>,
+    /// The factor per layer, from the head down, on the vision tower's learning rate; 1 = none.
+    pub layer_decay: f64,
+}
+
+/// Linear warm-up, then a cosine to zero: a function of the step alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Schedule {
+    /// Steps of warm-up.
+    pub warmup_steps: u64,
+}
+
+/// When checkpoints are written, and how many are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointPolicy {
+    /// Steps between two; the last step always writes one.
+    pub every_steps: u64,
+    /// How many verified ones to keep, at least 2.
+    pub keep: usize,
+}
+
+/// Settings of `eval`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalStage {
+    /// Data sets to rank, each by itself, with each caption column by itself.
+    pub data: Vec<String>,
+    /// Images per forward pass.
+    pub chunk: u64,
+}
+
+/// What a job bears before it stops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Faults {
+    /// Restarts after a trainer's failure, from the newest checkpoint.
+    pub max_failures: u32,
+    /// Restarts in a row without a newer committed step; then the job stops with exit code 93.
+    pub max_no_progress: u32,
+}

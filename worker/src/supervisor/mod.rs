@@ -1,0 +1,3 @@
+//! Starts, watches and ends trainer processes. No tensors here.
+
+pub mod ipc;

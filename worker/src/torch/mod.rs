@@ -1,0 +1,25 @@
+//! What tch lacks: the binding of the C++ shim, and the bytes of CPU tensors. The only `unsafe` beside NCCL's.
+
+use tch::{Device, Tensor};
+
+/// The bytes of a contiguous CPU tensor.
+///
+/// Panics when the tensor is on another device or not contiguous.
+pub fn cpu_bytes(tensor: &Tensor) -> &[u8] {
+    let len = checked_len(tensor);
+    // SAFETY: a contiguous CPU tensor owns `len` bytes from `data_ptr`, and the borrow keeps the tensor alive.
+    unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast(), len) }
+}
+
+/// The bytes of a contiguous CPU tensor, to be written. See [`cpu_bytes`].
+pub fn cpu_bytes_mut(tensor: &mut Tensor) -> &mut [u8] {
+    let len = checked_len(tensor);
+    // SAFETY: as in `cpu_bytes`; `&mut` keeps others from reading through this handle meanwhile.
+    unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast(), len) }
+}
+
+fn checked_len(tensor: &Tensor) -> usize {
+    assert_eq!(tensor.device(), Device::Cpu, "only a CPU tensor's bytes can be seen");
+    assert!(tensor.is_contiguous(), "only a contiguous tensor's bytes can be seen");
+    tensor.numel() * tensor.kind().elt_size_in_bytes()
+}
