@@ -1,0 +1,28 @@
+# make demo    set up, build, train on real data, show held-out retrieval
+# make test    set up, format and lints, every test
+# make setup   only fetch what Cargo cannot bring (libtorch, cmake)
+
+CARGO ?= cargo
+BIN := $(or $(CARGO_TARGET_DIR),target)/release
+
+.PHONY: demo test setup build lint clean-demo
+
+setup:
+	@python3 deploy/setup/fetch_deps.py
+
+build: setup
+	$(CARGO) build --release --workspace --bins
+
+demo: build
+	$(BIN)/llm2clip run configs/demo.toml --workers 2
+
+lint: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+
+# The binaries first: the scenarios run the real ones.
+test: lint build
+	$(CARGO) test --release --workspace
+
+clean-demo:
+	rm -rf runs/demo
