@@ -1,1 +1,6 @@
-//! to be written
+//! What both daemons need and the pure part must not see: the clock, logs, signals and an orderly end, waits between tries.
+
+pub mod backoff;
+pub mod clock;
+pub mod shutdown;
+pub mod telemetry;

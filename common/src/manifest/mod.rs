@@ -2,6 +2,12 @@
 //!
 //! This module sees strings, sizes and digests, never a tensor or a file.
 
+pub mod paths;
+pub mod retention;
+mod validate;
+
+pub use validate::ManifestError;
+
 use crate::ids::{Generation, JobId, Rank, Step, WorldSize};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -82,4 +88,14 @@ pub struct TensorEntry {
     pub offset: u64,
     /// How many bytes.
     pub bytes: u64,
+}
+
+/// What a rank reports of a checkpoint: its part, and where the data stands; all ranks say the same of the data.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// The rank's file.
+    pub part: Part,
+    /// Where the data stands.
+    pub data: DataCursor,
 }

@@ -5,7 +5,7 @@
 
 use common::{
     ids::{Generation, Rank, Step},
-    manifest::{Manifest, Part},
+    manifest::{Manifest, Share},
     plan::TrainPlan,
     status::Progress,
 };
@@ -54,8 +54,8 @@ pub enum Report {
         rank: Rank,
         /// The checkpoint's step.
         step: Step,
-        /// Files, digests, tensors.
-        part: Box<Part>,
+        /// File, digest, tensors, and where the data stands.
+        share: Box<Share>,
     },
     /// `manifest.json` exists.
     CheckpointCommitted {
