@@ -1,0 +1,103 @@
+//! What vectors depend on.
+
+use super::VectorsError;
+use common::recipe::{Init, TextModel};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::{Path, PathBuf},
+};
+
+/// Everything that a caption's vector depends on, by the name under which the file's header states it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provenance(BTreeMap<String, String>);
+
+impl Provenance {
+    /// What every vector of this encoder depends on; the weights themselves are read (not built) for their digest.
+    pub fn of_encoder(spec: &TextModel, seed: u64) -> Result<Self, VectorsError> {
+        let weights = match spec.init {
+            Init::Random => format!("random, seed {seed}"),
+            Init::Pretrained => digest(&safetensors(&spec.folder)?)?,
+        };
+        let name = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        Ok(Self::new([
+            ("weights", weights),
+            ("config", digest(&[spec.folder.join("config.json")])?),
+            ("tokenizer", digest(&[spec.folder.join("tokenizer.json")])?),
+            ("template", spec.template.clone()),
+            ("pooling", name(serde_json::json!(spec.pooling))),
+            ("attention", name(serde_json::json!(spec.attention))),
+            ("max_length", spec.max_length.to_string()),
+        ]))
+    }
+
+    fn new<'a>(fields: impl IntoIterator<Item = (&'a str, String)>) -> Self {
+        Self(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+
+    /// The same encoder over the captions of one data set, given the fingerprint of its index.
+    pub fn over(&self, data_fingerprint: String) -> Self {
+        let mut fields = self.0.clone();
+        fields.insert("data".to_owned(), data_fingerprint);
+        Self(fields)
+    }
+
+    /// As the header's metadata.
+    pub fn to_metadata(&self) -> HashMap<String, String> {
+        self.0.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+
+    /// The first field in which the header's metadata differs: its name, what the header has, what is expected.
+    pub fn difference(&self, metadata: Option<&HashMap<String, String>>) -> Option<(String, String, String)> {
+        self.0.iter().find_map(|(name, expected)| {
+            let found = metadata.and_then(|fields| fields.get(name)).map_or("none", String::as_str);
+            (found != expected).then(|| (name.clone(), short(found), short(expected)))
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(fields: &[(&str, &str)]) -> Self {
+        Self::new(fields.iter().map(|(name, value)| (*name, (*value).to_owned())))
+    }
+}
+
+/// The weight files of a model folder, sorted.
+fn safetensors(folder: &Path) -> Result<Vec<PathBuf>, VectorsError> {
+    let io = |source| VectorsError::Io { operation: "list", path: folder.to_owned(), source };
+    let entries = std::fs::read_dir(folder).map_err(io)?.collect::<Result<Vec<_>, _>>().map_err(io)?;
+    let mut files: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
+    files.sort();
+    Ok(files)
+}
+
+/// BLAKE3 over the files' bytes, one after the other.
+fn digest(files: &[PathBuf]) -> Result<String, VectorsError> {
+    let mut hasher = blake3::Hasher::new();
+    for path in files {
+        let io = |source| VectorsError::Io { operation: "read", path: path.clone(), source };
+        hasher.update_reader(std::fs::File::open(path).map_err(io)?).map_err(io)?;
+    }
+    Ok(hasher.finalize().to_string())
+}
+
+/// Digests are told apart by their beginning.
+fn short(value: &str) -> String {
+    let digest = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
+    if digest { format!("{}…", &value[..12]) } else { format!("`{value}`") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_field_that_differs_is_named() {
+        let made = Provenance::of(&[("template", "{caption}"), ("pooling", "mean")]);
+        let asked = Provenance::of(&[("template", "{caption}"), ("pooling", "last")]);
+        assert_eq!(made.difference(Some(&made.to_metadata())), None);
+        let (field, found, expected) = asked.difference(Some(&made.to_metadata())).unwrap();
+        assert_eq!((field.as_str(), found.as_str(), expected.as_str()), ("pooling", "`mean`", "`last`"));
+        assert!(made.difference(None).is_some());
+        assert_ne!(made.over("a".to_owned()), made.over("b".to_owned()));
+    }
+}
