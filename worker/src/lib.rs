@@ -4,6 +4,8 @@
 //! `agent` and `supervisor` never touch a tensor: a CUDA fault kills a child, not the daemon. `trainer` knows `model`,
 //! `objective`, `collective`, `data` and `checkpoint`, and none of them knows it.
 
+#![allow(non_snake_case, reason = "shape legends: B batch, L length, D width, N samples, P shared width")]
+
 pub mod agent;
 pub mod bench;
 pub mod checkpoint;
@@ -14,3 +16,4 @@ pub mod objective;
 pub mod supervisor;
 pub mod torch;
 pub mod trainer;
+pub mod vectors;

@@ -5,3 +5,61 @@ pub mod collective;
 pub mod loader;
 pub mod loss;
 pub mod step;
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+/// What can be measured.
+#[derive(Debug, clap::Subcommand)]
+pub enum BenchCommand {
+    /// Images a second from tars to normalised pixels
+    Loader(loader::LoaderArgs),
+    /// Seconds of an optimizer step of a vision tower
+    Step(step::StepArgs),
+    /// Seconds of the streamed contrastive loss beside the full matrix
+    Loss(loss::LossArgs),
+    /// Bandwidth of all-reduce and all-gather between two processes on this machine
+    Collective(collective::CollectiveArgs),
+    /// How long training stands still for a checkpoint, and how long writing it takes
+    Checkpoint(checkpoint::CheckpointArgs),
+}
+
+/// Runs a measurement and prints its figures on stdout as one JSON document.
+pub fn main(command: &BenchCommand) -> anyhow::Result<()> {
+    let figures = match command {
+        BenchCommand::Loader(args) => loader::run(args),
+        BenchCommand::Step(args) => step::run(args),
+        BenchCommand::Loss(args) => loss::run(args),
+        BenchCommand::Collective(args) => collective::run(args),
+        BenchCommand::Checkpoint(args) => checkpoint::run(args),
+    }?;
+    print(&figures)
+}
+
+fn print(figures: &Value) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(figures).context("figures are JSON")?);
+    Ok(())
+}
+
+/// The middle of repeated measurements, in their own unit; of an even number the mean of the middle two.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert!(median(&[]).is_nan());
+    }
+}

@@ -1,2 +1,66 @@
-//! `llm2clip-trainer`: one process per device.
-fn main() {}
+//! `llm2clip-trainer`: one process per device. Started by the worker; its other commands are reached through `llm2clip`.
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use worker::{bench, data::inspect, trainer::session};
+
+/// The process that computes. `llm2clip-worker` starts it; `llm2clip bench` and `llm2clip data` pass on to it
+#[derive(Debug, Parser)]
+#[command(name = "llm2clip-trainer", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the plans that the agent behind a socket hands out
+    #[command(hide = true)]
+    Run(session::RunArgs),
+    /// Look at data sets
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Measure this machine; every figure is named with its unit
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum DataCommand {
+    /// What is in a data set, and what is broken
+    Inspect(inspect::InspectArgs),
+}
+
+fn main() -> ExitCode {
+    // A panic on any thread is the end of the process: a rank that limps on would hang its peers.
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        std::process::exit(101);
+    }));
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Run(args) => {
+            common::daemon::telemetry::init(false);
+            match session::run(&args) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("error: {error}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Command::Data(DataCommand::Inspect(args)) => end(inspect::main(&args)),
+        Command::Bench(command) => end(bench::main(&command)),
+    }
+}
+
+fn end(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

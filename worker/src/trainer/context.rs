@@ -1,0 +1,96 @@
+//! What every stage is given: the plan, its peers, and where to report.
+
+use super::{commits::Committed, error::TrainerError, link::Link};
+use crate::{collective::Collective, data::Dataset, supervisor::ipc::Report};
+use common::{
+    ids::{Rank, Step, WorldSize},
+    plan::TrainPlan,
+    status::Progress,
+};
+use std::{sync::Arc, time::Instant};
+
+/// A stage's surroundings.
+pub struct Context<'a> {
+    /// What to do.
+    pub plan: &'a TrainPlan,
+    /// The ranks of this generation.
+    pub collective: &'a dyn Collective,
+    /// The way to the agent.
+    pub link: &'a Link,
+    /// What this process committed.
+    pub committed: &'a Committed,
+    /// Where tensors live.
+    pub device: tch::Device,
+    /// CPU threads this trainer may use.
+    pub threads: usize,
+}
+
+/// How a stage ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// What there is to say; the lowest rank says it.
+    pub summary: Option<serde_json::Value>,
+    /// Whether it was stopped before its end.
+    pub stopped: bool,
+}
+
+impl Context<'_> {
+    /// This trainer's rank.
+    pub fn rank(&self) -> Rank {
+        self.plan.rank
+    }
+
+    /// How many ranks there are.
+    pub fn world(&self) -> WorldSize {
+        self.plan.world()
+    }
+
+    /// Whether this rank writes what is written once.
+    pub fn speaks(&self) -> bool {
+        self.rank() == Rank(0)
+    }
+
+    /// A report with nothing in it but where the stage stands.
+    pub fn progress(&self, step: u64, steps: u64) -> Progress {
+        Progress {
+            generation: self.plan.generation,
+            stage: self.plan.stage,
+            activity: None,
+            step: Step(step),
+            steps,
+            loss: None,
+            learning_rate: None,
+            grad_norm: None,
+            logit_scale: None,
+            samples_per_s: None,
+            data_wait_share: None,
+            step_s: None,
+            skipped_samples: 0,
+            checkpoint: None,
+        }
+    }
+
+    /// Says what is being done before steps run.
+    pub fn activity(&self, what: &str) {
+        tracing::info!(activity = what, "preparing");
+        let progress = Progress { activity: Some(what.to_owned()), ..self.progress(0, 0) };
+        self.link.report(Report::Progress(Box::new(progress)));
+    }
+
+    /// Opens data sets of the recipe, in the order given.
+    pub fn datasets(&self, names: &[String]) -> Result<Vec<Arc<Dataset>>, TrainerError> {
+        let mut opened = Vec::new();
+        for name in names {
+            self.activity(&format!("indexing data set {name}"));
+            let started = Instant::now();
+            let spec = self.plan.recipe.data.get(name).ok_or_else(|| {
+                TrainerError::Plan(format!("the plan names data set `{name}`, which its recipe does not have"))
+            })?;
+            let dataset = Dataset::open(name, spec)?;
+            let skipped: u64 = dataset.report().skipped_total();
+            tracing::info!(data = name, samples = dataset.len(), skipped, seconds = started.elapsed().as_secs_f64(), "indexed");
+            opened.push(Arc::new(dataset));
+        }
+        Ok(opened)
+    }
+}

@@ -1,0 +1,64 @@
+//! Why a stage ended early.
+
+use crate::{
+    checkpoint::CheckpointError, collective::CollectiveError, data::DataError, model::ModelError, vectors::VectorsError,
+};
+use std::path::PathBuf;
+
+/// Why a trainer cannot go on. The message is what the user reads in `why`.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainerError {
+    /// Data.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Models, weights, tokenizer.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The embedding store.
+    #[error(transparent)]
+    Vectors(#[from] VectorsError),
+    /// Peers.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// Checkpoints.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// libtorch.
+    #[error("libtorch: {0}")]
+    Torch(#[from] tch::TchError),
+    /// A file of the trainer's own.
+    #[error("could not {operation} {path}: {source}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The agent's socket.
+    #[error("lost the agent: {0}")]
+    Link(#[from] crate::trainer::link::LinkError),
+    /// The plan cannot be carried out as it is.
+    #[error("{0}")]
+    Plan(String),
+    /// The loss is no number any more.
+    #[error(
+        "the loss of step {step} is {loss}: the training has diverged. The newest checkpoint is from before; \
+         lower `learning_rate`, set `clip_norm`, or lengthen `warmup_steps`, then `resume`"
+    )]
+    Diverged {
+        /// Which step.
+        step: u64,
+        /// NaN or infinite.
+        loss: f64,
+    },
+    /// The coordinator did not commit a checkpoint that all ranks have written.
+    #[error("the checkpoint of step {step} was not committed within {seconds} s: is the coordinator reachable?")]
+    NotCommitted {
+        /// Which step.
+        step: u64,
+        /// How long was waited.
+        seconds: u64,
+    },
+}

@@ -1,0 +1,128 @@
+//! The life of a trainer process: connect to the agent, then plan after plan until there is none.
+
+use super::{
+    commits::{self, Committed},
+    context::{Context, Outcome},
+    error::TrainerError,
+    link::Link,
+    stages,
+};
+use crate::{
+    collective::{self, Identity},
+    supervisor::ipc::Report,
+};
+use common::{plan::TrainPlan, recipe::Stage};
+use std::{
+    net::TcpListener,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+/// How long a collective operation may take: longer than the slowest rank's batch.
+const OPERATION_DEADLINE: Duration = Duration::from_secs(180);
+/// How long the peers of a generation have to come together.
+const JOIN_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a last report may take to reach the agent.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How a trainer is started.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    /// The agent's socket
+    #[arg(long)]
+    pub socket: PathBuf,
+    /// CPU threads to compute with
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Place on the worker, from 0
+    #[arg(long, default_value_t = 0)]
+    pub slot: u32,
+    /// Address or name of this machine under which its peers reach it
+    #[arg(long, default_value = "127.0.0.1")]
+    pub peer_host: String,
+    /// Seconds without an agent after which the trainer writes a checkpoint and ends
+    #[arg(long, default_value_t = 30)]
+    pub lease_s: u64,
+}
+
+/// Runs plans until the agent has no more.
+///
+/// # Errors
+/// The first error of a stage, after the agent and the peers were told.
+pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
+    tch::set_num_threads(i32::try_from(args.threads).unwrap_or(i32::MAX));
+    let listener = listen(&args.peer_host)?;
+    let port = listener.local_addr().map_err(|source| bind_error(&args.peer_host, source))?.port();
+    let link = Link::connect(&args.socket, format!("{}:{port}", args.peer_host), Duration::from_secs(args.lease_s))?;
+    let current = Arc::new(Mutex::new(None));
+    let committed = Arc::new(Committed::default());
+    {
+        let (link, current, committed) = (link.clone(), current.clone(), committed.clone());
+        std::thread::spawn(move || commits::obey(&link, &current, &committed));
+    }
+    while let Some(plan) = link.next_plan()? {
+        committed.reset();
+        *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
+        let result = run_plan(&plan, &listener, &link, &committed, args.threads);
+        if let Err(error) = result {
+            tracing::error!(%error, "the stage failed");
+            link.report(Report::Failed { generation: Some(plan.generation), message: error.to_string() });
+            link.flush(FLUSH_DEADLINE);
+            return Err(error);
+        }
+    }
+    link.flush(FLUSH_DEADLINE);
+    Ok(())
+}
+
+fn listen(host: &str) -> Result<TcpListener, TrainerError> {
+    TcpListener::bind((host, 0)).map_err(|source| bind_error(host, source))
+}
+
+fn bind_error(host: &str, source: std::io::Error) -> TrainerError {
+    TrainerError::Plan(format!("cannot listen for peers on {host}: {source}; set the worker's --peer-host to an address of this machine"))
+}
+
+fn run_plan(
+    plan: &TrainPlan,
+    listener: &TcpListener,
+    link: &Link,
+    committed: &Committed,
+    threads: usize,
+) -> Result<(), TrainerError> {
+    if plan.schema != 1 {
+        return Err(TrainerError::Plan(format!("this trainer reads plans of schema 1, not {}: update it", plan.schema)));
+    }
+    let stage = plan.recipe.stages.get(plan.stage).ok_or_else(|| {
+        TrainerError::Plan(format!("the plan names stage {}, its recipe has {}", plan.stage, plan.recipe.stages.len()))
+    })?;
+    let span = tracing::info_span!("stage", kind = stage.kind(), generation = plan.generation.0, rank = plan.rank.0);
+    let _entered = span.enter();
+    tracing::info!(world = plan.world().0, "started");
+    let identity = Identity { generation: plan.generation, rank: plan.rank, peers: plan.peers.clone() };
+    let collective = collective::join(listener, identity, OPERATION_DEADLINE, JOIN_DEADLINE)?;
+    let mut context =
+        Context { plan, collective: collective.as_ref(), link, committed, device: tch::Device::Cpu, threads };
+    let result = match stage {
+        Stage::Embed(stage) => stages::embed::run(stage, &mut context),
+        Stage::Clip(stage) => stages::clip::run(stage, &mut context),
+        Stage::Eval(stage) => stages::eval::run(stage, &mut context),
+    };
+    let outcome = match result.and_then(|outcome| Ok(collective.barrier().map(|()| outcome)?)) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            collective.abort(&error.to_string());
+            return Err(error);
+        }
+    };
+    finish(plan, link, outcome);
+    Ok(())
+}
+
+fn finish(plan: &TrainPlan, link: &Link, outcome: Outcome) {
+    tracing::info!(stopped = outcome.stopped, "finished");
+    let summary = if plan.rank.0 == 0 { outcome.summary } else { None };
+    let (generation, rank, stopped) = (plan.generation, plan.rank, outcome.stopped);
+    link.report(Report::StageFinished { generation, rank, summary, stopped });
+}

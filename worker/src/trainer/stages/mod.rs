@@ -1,0 +1,8 @@
+//! The stages of a recipe, one file each: `fn run(&Stage settings, &mut Context) -> Result<Outcome, TrainerError>`.
+
+pub mod clip;
+pub mod embed;
+pub mod eval;
+mod retrieval;
+mod text;
+mod towers;
