@@ -1,0 +1,135 @@
+//! A job of the real programs.
+
+use crate::{Recipe, wait_for};
+use serde::Deserialize;
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+/// The longest any scenario waits for one thing.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// One line of `metrics.jsonl`, as far as scenarios read it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Step {
+    /// The step, from 1.
+    pub step: u64,
+    /// Its loss.
+    pub loss: f64,
+    /// The membership that computed it.
+    pub generation: u64,
+}
+
+/// A folder with a recipe, and the programs to run it.
+pub struct Job {
+    folder: tempfile::TempDir,
+    recipe: PathBuf,
+}
+
+impl Job {
+    /// Writes the recipe into a folder of its own.
+    pub fn new(recipe: &Recipe) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = recipe.write(folder.path());
+        Self { folder, recipe }
+    }
+
+    /// The job's output folder.
+    pub fn output(&self) -> PathBuf {
+        self.folder.path().join("output")
+    }
+
+    /// The recipe's file.
+    pub fn recipe(&self) -> &Path {
+        &self.recipe
+    }
+
+    /// `llm2clip` with these arguments, in an environment of its own.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary("llm2clip"));
+        command.args(arguments).current_dir(self.folder.path()).env("XDG_STATE_HOME", self.folder.path().join("state"));
+        command.env_remove("LLM2CLIP_COORDINATOR").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn llm2clip(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Runs the recipe to its end with so many workers, and asks for exit code 0.
+    pub fn run(&self, workers: u32) {
+        let output = self.llm2clip(&["run", self.recipe.to_str().unwrap(), "--workers", &workers.to_string()]);
+        assert!(output.status.success(), "{}", text(&output));
+    }
+
+    /// Starts the recipe and goes on.
+    pub fn start(&self, workers: u32) -> Child {
+        let mut command = self.command(&["run", self.recipe.to_str().unwrap(), "--workers", &workers.to_string()]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// What `-o json` of a verb over this job says.
+    pub fn json(&self, verb: &str) -> Value {
+        let output = self.llm2clip(&[verb, self.output().to_str().unwrap(), "-o", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{verb}: {error}\n{}", text(&output)))
+    }
+
+    /// What a verb over this job says to people.
+    pub fn say(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let output = self.output();
+        let mut all = vec![arguments[0], output.to_str().unwrap()];
+        all.extend(&arguments[1..]);
+        let done = self.llm2clip(&all);
+        (done.status.code(), text(&done))
+    }
+
+    /// Every step that was computed, in the file's order.
+    pub fn steps(&self) -> Vec<Step> {
+        let text = std::fs::read_to_string(self.output().join("clip/metrics.jsonl")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Waits until a step is done.
+    pub fn wait_for_step(&self, step: u64) {
+        let what = format!("step {step}");
+        wait_for(&self.output().join("clip"), &what, DEADLINE, || self.steps().iter().any(|s| s.step >= step).then_some(()));
+    }
+
+    /// Waits until a checkpoint of this step or a later one is committed; returns its folder.
+    pub fn wait_for_checkpoint(&self, step: u64) -> PathBuf {
+        let folder = self.output().join("clip").join(format!("step-{step:09}"));
+        wait_for(&folder, &format!("checkpoint of step {step}"), DEADLINE, || {
+            folder.join("manifest.json").exists().then(|| folder.clone())
+        })
+    }
+
+    /// The trainers' processes, by rank.
+    pub fn trainers(&self) -> Vec<i32> {
+        let status = self.json("status");
+        let ranks = status["ranks"].as_array().cloned().unwrap_or_default();
+        ranks.iter().filter_map(|rank| rank["pid"].as_i64()).map(|pid| i32::try_from(pid).unwrap()).collect()
+    }
+}
+
+/// The loss by step; of a step that was computed again, the last.
+pub fn losses(steps: &[Step]) -> BTreeMap<u64, f64> {
+    steps.iter().map(|step| (step.step, step.loss)).collect()
+}
+
+/// A program of this build.
+fn binary(name: &str) -> PathBuf {
+    let here = std::env::current_exe().unwrap();
+    let folder = here.parent().and_then(Path::parent).unwrap();
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is missing: `cargo build --release --bins` first, or `make test`", path.display());
+    path
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}

@@ -1,0 +1,114 @@
+//! Small recipes over the emoji data.
+
+use std::path::{Path, PathBuf};
+
+/// A file of `tests/data/emoji`.
+pub fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data/emoji").join(name)
+}
+
+/// A recipe to be changed and written down.
+#[derive(Debug, Clone)]
+pub struct Recipe {
+    /// The training set's shards.
+    pub shards: PathBuf,
+    /// The parquet of long captions.
+    pub table: PathBuf,
+    /// The caption table's key column.
+    pub key: String,
+    /// Folder of the vision tower's config.json.
+    pub vision: PathBuf,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Pairs a step.
+    pub global_batch: u64,
+    /// Pairs a pass.
+    pub chunk: u64,
+    /// Steps between checkpoints.
+    pub every_steps: u64,
+    /// Restarts.
+    pub max_failures: u32,
+    /// More lines for the `clip` stage.
+    pub clip: String,
+}
+
+impl Default for Recipe {
+    fn default() -> Self {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models");
+        Self {
+            shards: data("emoji-wds/train/00000.tar"),
+            table: data("emoji-dense-train.parquet"),
+            key: "key".to_owned(),
+            vision: models.join("vit-tiny"),
+            steps: 12,
+            global_batch: 48,
+            chunk: 16,
+            every_steps: 4,
+            max_failures: 0,
+            clip: String::new(),
+        }
+    }
+}
+
+impl Recipe {
+    /// Writes the recipe to `folder/recipe.toml`, its output being `folder/output`.
+    pub fn write(&self, folder: &Path) -> PathBuf {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models");
+        let text = format!(
+            r#"name = "scenario"
+seed = 7
+output = {output:?}
+
+[data.train]
+kind = "webdataset"
+shards = {shards:?}
+captions = {{ table = {table:?}, key = {key:?}, columns = {{ ".txt" = 1, long_caption = 1 }} }}
+
+[model.text]
+folder = {text:?}
+init = "random"
+max_length = 64
+
+[model.vision]
+folder = {vision:?}
+init = "random"
+
+[model.adapter]
+blocks = 1
+
+[[stage]]
+kind = "embed"
+data = "train"
+
+[[stage]]
+kind = "clip"
+data = "train"
+global_batch = {global_batch}
+chunk = {chunk}
+steps = {steps}
+optimizer = {{ learning_rate = 1e-3, clip_norm = 1.0 }}
+schedule = {{ warmup_steps = 2 }}
+checkpoint = {{ every_steps = {every_steps}, keep = 2 }}
+{clip}
+
+[faults]
+max_failures = {max_failures}
+"#,
+            output = folder.join("output"),
+            shards = self.shards,
+            table = self.table,
+            key = self.key,
+            text = models.join("llama-tiny"),
+            vision = self.vision,
+            global_batch = self.global_batch,
+            chunk = self.chunk,
+            steps = self.steps,
+            every_steps = self.every_steps,
+            clip = self.clip,
+            max_failures = self.max_failures,
+        );
+        let path = folder.join("recipe.toml");
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+}
