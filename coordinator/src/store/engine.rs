@@ -4,7 +4,7 @@
 use super::{
     StoreError,
     lease::Leases,
-    store::{Change, Entry, LeaseId, Listing, Put, Revision},
+    contract::{Change, Entry, LeaseId, Listing, Put, Revision},
 };
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -1,6 +1,6 @@
 //! What can go wrong with a store.
 
-use super::store::{LeaseId, Revision};
+use super::contract::{LeaseId, Revision};
 use std::path::PathBuf;
 
 /// Why a store did not do what it was asked.

@@ -1,6 +1,6 @@
 //! Leases of the stores in this process: who lapses when.
 
-use super::{StoreError, store::LeaseId};
+use super::{StoreError, contract::LeaseId};
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 

@@ -3,7 +3,7 @@
 use super::{
     StoreError,
     engine::{Engine, Journal, Loaded},
-    store::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
+    contract::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
 };
 use std::time::Duration;
 use tokio::sync::mpsc;

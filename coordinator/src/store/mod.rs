@@ -8,7 +8,7 @@ mod error;
 mod lease;
 mod memory;
 mod redb;
-mod store;
+mod contract;
 #[cfg(test)]
 mod suite;
 
@@ -16,5 +16,5 @@ pub use self::{
     error::StoreError,
     memory::MemoryStore,
     redb::{FILE_NAME, RedbStore},
-    store::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
+    contract::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
 };

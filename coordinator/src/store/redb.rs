@@ -3,7 +3,7 @@
 use super::{
     StoreError,
     engine::{Engine, Journal, Loaded},
-    store::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
+    contract::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
 };
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use std::{

@@ -1,6 +1,6 @@
 //! What every store must do; each implementation runs it.
 
-use super::store::{Change, Entry, Put, Revision, Store};
+use super::contract::{Change, Entry, Put, Revision, Store};
 use crate::store::StoreError;
 use std::time::Duration;
 use tokio::sync::mpsc;
