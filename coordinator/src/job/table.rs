@@ -1,0 +1,1 @@
+//! One event, the whole list of commands.
