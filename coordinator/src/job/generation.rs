@@ -24,6 +24,7 @@ impl Step {
         let resume = self.state.stages.get(stage).and_then(|stage| stage.checkpoint);
         self.state.generation = self.state.generation.next();
         self.state.shares.clear();
+        self.state.intents.clear();
         let generation = self.state.generation;
         let world = places.len();
         let membership = Membership::new(generation, stage, resume, places, self.now);
