@@ -199,7 +199,9 @@ impl<S: Store> Runtime<S> {
                 self.apply(&job, Event::WorkerLost { worker: worker.clone() }).await?;
             }
         }
-        for job in self.every_job() {
+        let living = |state: &&JobState| !state.is_over();
+        let living: Vec<JobId> = self.jobs.states().into_iter().filter(living).map(|state| state.job.clone()).collect();
+        for job in living {
             self.apply(&job, Event::Tick).await?;
         }
         self.jobs.flush(&self.store, false).await
