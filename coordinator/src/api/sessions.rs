@@ -65,9 +65,12 @@ async fn talk(handle: Handle, mut inbound: Streaming<FromWorker>, outbox: &Outbo
                 let Some(command) = command else {
                     break Err(errors::status(&RuntimeError::SessionOver(worker.clone())));
                 };
-                match wire::message(command) {
-                    Ok(message) => send(outbox, message, lease).await?,
-                    Err(status) => break Err(status),
+                let sent = match wire::message(command) {
+                    Ok(message) => send(outbox, message, lease).await,
+                    Err(status) => Err(status),
+                };
+                if sent.is_err() {
+                    break sent;
                 }
             }
             message = inbound.message() => match message {

@@ -67,7 +67,10 @@ pub(super) async fn follow_events(
 ) {
     let mut status = match handle.watch(&job).await {
         Ok(status) => status,
-        Err(error) => return drop(sent(&outbox, Err(errors::status(&error))).await),
+        Err(error) => {
+            sent(&outbox, Err(errors::status(&error))).await;
+            return;
+        }
     };
     let mut pace = pace();
     loop {
@@ -75,7 +78,10 @@ pub(super) async fn follow_events(
         let over = status.borrow_and_update().phase.exit_code().is_some();
         let events = match handle.events(&job, after).await {
             Ok(events) => events,
-            Err(error) => return drop(sent(&outbox, Err(errors::status(&error))).await),
+            Err(error) => {
+                sent(&outbox, Err(errors::status(&error))).await;
+                return;
+            }
         };
         for event in events {
             after = event.sequence;
