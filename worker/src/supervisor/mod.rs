@@ -9,7 +9,7 @@ pub mod ipc;
 mod log;
 mod process;
 mod record;
-mod socket;
+pub mod socket;
 mod start;
 mod trainer;
 
