@@ -14,5 +14,6 @@ mod start;
 mod trainer;
 
 pub use process::Exit;
-pub use start::{Assignment, Settings, Supervisor, SupervisorError};
+pub use record::TrainerRecord;
+pub use start::{Assignment, Found, Settings, Supervisor, SupervisorError};
 pub use trainer::{Handle, SupervisorEvent};
