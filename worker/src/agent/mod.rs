@@ -12,5 +12,5 @@ mod state;
 mod wire;
 
 pub use config::{Config, ConfigError, Options};
-pub use daemon::{AgentError, run};
+pub use daemon::{AgentError, Leaving, run};
 pub use inventory::Machine;

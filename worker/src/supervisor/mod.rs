@@ -16,4 +16,4 @@ mod trainer;
 pub use process::Exit;
 pub use record::TrainerRecord;
 pub use start::{Assignment, Found, Settings, Supervisor, SupervisorError};
-pub use trainer::{Handle, SupervisorEvent};
+pub use trainer::{End, Handle, SupervisorEvent};

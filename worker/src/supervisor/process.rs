@@ -77,6 +77,7 @@ impl Process {
             Ok(found) if found == started_ticks => {}
             _ => return Ok(None),
         }
+        #[expect(deprecated, reason = "what replaces it is unsafe; an owned descriptor is neither closed nor replaced")]
         let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE)?;
         Ok(Some(Self { pid, kind: Kind::Adopted(descriptor) }))
     }

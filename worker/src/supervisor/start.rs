@@ -5,7 +5,7 @@ use super::{
     process::{self, Exit, Process},
     record::TrainerRecord,
     socket,
-    trainer::{Handle, SupervisorEvent, Trainer},
+    trainer::{End, Handle, SupervisorEvent, Trainer},
 };
 use common::ids::{Generation, JobId, Slot, WorkerId};
 use rustix::fs::FlockOperation;
@@ -88,7 +88,7 @@ pub struct Found {
     /// What is known of it.
     pub record: TrainerRecord,
     /// The way to it, or its end if it is gone.
-    pub now: Result<Handle, SupervisorEvent>,
+    pub now: Result<Handle, End>,
 }
 
 /// Starts trainers.
@@ -180,7 +180,7 @@ impl Supervisor {
             None => {
                 TrainerRecord::remove(&self.folder, slot);
                 let last_lines = log::last_lines(&record.log);
-                Err(SupervisorEvent::Ended { slot, pid, exit: Exit::Unknown, last_lines })
+                Err(End { slot, pid, exit: Exit::Unknown, last_lines })
             }
         };
         Ok(Found { record, now })

@@ -32,16 +32,20 @@ pub enum SupervisorEvent {
         report: Box<Report>,
     },
     /// A trainer's process is gone; nothing more comes from it.
-    Ended {
-        /// Its place.
-        slot: Slot,
-        /// Its process.
-        pid: u32,
-        /// How.
-        exit: Exit,
-        /// The end of its log, oldest line first.
-        last_lines: Vec<String>,
-    },
+    Ended(End),
+}
+
+/// The end of a trainer's process.
+#[derive(Debug)]
+pub struct End {
+    /// Its place.
+    pub slot: Slot,
+    /// Its process.
+    pub pid: u32,
+    /// How it ended.
+    pub exit: Exit,
+    /// The end of its log, oldest line first.
+    pub last_lines: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -204,7 +208,7 @@ impl Trainer {
         TrainerRecord::remove(&self.folder, slot);
         // The next trainer of the slot replaces it anyway.
         let _ = std::fs::remove_file(socket);
-        let event = SupervisorEvent::Ended { slot, pid, exit, last_lines: log::last_lines(&log) };
+        let event = SupervisorEvent::Ended(End { slot, pid, exit, last_lines: log::last_lines(&log) });
         // Nobody listens when the daemon is ending as well.
         let _ = self.events.send(event).await;
     }
