@@ -13,10 +13,13 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     pin::Pin,
-    process::{Child, Command, Stdio},
+    process::Stdio,
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    process::{Child, Command},
+    sync::mpsc,
+};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use worker::{supervisor::ipc::Report, trainer::link::Link};
@@ -30,7 +33,7 @@ const TRAINER_SOCKET: &str = "LLM2CLIP_TEST_SOCKET";
 #[test]
 fn fake_trainer() {
     let Some(socket) = env::var_os(TRAINER_SOCKET) else { return };
-    let link = Link::connect(Path::new(&socket), "127.0.0.1:1".into(), Duration::from_secs(20)).unwrap();
+    let link = Link::connect(Path::new(&socket), "127.0.0.1:1".into(), Duration::from_secs(10)).unwrap();
     eprintln!("waiting for a plan");
     while let Some(plan) = link.next_plan().unwrap() {
         eprintln!("generation {} runs", plan.generation);
@@ -173,7 +176,7 @@ impl Scene {
         // Longer than a Unix socket's path may be.
         command.arg("--state").arg(self.folder.path().join("s".repeat(120))).args(arguments);
         command.env("LLM2CLIP_TRAINER", self.folder.path().join("trainer.sh"));
-        Worker(command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap())
+        Worker(command.stdin(Stdio::null()).stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap())
     }
 
     /// The next session, registered, and the trainers that were said to live.
@@ -212,19 +215,14 @@ struct Worker(Child);
 
 impl Worker {
     fn signal(&self, signal: Signal) {
-        kill(self.0.id(), signal);
+        kill(self.0.id().unwrap(), signal);
     }
 
     /// Waits for its end: its exit code and what it printed.
-    async fn wait(mut self) -> (Option<i32>, String) {
-        let mut stdout = self.0.stdout.take().unwrap();
-        let wait = tokio::task::spawn_blocking(move || {
-            let status = self.0.wait().unwrap();
-            let mut text = String::new();
-            std::io::Read::read_to_string(&mut stdout, &mut text).unwrap();
-            (status.code(), text)
-        });
-        tokio::time::timeout(DEADLINE, wait).await.expect("it ends within the deadline").unwrap()
+    async fn wait(self) -> (Option<i32>, String) {
+        let end = tokio::time::timeout(DEADLINE, self.0.wait_with_output()).await;
+        let output = end.expect("it ends within the deadline").unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
     }
 }
 

@@ -92,7 +92,8 @@ where
                 Err(error) = self.once(&mut registered) => error,
                 () = self.token.cancelled() => SessionError::Leaving,
             };
-            if matches!(error, SessionError::Leaving) || !(self.hand_over)(SessionEvent::Closed).await {
+            let leaving = self.token.is_cancelled() || matches!(error, SessionError::Leaving);
+            if leaving || !(self.hand_over)(SessionEvent::Closed).await {
                 return;
             }
             if registered {

@@ -88,10 +88,11 @@ impl Outbox {
         }
     }
 
-    /// The report of this number is on its way: it is forgotten, or kept in case this connection loses it.
-    pub fn written(&mut self, number: u64) {
+    /// The report of this number is on its way: it is forgotten, or kept in case the connection loses it. `lost` says
+    /// that the connection is gone already.
+    pub fn written(&mut self, number: u64, lost: bool) {
         if let Some(kept) = self.kept.iter_mut().find(|kept| kept.number == number) {
-            kept.written = true;
+            kept.written = !lost || repeated(&kept.report).is_none();
         }
         self.kept.retain(|kept| !kept.written || repeated(&kept.report).is_some());
     }
@@ -132,7 +133,7 @@ mod tests {
     fn drain(outbox: &mut Outbox, now: Instant) -> Vec<Report> {
         let mut all = Vec::new();
         while let Next::Write(number, report) = outbox.next(now) {
-            outbox.written(number);
+            outbox.written(number, false);
             all.push(*report);
         }
         all
@@ -165,6 +166,19 @@ mod tests {
         outbox.begin(Generation(2));
         outbox.connected();
         assert_eq!(drain(&mut outbox, now), []);
+    }
+
+    #[test]
+    fn progress_is_not_told_twice_when_its_connection_ends_at_once() {
+        let (mut outbox, now) = (Outbox::default(), Instant::now());
+        outbox.push(progress(1, 1));
+        let Next::Write(number, _) = outbox.next(now) else { panic!("nothing to write") };
+        outbox.written(number, true);
+        outbox.push(committed(1, 10));
+        let Next::Write(number, _) = outbox.next(now) else { panic!("nothing to write") };
+        outbox.written(number, true);
+        outbox.connected();
+        assert_eq!(drain(&mut outbox, now), [committed(1, 10)]);
     }
 
     #[test]

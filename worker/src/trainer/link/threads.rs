@@ -139,13 +139,12 @@ pub fn write(shared: &Shared) {
                 state = shared.lock();
                 let same = state.stream.as_ref().is_some_and(|(newest, _)| *newest == connection);
                 match sent {
-                    Ok(()) if same => state.outbox.written(number),
-                    Ok(()) => {}
+                    Ok(()) => state.outbox.written(number, !same),
                     Err(FrameError::Io(error)) => lost(&mut state, &stream, same, &error),
                     Err(error) => {
                         // No connection can carry it: it would be tried for ever.
                         tracing::error!(%error, "a report cannot be sent");
-                        state.outbox.written(number);
+                        state.outbox.written(number, false);
                     }
                 }
                 shared.changed.notify_all();
