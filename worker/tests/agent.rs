@@ -1,5 +1,7 @@
 //! The real worker program between a coordinator in this process and a trainer that is this test's own program.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where it fails")]
+
 use common::{
     ids::{Generation, Rank, Step},
     plan::TrainPlan,
@@ -78,7 +80,10 @@ struct Session {
 impl workers_server::Workers for Coordinator {
     type SessionStream = Pin<Box<dyn Stream<Item = Result<v1::ToWorker, Status>> + Send>>;
 
-    async fn session(&self, request: Request<Streaming<v1::FromWorker>>) -> Result<Response<Self::SessionStream>, Status> {
+    async fn session(
+        &self,
+        request: Request<Streaming<v1::FromWorker>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
         let (orders, waiting) = mpsc::channel(16);
         self.0.send(Session { orders, said: request.into_inner() }).await.unwrap();
         Ok(Response::new(Box::pin(ReceiverStream::new(waiting))))
@@ -155,13 +160,15 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let script = folder.path().join("trainer.sh");
         let this = env::current_exe().unwrap();
-        let text = format!("#!/bin/sh\n{TRAINER_SOCKET}=\"$3\" exec '{}' --exact fake_trainer --nocapture\n", this.display());
+        let text =
+            format!("#!/bin/sh\n{TRAINER_SOCKET}=\"$3\" exec '{}' --exact fake_trainer --nocapture\n", this.display());
         fs::write(&script, text).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (sender, sessions) = mpsc::channel(4);
-        let server = tonic::transport::Server::builder().add_service(workers_server::WorkersServer::new(Coordinator(sender)));
+        let server =
+            tonic::transport::Server::builder().add_service(workers_server::WorkersServer::new(Coordinator(sender)));
         tokio::spawn(server.serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)));
         Self { folder, url, sessions }
     }

@@ -6,7 +6,7 @@ use super::{
     session::{Session, SessionEvent},
     state::{Action, State},
 };
-use crate::supervisor::{Found, Handle, Settings, Supervisor, SupervisorError, SupervisorEvent};
+use crate::supervisor::{Assignment, Found, Handle, Settings, Supervisor, SupervisorError, SupervisorEvent};
 use common::{daemon::shutdown::Shutdown, ids::Slot};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -171,7 +171,8 @@ impl Agent {
                         self.handles.insert(assignment.slot, handle);
                     }
                     Err(error) => {
-                        tracing::error!(slot = %assignment.slot, job = %assignment.job, %error, "could not start a trainer");
+                        let Assignment { slot, job, .. } = &assignment;
+                        tracing::error!(%slot, %job, %error, "could not start a trainer");
                         waiting.extend(self.state.not_started(&assignment, error.to_string()));
                     }
                 },

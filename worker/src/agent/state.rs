@@ -158,13 +158,13 @@ impl State {
         if self.leaving {
             return self.refuse(trainer, "the worker is ending".to_owned());
         }
-        let assignment =
-            Assignment { slot, job: trainer.job.clone(), generation: trainer.generation, output };
+        let assignment = Assignment { slot, job: trainer.job.clone(), generation: trainer.generation, output };
         let Some(living) = self.trainers.get_mut(&slot) else {
             return vec![Action::Start(assignment)];
         };
         if living.job == trainer.job && trainer.generation < living.generation {
-            tracing::warn!(%slot, job = %trainer.job, generation = %trainer.generation, "refused to start for an earlier membership");
+            let TrainerRef { job, generation, .. } = trainer;
+            tracing::warn!(%slot, %job, %generation, "refused to start for an earlier membership");
             return Vec::new();
         }
         if living.job == trainer.job && !living.ending {
@@ -211,7 +211,8 @@ impl State {
         let slot = trainer.slot;
         match self.trainers.get_mut(&slot) {
             Some(living) if living.job == trainer.job && living.generation > trainer.generation => {
-                tracing::warn!(%slot, job = %trainer.job, generation = %trainer.generation, "refused to end a later membership");
+                let TrainerRef { job, generation, .. } = trainer;
+                tracing::warn!(%slot, %job, %generation, "refused to end a later membership");
                 Vec::new()
             }
             Some(living) if living.job == trainer.job => {

@@ -154,7 +154,10 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_told_to_whom_it_concerns() {
         let plan = "{}".to_owned();
-        check(Some(Message::SendPlan(v1::SendPlan { trainer: reference(), plan })), "plan cannot be read: missing field");
+        check(
+            Some(Message::SendPlan(v1::SendPlan { trainer: reference(), plan })),
+            "plan cannot be read: missing field",
+        );
         check(Some(Message::StopTrainer(v1::StopTrainer { trainer: None })), "names no trainer");
         let trainer = Some(v1::TrainerRef { job: "../x".into(), generation: 1, slot: 0 });
         check(Some(Message::StopTrainer(v1::StopTrainer { trainer })), "`../x` is no job id");

@@ -1,7 +1,7 @@
 //! Starts, watches and ends trainer processes. No tensors here, no jobs, no coordinator.
 //!
-//! Each trainer has one task (`trainer`), which owns its process, its socket and its log, and says what happens over one
-//! bounded channel. A small record on disk lets a restarted daemon take living trainers up again.
+//! Each trainer has one task (`trainer`), which owns its process, its socket and its log, and says what happens over
+//! one bounded channel. A small record on disk lets a restarted daemon take living trainers up again.
 
 mod connection;
 pub mod frame;

@@ -71,7 +71,9 @@ impl TrainerRecord {
             }
             match fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice::<Self>(&bytes)?)) {
                 Ok(record) if record.schema == 1 => records.push(record),
-                Ok(record) => tracing::warn!(path = %path.display(), schema = record.schema, "a record of another version"),
+                Ok(record) => {
+                    tracing::warn!(path = %path.display(), schema = record.schema, "a record of another version")
+                }
                 Err(error) => tracing::warn!(path = %path.display(), %error, "a record of a trainer cannot be read"),
             }
         }

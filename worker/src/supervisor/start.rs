@@ -150,7 +150,7 @@ impl Supervisor {
             log,
         };
         if let Err(error) = record.write(&self.folder) {
-            tracing::error!(%slot, %error, "could not write the record of a trainer: a restarted worker will not know it");
+            tracing::error!(%slot, %error, "could not write a trainer's record: a restarted worker will not know it");
         }
         tracing::info!(%slot, %job, generation = generation.0, pid = record.pid, "started a trainer");
         Ok(Trainer::watch(process, listener, record, self.folder.clone(), self.events.clone()))

@@ -126,14 +126,14 @@ impl Trainer {
                 exit = self.process.wait() => break exit,
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => self.connected(stream).await,
-                    Err(error) => tracing::error!(slot = %self.record.slot, %error, "cannot accept a trainer's connection"),
+                    Err(error) => tracing::error!(slot = %self.record.slot, %error, "cannot accept a connection"),
                 },
                 command = commands.recv() => match command {
                     Some(command) => self.obey(command),
                     None => return,
                 },
                 () = sleep_until(self.kill_at.unwrap_or_else(Instant::now)), if self.kill_at.is_some() => {
-                    tracing::warn!(slot = %self.record.slot, pid = self.record.pid, "the trainer did not end in time, killing it");
+                    tracing::warn!(slot = %self.record.slot, pid = self.record.pid, "not ended in time, killing it");
                     self.kill_at = None;
                     self.process.signal(Signal::KILL);
                 }
@@ -198,7 +198,8 @@ impl Trainer {
                 if let Some(before) = self.connection.take() {
                     before.finish().await;
                 }
-                self.connection = Some(Connection::open(stream, self.record.slot, self.record.pid, self.events.clone()));
+                self.connection =
+                    Some(Connection::open(stream, self.record.slot, self.record.pid, self.events.clone()));
             }
         }
         if let Some(connection) = self.connection {

@@ -103,8 +103,8 @@ impl Shared {
 }
 
 impl Link {
-    /// Connects to the agent at `socket`. `peer` is the address that is told to it; `lease` is how long the trainer goes
-    /// on without an agent, now and later.
+    /// Connects to the agent at `socket`. `peer` is the address that is told to it; `lease` is how long the trainer
+    /// goes on without an agent, now and later.
     ///
     /// # Errors
     /// When nobody listens within the lease.
@@ -130,7 +130,8 @@ impl Link {
         Ok(link)
     }
 
-    /// Takes a report and returns at once. See [`outbox`] for what is kept and what is not.
+    /// Takes a report and returns at once. Of progress only the newest goes out, at most once a
+    /// second; everything else goes out in order, and again to a new agent if it belongs to the present plan.
     pub fn report(&self, report: Report) {
         let dropped = self.0.0.lock().outbox.push(report);
         if dropped.is_some() {

@@ -34,7 +34,13 @@ fn remember(generation: u64) -> Action {
 
 fn ended(job: &str, generation: u64, cause: Option<FailureCause>) -> Action {
     let log = Some("/log".into());
-    Action::Tell(WorkerReport::Ended(Ended { trainer: named(job, generation), cause, pid: Some(7), last_lines: vec![], log }))
+    Action::Tell(WorkerReport::Ended(Ended {
+        trainer: named(job, generation),
+        cause,
+        pid: Some(7),
+        last_lines: vec![],
+        log,
+    }))
 }
 
 fn hello() -> Report {
@@ -161,5 +167,8 @@ fn a_slot_that_is_none_and_a_program_that_does_not_start_are_told() {
     let other = Assignment { slot: Slot(1), ..assignment("a", 1) };
     let actions = state.not_started(&other, "no program".into());
     let [Action::Tell(WorkerReport::Ended(refused))] = &actions[..] else { panic!("{actions:?}") };
-    assert_eq!((refused.pid, refused.cause.clone()), (None, Some(FailureCause::Spawn { message: "no program".into() })));
+    assert_eq!(
+        (refused.pid, refused.cause.clone()),
+        (None, Some(FailureCause::Spawn { message: "no program".into() }))
+    );
 }

@@ -42,8 +42,8 @@ struct Kept {
 }
 
 impl Outbox {
-    /// Takes a report. Of progress only the newest is kept, and what is newest before the stage ends goes out before it.
-    /// Returns the report that had to go unwritten because the outbox is full.
+    /// Takes a report. Of progress only the newest is kept, and what is newest before the stage ends goes out before
+    /// it. Returns the report that had to go unwritten because the outbox is full.
     pub fn push(&mut self, report: Report) -> Option<Report> {
         if matches!(report, Report::Progress(_)) {
             self.progress = Some(report);

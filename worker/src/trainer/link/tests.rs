@@ -5,8 +5,9 @@ use super::{
     fixtures::{commit, committed, finished, plan, progress},
 };
 use crate::supervisor::{
-    frame, socket,
+    frame,
     ipc::{Order, Report},
+    socket,
 };
 use common::ids::{Generation, Step};
 use std::{
