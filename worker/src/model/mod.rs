@@ -19,3 +19,4 @@ pub use error::ModelError;
 
 #[cfg(test)]
 mod golden;
+

@@ -20,7 +20,7 @@ pub enum NameMap {
 
 impl NameMap {
     // `None`: of no use here, and known to be so.
-    fn parameter<'a>(self, name: &'a str) -> Option<&'a str> {
+    fn parameter(self, name: &str) -> Option<&str> {
         match self {
             NameMap::Llama => {
                 let ignored = name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq");
