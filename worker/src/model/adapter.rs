@@ -66,11 +66,7 @@ impl Adapter {
         Self {
             blocks: (0..last).map(|i| Block::new(&(&root / i), config)).collect(),
             ln: LayerNorm::new(&(&root / last), config.input, EPS),
-            projection: Linear::new(
-                &(&root / (last + 1)),
-                Widths { input: config.input, output: config.output },
-                true,
-            ),
+            projection: Linear::new(&(&root / (last + 1)), Widths { input: config.input, output: config.output }, true),
             l2_norm: config.l2_norm,
         }
     }

@@ -49,7 +49,9 @@ pub enum ModelError {
         unexpected: Vec<String>,
     },
     /// A tensor of another size than the configuration says.
-    #[error("{name} in {path} has shape {found:?}, but config.json asks for {expected:?}; they are of different models")]
+    #[error(
+        "{name} in {path} has shape {found:?}, but config.json asks for {expected:?}; they are of different models"
+    )]
     Shape {
         /// The weights file.
         path: PathBuf,
@@ -69,7 +71,9 @@ pub enum ModelError {
         reason: String,
     },
     /// The recipe's template is none.
-    #[error("the template {template:?} holds {found} times `{{caption}}`; write it exactly once, in [model.text] template")]
+    #[error(
+        "the template {template:?} holds {found} times `{{caption}}`; write it exactly once, in [model.text] template"
+    )]
     Template {
         /// The template as given.
         template: String,

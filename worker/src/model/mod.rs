@@ -19,4 +19,3 @@ pub use error::ModelError;
 
 #[cfg(test)]
 mod golden;
-

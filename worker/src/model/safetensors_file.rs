@@ -67,9 +67,8 @@ impl SafetensorsFile {
         let shape = self.shape(name)?;
         let (kind, (from, to)) = {
             let info = self.info(name)?;
-            let kind = kind(info.dtype).ok_or_else(|| {
-                self.broken(format!("{name} is {:?}; supported: F64, F32, F16, BF16", info.dtype))
-            })?;
+            let kind = kind(info.dtype)
+                .ok_or_else(|| self.broken(format!("{name} is {:?}; supported: F64, F32, F16, BF16", info.dtype)))?;
             (kind, info.data_offsets)
         };
         let mut bytes = vec![0u8; to - from];

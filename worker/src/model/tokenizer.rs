@@ -63,7 +63,10 @@ impl CaptionTokenizer {
         let excess = pieces.total().saturating_sub(self.max_length);
         if excess > pieces.caption.len() {
             // Merged with its end, a template may take more tokens than it does around nothing.
-            return Err(ModelError::MaxLength { max_length: self.max_length, overhead: pieces.total() - pieces.caption.len() });
+            return Err(ModelError::MaxLength {
+                max_length: self.max_length,
+                overhead: pieces.total() - pieces.caption.len(),
+            });
         }
         let kept = pieces.caption.len() - excess;
         pieces.caption.truncate(kept);

@@ -45,7 +45,9 @@ pub fn load(store: &mut nn::VarStore, folder: &Path, names: NameMap) -> Result<(
     check_names(&files, &variables, folder, names)?;
     for file in &files {
         for name in file.names() {
-            let Some(variable) = names.parameter(&name).and_then(|parameter| variables.get(parameter)) else { continue };
+            let Some(variable) = names.parameter(&name).and_then(|parameter| variables.get(parameter)) else {
+                continue;
+            };
             let (found, expected) = (file.shape(&name)?, variable.size());
             if found != expected {
                 return Err(ModelError::Shape { path: file.path().to_owned(), name, found, expected });
@@ -104,9 +106,12 @@ struct Index {
 fn files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let index = folder.join(INDEX);
     if index.is_file() {
-        let text = std::fs::read_to_string(&index).map_err(|source| ModelError::Read { path: index.clone(), source })?;
-        let parsed: Index = serde_json::from_str(&text)
-            .map_err(|err| ModelError::WeightsFile { path: index, reason: format!("it is no index of weights ({err})") })?;
+        let text =
+            std::fs::read_to_string(&index).map_err(|source| ModelError::Read { path: index.clone(), source })?;
+        let parsed: Index = serde_json::from_str(&text).map_err(|err| ModelError::WeightsFile {
+            path: index,
+            reason: format!("it is no index of weights ({err})"),
+        })?;
         let named: BTreeSet<String> = parsed.weight_map.into_values().collect();
         return Ok(named.into_iter().map(|name| folder.join(name)).collect());
     }

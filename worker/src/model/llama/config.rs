@@ -83,7 +83,11 @@ impl RawScaling {
     fn check(&self) -> Result<Option<Scaling>, String> {
         let need = |field: &str, value: Option<f64>| {
             let value = value.ok_or_else(|| format!("rope_scaling lacks {field}"))?;
-            if value > 0.0 { Ok(value) } else { Err(format!("rope_scaling: {field} is {value}, but it must be positive")) }
+            if value > 0.0 {
+                Ok(value)
+            } else {
+                Err(format!("rope_scaling: {field} is {value}, but it must be positive"))
+            }
         };
         match self.rope_type.as_str() {
             "default" => Ok(None),
@@ -109,10 +113,7 @@ impl TryFrom<Raw> for LlamaConfig {
         config::positive(&[("num_attention_heads", raw.num_attention_heads)])?;
         let theta = raw.rope_scaling.as_ref().and_then(|scaling| scaling.rope_theta).or(raw.rope_theta);
         if raw.head_dim.is_none() {
-            config::divisible(
-                ("hidden_size", raw.hidden_size),
-                ("num_attention_heads", raw.num_attention_heads),
-            )?;
+            config::divisible(("hidden_size", raw.hidden_size), ("num_attention_heads", raw.num_attention_heads))?;
         }
         let config = Self {
             vocab_size: raw.vocab_size,
@@ -149,7 +150,11 @@ impl LlamaConfig {
         let heads = ("num_attention_heads", self.num_attention_heads);
         config::divisible(heads, ("num_key_value_heads", self.num_key_value_heads))?;
         config::divisible(("head_dim", self.head_dim), ("the two halves of a rotation", 2))?;
-        if self.rope_theta > 0.0 { Ok(()) } else { Err(format!("rope_theta is {}, but it must be positive", self.rope_theta)) }
+        if self.rope_theta > 0.0 {
+            Ok(())
+        } else {
+            Err(format!("rope_theta is {}, but it must be positive", self.rope_theta))
+        }
     }
 }
 

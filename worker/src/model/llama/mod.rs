@@ -62,9 +62,8 @@ impl SelfAttention {
         let outer = config.hidden_size;
         let (queries, keys) =
             (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-        let linear = |name: &str, input, output| {
-            Linear::new(&(path / name), Widths { input, output }, config.attention_bias)
-        };
+        let linear =
+            |name: &str, input, output| Linear::new(&(path / name), Widths { input, output }, config.attention_bias);
         Self {
             q_proj: linear("q_proj", outer, queries),
             k_proj: linear("k_proj", outer, keys),
@@ -101,8 +100,7 @@ struct Mlp {
 impl Mlp {
     fn new(path: &nn::Path, config: &LlamaConfig) -> Self {
         let (outer, inner) = (config.hidden_size, config.intermediate_size);
-        let linear =
-            |name: &str, input, output| Linear::new(&(path / name), Widths { input, output }, config.mlp_bias);
+        let linear = |name: &str, input, output| Linear::new(&(path / name), Widths { input, output }, config.mlp_bias);
         Self {
             gate_proj: linear("gate_proj", outer, inner),
             up_proj: linear("up_proj", outer, inner),

@@ -73,8 +73,7 @@ mod tests {
     // Llama 3.2 1B: theta 5e5, factor 32, 1, 4, 8192.
     #[test]
     fn long_wavelengths_are_stretched_and_short_ones_kept() {
-        let scaling =
-            Scaling { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_length: 8192.0 };
+        let scaling = Scaling { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_length: 8192.0 };
         let plain: Vec<f32> = Vec::try_from(frequencies(64, 5e5, None, Device::Cpu)).unwrap();
         let scaled: Vec<f32> = Vec::try_from(frequencies(64, 5e5, Some(scaling), Device::Cpu)).unwrap();
         assert_eq!(plain[0], 1.0);

@@ -94,14 +94,14 @@ fn a_missing_or_broken_tokenizer_names_the_file() {
 fn cutting_and_padding_of_the_file_are_not_obeyed_and_a_closing_token_is_outside_the_caption() {
     let folder = tempfile::tempdir().unwrap();
     let mut file: Value = serde_json::from_slice(&fs::read(demo().join("tokenizer.json")).unwrap()).unwrap();
-    file["truncation"] =
-        json!({ "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0 });
+    file["truncation"] = json!({ "direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0 });
     file["padding"] = json!({ "strategy": { "Fixed": 32 }, "direction": "Right", "pad_to_multiple_of": null,
         "pad_id": 0, "pad_type_id": 0, "pad_token": "<|end_of_text|>" });
     let special = |id: &str| json!({ "SpecialToken": { "id": id, "type_id": 0 } });
     let template = &mut file["post_processor"]["processors"][1];
     template["single"].as_array_mut().unwrap().push(special("<|end_of_text|>"));
-    template["special_tokens"]["<|end_of_text|>"] = json!({ "id": "<|end_of_text|>", "ids": [0], "tokens": ["<|end_of_text|>"] });
+    template["special_tokens"]["<|end_of_text|>"] =
+        json!({ "id": "<|end_of_text|>", "ids": [0], "tokens": ["<|end_of_text|>"] });
     fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();
     let tokenizer = CaptionTokenizer::open(folder.path(), "{caption}", 64, Pooling::MeanCaption).unwrap();
     let encoded = tokenizer.encode("running shoe, hand").unwrap();

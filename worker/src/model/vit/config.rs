@@ -145,7 +145,8 @@ impl Initialise for ClipVisionConfig {
     fn fill(&self, name: &str) -> Option<Fill> {
         let width = self.hidden_size as f64;
         let depth = (2.0 * self.num_hidden_layers as f64).powf(-0.5);
-        let inside = name.strip_prefix("vision_model.").or_else(|| (name == "visual_projection.weight").then_some(name))?;
+        let inside =
+            name.strip_prefix("vision_model.").or_else(|| (name == "visual_projection.weight").then_some(name))?;
         let (layer, kind) = inside.rsplit_once('.').unwrap_or(("", inside));
         let std = match (layer.rsplit('.').next().unwrap_or(layer), kind) {
             (_, "class_embedding") | ("visual_projection", _) => width.powf(-0.5),

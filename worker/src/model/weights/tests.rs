@@ -55,7 +55,8 @@ fn zeros(size: &[i64]) -> Tensor {
 fn a_language_model_in_indexed_shards_gives_its_body() {
     let folder = tempfile::tempdir().unwrap();
     let body = read("llama");
-    let mut whole: Tensors = body.iter().map(|(name, tensor)| (format!("model.{name}"), tensor.shallow_clone())).collect();
+    let mut whole: Tensors =
+        body.iter().map(|(name, tensor)| (format!("model.{name}"), tensor.shallow_clone())).collect();
     whole.push(("lm_head.weight".into(), zeros(&[40, 32])));
     whole.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), zeros(&[4])));
     let (one, two) = whole.split_at(9);
@@ -92,7 +93,8 @@ fn a_whole_clip_gives_its_vision_tower() {
 #[test]
 fn sixteen_bit_weights_are_converted_to_the_variables_kind() {
     let folder = tempfile::tempdir().unwrap();
-    let half: Tensors = read("vit").iter().map(|(name, tensor)| (name.clone(), tensor.to_kind(Kind::BFloat16))).collect();
+    let half: Tensors =
+        read("vit").iter().map(|(name, tensor)| (name.clone(), tensor.to_kind(Kind::BFloat16))).collect();
     write(folder.path(), "model.safetensors", &half);
     let mut store = vision_store();
     load(&mut store, folder.path(), NameMap::ClipVision).unwrap();
