@@ -5,6 +5,7 @@ use common::recipe::Augment;
 
 /// A rectangle of an image, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(test, derive(serde::Deserialize))]
 pub struct Crop {
     /// First row.
     pub top: u32,

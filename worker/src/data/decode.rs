@@ -143,15 +143,12 @@ impl Decoder {
         reader.next_frame(&mut self.scratch).map_err(said)?;
         let (color, depth) = reader.output_color_type();
         let samples = color.samples();
-        let (step, wide) = if depth == png::BitDepth::Sixteen { (2, true) } else { (1, false) };
-        let colors = samples >= 3;
+        // Of 16 bits the upper 8 come first.
+        let step = if depth == png::BitDepth::Sixteen { 2 } else { 1 };
         self.image.pixels.clear();
         self.image.pixels.reserve(count * 3);
         for pixel in self.scratch.chunks_exact(samples * step) {
-            let rgb = match (colors, wide) {
-                (true, _) => [pixel[0], pixel[step], pixel[2 * step]],
-                (false, _) => [pixel[0]; 3],
-            };
+            let rgb = if samples >= 3 { [pixel[0], pixel[step], pixel[2 * step]] } else { [pixel[0]; 3] };
             self.image.pixels.extend_from_slice(&rgb);
         }
         (self.image.width, self.image.height) = (width, height);

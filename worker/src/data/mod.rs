@@ -20,6 +20,8 @@ mod random;
 mod report;
 mod scan;
 mod tar;
+#[cfg(test)]
+mod tests;
 mod transform;
 
 pub use batch::{Batch, BatchRequest, ReplacedSample, SampleRequest};
