@@ -67,7 +67,8 @@ impl Manifest {
         }
         let world = self.world.0;
         let found = self.parts.len();
-        let ranks = || Rank(self.parts.iter().zip(0..).find_map(|(part, r)| (part.rank != Rank(r)).then_some(r)).unwrap_or(0));
+        let ranks =
+            || Rank(self.parts.iter().zip(0..).find_map(|(part, r)| (part.rank != Rank(r)).then_some(r)).unwrap_or(0));
         if found != world as usize || self.parts.iter().zip(0..).any(|(part, r)| part.rank != Rank(r)) {
             return Err(ManifestError::Ranks { found, world, rank: ranks() });
         }
@@ -117,7 +118,11 @@ mod tests {
             file: super::super::paths::part_file(Rank(rank)),
             bytes: 100,
             blake3: "00".repeat(32),
-            tensors: [("param.w".to_owned(), TensorEntry { dtype: "F32".into(), shape: vec![5], offset: 80, bytes: 20 })].into(),
+            tensors: [(
+                "param.w".to_owned(),
+                TensorEntry { dtype: "F32".into(), shape: vec![5], offset: 80, bytes: 20 },
+            )]
+            .into(),
         };
         Manifest {
             format: 1,

@@ -1,7 +1,21 @@
 //! A recipe: what a job is. One TOML file; unknown keys are errors.
 //!
-//! `raw.rs` is the file as written, `validate.rs` turns it into the types below, in which nothing that is required is
-//! optional and every path is absolute. This module reads no file: the caller hands over the text and the folder.
+//! `raw` is the file as written, each value with its place; `read` and `stages` turn it into the types below, in which
+//! nothing that is required is optional and every path is absolute; `validate` checks what spans several parts. This
+//! module reads no file: the caller hands over the text and the folder.
+
+mod error;
+mod fingerprint;
+mod raw;
+mod read;
+mod stages;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::RecipeError;
+pub use read::{Source, parse};
 
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};

@@ -1,19 +1,17 @@
 //! Why a stage ended early.
 
-use crate::{
-    checkpoint::CheckpointError, collective::CollectiveError, data::DataError, model::ModelError, vectors::VectorsError,
-};
+use crate::{checkpoint::CheckpointError, collective::CollectiveError, vectors::VectorsError};
 use std::path::PathBuf;
 
 /// Why a trainer cannot go on. The message is what the user reads in `why`.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainerError {
     /// Data.
-    #[error(transparent)]
-    Data(#[from] DataError),
+    #[error("{0}")]
+    Data(String),
     /// Models, weights, tokenizer.
-    #[error(transparent)]
-    Model(#[from] ModelError),
+    #[error("{0}")]
+    Model(String),
     /// The embedding store.
     #[error(transparent)]
     Vectors(#[from] VectorsError),
@@ -38,7 +36,7 @@ pub enum TrainerError {
     },
     /// The agent's socket.
     #[error("lost the agent: {0}")]
-    Link(#[from] crate::trainer::link::LinkError),
+    Link(String),
     /// The plan cannot be carried out as it is.
     #[error("{0}")]
     Plan(String),

@@ -1,0 +1,275 @@
+//! From the file as written to the validated recipe: all but the stages.
+
+use super::{
+    AdapterModel, Attention, CaptionColumn, CaptionTable, Captions, DataKind, DataSet, Faults, Init, Models, Pooling,
+    Recipe, TextModel, VisionModel,
+    error::{File, RecipeError},
+    raw::{self, Node, Table, Value},
+    stages, validate,
+};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// A recipe file as it was read.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// What is in it.
+    pub text: &'a str,
+    /// What it is called in errors.
+    pub file: &'a str,
+    /// The folder it lies in, absolute: paths of data and models are relative to it.
+    pub folder: &'a Path,
+    /// The folder the command was given in, absolute: `output` is relative to it.
+    pub working_directory: &'a Path,
+}
+
+/// Reads and validates a recipe, after applying `overrides` of the form `KEY=VALUE`.
+///
+/// # Errors
+/// The first thing that is wrong, with file, line and key.
+pub fn parse(source: Source<'_>, overrides: &[String]) -> Result<Recipe, RecipeError> {
+    let file = File(source.file.to_owned());
+    let mut root = raw::document(&file, source.text)?;
+    for text in overrides {
+        raw::apply(&file, &mut root, text)?;
+    }
+    let mut table = Table::of(&file, "", root)?;
+    let name = table.need("name", name)?;
+    let seed = table.get("seed", unsigned)?.unwrap_or(0);
+    let output = source.working_directory.join(table.need("output", text)?);
+    let data = data_sets(&mut table, source.folder)?;
+    let model = models(&mut table, source.folder)?;
+    let stages = stages::read(&mut table)?;
+    let faults = faults(&mut table)?;
+    let place = table.place.clone();
+    table.finish()?;
+    let recipe = Recipe { name, seed, output: plain(&output), data, model, stages, faults };
+    validate::check(&recipe).map_err(|message| file.error(&place, message))?;
+    Ok(recipe)
+}
+
+/// The path without `.` and `..`; nothing is looked up.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir => {
+                plain.pop();
+            }
+            std::path::Component::CurDir => {}
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+fn data_sets(table: &mut Table<'_>, folder: &Path) -> Result<BTreeMap<String, DataSet>, RecipeError> {
+    let Some(mut sets) = table.table("data")? else { return Err(table.error("`[data.NAME]` is missing")) };
+    let mut read = BTreeMap::new();
+    for (name, node) in sets.rest() {
+        let place = node.place.clone();
+        if let Err(message) = self::name(&Value::Text(name.clone())) {
+            return Err(table.file.error(&place, format!("data set `{name}` {message}")));
+        }
+        let set = data_set(Table::of(table.file, &format!("data.{name}"), node)?, folder)?;
+        read.insert(name, set);
+    }
+    Ok(read)
+}
+
+fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError> {
+    let kind = table.need("kind", |value| choice(value, &[("webdataset", DataKind::Webdataset)]))?;
+    let shards = table.need("shards", |value| one_or_more(value, text))?;
+    let broken_limit = table.get("broken_limit", share)?.unwrap_or(0.1);
+    let captions = captions(table.table("captions")?, folder)?;
+    table.finish()?;
+    let shards = shards.iter().map(|shard| plain(&folder.join(shard))).collect();
+    Ok(DataSet { kind, shards, captions, broken_limit })
+}
+
+fn captions(table: Option<Table<'_>>, folder: &Path) -> Result<Captions, RecipeError> {
+    let own = || vec![CaptionColumn { name: ".txt".to_owned(), weight: 1 }];
+    let Some(mut table) = table else { return Ok(Captions { table: None, columns: own() }) };
+    let file = table.get("table", text)?;
+    let key = table.get("key", text)?;
+    let columns = table.table("columns")?.map(columns).transpose()?.unwrap_or_else(own);
+    let parquet = match (file, key) {
+        (Some(file), key) => {
+            Some(CaptionTable { file: plain(&folder.join(file)), key: key.unwrap_or_else(|| "key".to_owned()) })
+        }
+        (None, Some(_)) => {
+            return Err(
+                table.error("`captions.key` is given without `captions.table`, the parquet file it is a column of")
+            );
+        }
+        (None, None) => None,
+    };
+    if parquet.is_none() && columns.iter().any(|column| column.name != ".txt") {
+        return Err(table.error("columns other than `.txt` need `captions.table`, the parquet file they are in"));
+    }
+    if columns.iter().all(|column| column.weight == 0) {
+        return Err(table.error("no caption column has a weight above 0"));
+    }
+    table.finish()?;
+    Ok(Captions { table: parquet, columns })
+}
+
+fn columns(mut table: Table<'_>) -> Result<Vec<CaptionColumn>, RecipeError> {
+    let file = table.file;
+    let read = |(name, node): (String, Node)| {
+        let weight =
+            unsigned(&node.value).and_then(|weight| u32::try_from(weight).map_err(|_| "is too large".to_owned()));
+        match weight {
+            Ok(weight) => Ok(CaptionColumn { name, weight }),
+            Err(message) => Err(file.error(&node.place, format!("the weight of caption column `{name}` {message}"))),
+        }
+    };
+    table.rest().into_iter().map(read).collect()
+}
+
+fn models(table: &mut Table<'_>, folder: &Path) -> Result<Models, RecipeError> {
+    let mut models = table.table("model")?.unwrap_or_else(|| Table::empty(table.file, "model"));
+    let text = models.table("text")?.map(|table| text_model(table, folder)).transpose()?;
+    let vision = models.table("vision")?.map(|table| vision_model(table, folder)).transpose()?;
+    let adapter = models.table("adapter")?.map(adapter_model).transpose()?;
+    models.finish()?;
+    Ok(Models { text, vision, adapter })
+}
+
+fn init(table: &mut Table<'_>) -> Result<Init, RecipeError> {
+    let choices = [("random", Init::Random), ("pretrained", Init::Pretrained)];
+    Ok(table.get("init", |value| choice(value, &choices))?.unwrap_or(Init::Pretrained))
+}
+
+fn text_model(mut table: Table<'_>, folder: &Path) -> Result<TextModel, RecipeError> {
+    let path = plain(&folder.join(table.need("folder", text)?));
+    let init = init(&mut table)?;
+    let attention = [("bidirectional", Attention::Bidirectional), ("causal", Attention::Causal)];
+    let pooling = [("mean", Pooling::Mean), ("mean-caption", Pooling::MeanCaption)];
+    let model = TextModel {
+        folder: path,
+        init,
+        attention: table.get("attention", |v| choice(v, &attention))?.unwrap_or(Attention::Bidirectional),
+        template: table.get("template", template)?.unwrap_or_else(|| "{caption}".to_owned()),
+        pooling: table.get("pooling", |value| choice(value, &pooling))?.unwrap_or(Pooling::Mean),
+        max_length: table.get("max_length", positive)?.unwrap_or(512) as usize,
+    };
+    table.finish()?;
+    Ok(model)
+}
+
+fn vision_model(mut table: Table<'_>, folder: &Path) -> Result<VisionModel, RecipeError> {
+    let path = plain(&folder.join(table.need("folder", text)?));
+    let model = VisionModel { folder: path, init: init(&mut table)? };
+    table.finish()?;
+    Ok(model)
+}
+
+fn adapter_model(mut table: Table<'_>) -> Result<AdapterModel, RecipeError> {
+    let model = AdapterModel {
+        blocks: table.get("blocks", unsigned)?.unwrap_or(4) as usize,
+        expansion: table.get("expansion", positive)?.unwrap_or(2) as usize,
+        l2_norm: table.get("l2_norm", boolean)?.unwrap_or(true),
+    };
+    table.finish()?;
+    Ok(model)
+}
+
+fn faults(table: &mut Table<'_>) -> Result<Faults, RecipeError> {
+    let mut faults = table.table("faults")?.unwrap_or_else(|| Table::empty(table.file, "faults"));
+    let number = |value: &Value| unsigned(value).and_then(|n| u32::try_from(n).map_err(|_| "is too large".to_owned()));
+    let read = Faults {
+        max_failures: faults.get("max_failures", number)?.unwrap_or(10),
+        max_no_progress: faults.get("max_no_progress", number)?.unwrap_or(3),
+    };
+    faults.finish()?;
+    Ok(read)
+}
+
+// What values may be. Each says what is wrong with one, to be read after the key.
+
+pub(super) fn text(value: &Value) -> Result<String, String> {
+    match value {
+        Value::Text(text) if !text.is_empty() => Ok(text.clone()),
+        Value::Text(_) => Err("is empty".to_owned()),
+        other => Err(format!("must be a string, not {}", other.kind())),
+    }
+}
+
+fn name(value: &Value) -> Result<String, String> {
+    let name = text(value)?;
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let whole = name.len() <= 48 && name.chars().all(legal) && name.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if whole {
+        Ok(name)
+    } else {
+        Err("must be 1 to 48 letters, digits, `-`, `_` or `.`, and begin with a letter or digit".to_owned())
+    }
+}
+
+fn template(value: &Value) -> Result<String, String> {
+    let template = text(value)?;
+    if template.matches("{caption}").count() == 1 {
+        Ok(template)
+    } else {
+        Err("must contain `{caption}` exactly once".to_owned())
+    }
+}
+
+pub(super) fn unsigned(value: &Value) -> Result<u64, String> {
+    match value {
+        Value::Integer(number) => u64::try_from(*number).map_err(|_| format!("is {number}, it must be 0 or more")),
+        other => Err(format!("must be an integer, not {}", other.kind())),
+    }
+}
+
+pub(super) fn positive(value: &Value) -> Result<u64, String> {
+    unsigned(value)
+        .and_then(|number| if number > 0 { Ok(number) } else { Err("is 0, it must be 1 or more".to_owned()) })
+}
+
+pub(super) fn float(value: &Value) -> Result<f64, String> {
+    match value {
+        Value::Float(number) if number.is_finite() => Ok(*number),
+        Value::Integer(number) => Ok(*number as f64),
+        Value::Float(number) => Err(format!("is {number}, it must be finite")),
+        other => Err(format!("must be a number, not {}", other.kind())),
+    }
+}
+
+/// A number from `low` to `high`.
+pub(super) fn within(value: &Value, low: f64, high: f64) -> Result<f64, String> {
+    float(value).and_then(|number| {
+        let fits = (low..=high).contains(&number);
+        if fits { Ok(number) } else { Err(format!("is {number}, it must be from {low} to {high}")) }
+    })
+}
+
+fn share(value: &Value) -> Result<f64, String> {
+    within(value, 0.0, 1.0)
+}
+
+fn boolean(value: &Value) -> Result<bool, String> {
+    match value {
+        Value::Boolean(truth) => Ok(*truth),
+        other => Err(format!("must be true or false, not {}", other.kind())),
+    }
+}
+
+pub(super) fn choice<T: Copy>(value: &Value, choices: &[(&str, T)]) -> Result<T, String> {
+    let typed = text(value)?;
+    let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+    let found = choices.iter().find(|(name, _)| *name == typed).map(|(_, choice)| *choice);
+    found.ok_or_else(|| format!("is `{typed}`, it must be one of: {}", names.join(", ")))
+}
+
+/// One value, or a list of at least one.
+pub(super) fn one_or_more<T>(value: &Value, read: impl Fn(&Value) -> Result<T, String>) -> Result<Vec<T>, String> {
+    match value {
+        Value::List(items) if items.is_empty() => Err("is an empty list".to_owned()),
+        Value::List(items) => items.iter().map(|item| read(&item.value)).collect(),
+        one => Ok(vec![read(one)?]),
+    }
+}

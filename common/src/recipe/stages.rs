@@ -1,0 +1,145 @@
+//! The stages of a recipe.
+
+use super::{
+    Augment, CheckpointPolicy, ClipStage, EmbedStage, EvalStage, Length, Optimizer, Precision, Schedule, Stage,
+    error::{RecipeError, nearest},
+    raw::{Table, Value},
+    read::{choice, float, one_or_more, positive, text, unsigned, within},
+};
+
+const KINDS: [&str; 3] = ["embed", "clip", "eval"];
+
+/// Reads `[[stage]]`.
+pub(super) fn read(table: &mut Table<'_>) -> Result<Vec<Stage>, RecipeError> {
+    let Some(node) = table.take("stage") else {
+        return Err(table.error("`[[stage]]` is missing: a recipe has at least one"));
+    };
+    let Value::List(items) = node.value else {
+        return Err(table.file.error(&node.place, "`stage` must be a list: write `[[stage]]`"));
+    };
+    items.into_iter().map(|item| stage(Table::of(table.file, "stage", item)?)).collect()
+}
+
+fn stage(mut table: Table<'_>) -> Result<Stage, RecipeError> {
+    let kind = table.need("kind", |value| {
+        let kind = text(value)?;
+        if KINDS.contains(&kind.as_str()) {
+            return Ok(kind);
+        }
+        let near = nearest(&kind, KINDS).map_or(String::new(), |near| format!(", did you mean `{near}`?"));
+        Err(format!("is `{kind}`, it must be one of: {}{near}", KINDS.join(", ")))
+    })?;
+    let data = table.need("data", |value| one_or_more(value, text))?;
+    let read = match kind.as_str() {
+        "embed" => {
+            let batch_tokens = table.get("batch_tokens", positive)?.unwrap_or(16_384) as usize;
+            Stage::Embed(EmbedStage { data, batch_tokens })
+        }
+        "clip" => Stage::Clip(clip(&mut table, data)?),
+        _ => Stage::Eval(EvalStage { data, chunk: table.get("chunk", positive)?.unwrap_or(64) }),
+    };
+    table.finish()?;
+    Ok(read)
+}
+
+fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeError> {
+    let global_batch = table.need("global_batch", positive)?;
+    let chunk = table.get("chunk", positive)?.unwrap_or(global_batch);
+    let precisions = [("fp32", Precision::Fp32), ("bf16", Precision::Bf16)];
+    Ok(ClipStage {
+        data,
+        global_batch,
+        chunk,
+        length: length(table)?,
+        precision: table.get("precision", |value| choice(value, &precisions))?.unwrap_or(Precision::Fp32),
+        augment: augment(table)?,
+        optimizer: optimizer(table)?,
+        schedule: schedule(table)?,
+        checkpoint: checkpoint(table)?,
+        logit_scale_init: table
+            .get("logit_scale_init", |v| within(v, 0.0, 100f64.ln()))?
+            .unwrap_or((1.0f64 / 0.07).ln()),
+    })
+}
+
+fn length(table: &mut Table<'_>) -> Result<Length, RecipeError> {
+    let epochs = table.get("epochs", positive)?;
+    let steps = table.get("steps", positive)?;
+    match (epochs, steps) {
+        (Some(epochs), None) => Ok(Length::Epochs(epochs)),
+        (None, Some(steps)) => Ok(Length::Steps(steps)),
+        _ => Err(table.error("a `clip` stage needs either `epochs` or `steps`")),
+    }
+}
+
+/// Two numbers, the lower one first.
+fn pair(value: &Value, low: f64, high: f64) -> Result<(f64, f64), String> {
+    match value {
+        Value::List(items) if items.len() == 2 => {
+            let (first, second) = (within(&items[0].value, low, high)?, within(&items[1].value, low, high)?);
+            if first <= second {
+                Ok((first, second))
+            } else {
+                Err(format!("is [{first}, {second}], the lower end comes first"))
+            }
+        }
+        _ => Err("must be a list of two numbers".to_owned()),
+    }
+}
+
+fn augment(table: &mut Table<'_>) -> Result<Augment, RecipeError> {
+    let mut augment = table.table("augment")?.unwrap_or_else(|| Table::empty(table.file, "stage.augment"));
+    let read = Augment {
+        scale: augment.get("scale", |value| pair(value, 1e-4, 1.0))?.unwrap_or((0.9, 1.0)),
+        ratio: augment.get("ratio", |value| pair(value, 1e-2, 1e2))?.unwrap_or((0.75, 4.0 / 3.0)),
+    };
+    augment.finish()?;
+    Ok(read)
+}
+
+fn optimizer(table: &mut Table<'_>) -> Result<Optimizer, RecipeError> {
+    let Some(mut optimizer) = table.table("optimizer")? else {
+        return Err(table.error("`stage.optimizer` is missing; it needs at least `learning_rate`"));
+    };
+    let beta = |value: &Value| match value {
+        Value::List(items) if items.len() == 2 => {
+            Ok((within(&items[0].value, 0.0, 0.999_999)?, within(&items[1].value, 0.0, 0.999_999)?))
+        }
+        _ => Err("must be a list of two numbers".to_owned()),
+    };
+    let above_zero = |value: &Value| {
+        float(value)
+            .and_then(|number| if number > 0.0 { Ok(number) } else { Err(format!("is {number}, it must be above 0")) })
+    };
+    let read = Optimizer {
+        learning_rate: optimizer.need("learning_rate", above_zero)?,
+        betas: optimizer.get("betas", beta)?.unwrap_or((0.9, 0.98)),
+        eps: optimizer.get("eps", above_zero)?.unwrap_or(1e-6),
+        weight_decay: optimizer.get("weight_decay", |value| within(value, 0.0, 10.0))?.unwrap_or(0.05),
+        clip_norm: optimizer.get("clip_norm", above_zero)?,
+        layer_decay: optimizer.get("layer_decay", |value| within(value, 1e-3, 1.0))?.unwrap_or(1.0),
+    };
+    optimizer.finish()?;
+    Ok(read)
+}
+
+fn schedule(table: &mut Table<'_>) -> Result<Schedule, RecipeError> {
+    let mut schedule = table.table("schedule")?.unwrap_or_else(|| Table::empty(table.file, "stage.schedule"));
+    let read = Schedule { warmup_steps: schedule.get("warmup_steps", unsigned)?.unwrap_or(0) };
+    schedule.finish()?;
+    Ok(read)
+}
+
+fn checkpoint(table: &mut Table<'_>) -> Result<CheckpointPolicy, RecipeError> {
+    let mut checkpoint = table.table("checkpoint")?.unwrap_or_else(|| Table::empty(table.file, "stage.checkpoint"));
+    let at_least_two = |value: &Value| {
+        unsigned(value)
+            .and_then(|keep| if keep >= 2 { Ok(keep) } else { Err(format!("is {keep}, at least 2 are kept")) })
+    };
+    let read = CheckpointPolicy {
+        every_steps: checkpoint.get("every_steps", positive)?.unwrap_or(500),
+        keep: checkpoint.get("keep", at_least_two)?.unwrap_or(3) as usize,
+    };
+    checkpoint.finish()?;
+    Ok(read)
+}

@@ -1,0 +1,119 @@
+//! Recipes as people write them, and the mistakes they make.
+
+use super::*;
+use std::path::Path;
+
+const RECIPE: &str = r#"name = "small"
+seed = 3
+output = "runs/small"
+
+[data.train]
+kind = "webdataset"
+shards = "../data/*.tar"
+captions = { table = "captions.parquet", columns = { ".txt" = 1, long = 2 } }
+
+[model.text]
+folder = "llama"
+
+[model.vision]
+folder = "/models/vit"
+init = "random"
+
+[model.adapter]
+
+[[stage]]
+kind = "embed"
+data = "train"
+
+[[stage]]
+kind = "clip"
+data = ["train"]
+global_batch = 256
+steps = 100
+optimizer = { learning_rate = 1e-3 }
+"#;
+
+fn read(text: &str, overrides: &[&str]) -> Result<Recipe, RecipeError> {
+    let source = Source {
+        text,
+        file: "small.toml",
+        folder: Path::new("/home/me/configs"),
+        working_directory: Path::new("/home/me"),
+    };
+    parse(source, &overrides.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>())
+}
+
+fn clip(recipe: &Recipe) -> &ClipStage {
+    recipe.stages.iter().find_map(|stage| if let Stage::Clip(clip) = stage { Some(clip) } else { None }).unwrap()
+}
+
+#[test]
+fn a_recipe_is_complete_and_its_paths_absolute() {
+    let recipe = read(RECIPE, &[]).unwrap();
+    assert_eq!(recipe.output, Path::new("/home/me/runs/small"));
+    assert_eq!(recipe.data["train"].shards, [Path::new("/home/me/data/*.tar")]);
+    assert_eq!(
+        recipe.data["train"].captions.table.as_ref().unwrap().file,
+        Path::new("/home/me/configs/captions.parquet")
+    );
+    let columns: Vec<_> = recipe.data["train"].captions.columns.iter().map(|c| (c.name.as_str(), c.weight)).collect();
+    assert_eq!(columns, [(".txt", 1), ("long", 2)]);
+    assert_eq!(recipe.model.vision.as_ref().unwrap().folder, Path::new("/models/vit"));
+    assert_eq!(clip(&recipe).chunk, 256);
+    assert_eq!(clip(&recipe).length, Length::Steps(100));
+    assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&recipe).unwrap()).unwrap(), recipe);
+}
+
+#[test]
+fn mistakes_are_told_with_line_key_and_what_was_meant() {
+    let check = |from: &str, to: &str, expected: &str| {
+        assert!(RECIPE.contains(from), "{from}");
+        let error = read(&RECIPE.replacen(from, to, 1), &[]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}\nshould say\n{expected}");
+    };
+    check(
+        "global_batch",
+        "global_bach",
+        "small.toml:26: `global_bach` is no key in `stage`; did you mean `global_batch`?",
+    );
+    check(
+        "steps = 100",
+        "steps = 100\nprecison = \"fp32\"",
+        "small.toml:28: `precison` is no key in `stage`; did you mean `precision`?",
+    );
+    check("seed = 3", "seed = -3", "small.toml:2: `seed` is -3, it must be 0 or more");
+    check("seed = 3", "sed = 3", "small.toml:2: `sed` is no key of a recipe; did you mean `seed`?");
+    check("256", "\"256\"", "small.toml:26: `stage.global_batch` must be an integer, not a string");
+    check("\"clip\"", "\"clipp\"", "did you mean `clip`?");
+    check("[\"train\"]", "[\"trian\"]", "no `[data.trian]`, did you mean `train`?");
+    check("[model.adapter]", "", "stage `clip` needs `[model.adapter]`");
+    check("steps = 100", "steps = 100\nepochs = 2", "either `epochs` or `steps`");
+    check("name = \"small\"", "name = \"a/b\"", "small.toml:1: `name` must be");
+    check("seed = 3", "seed = = 3", "small.toml:2");
+    check("long = 2", "long = -2", "the weight of caption column `long` is -2");
+    check("learning_rate = 1e-3", "learning_rate = 0", "`stage.optimizer.learning_rate` is 0, it must be above 0");
+}
+
+#[test]
+fn overrides_reach_every_place_and_their_mistakes_are_told_as_theirs() {
+    let recipe =
+        read(RECIPE, &["stage.clip.global_batch=512", "seed=9", "name=other", "stage.clip.optimizer.clip_norm=1"])
+            .unwrap();
+    assert_eq!((clip(&recipe).global_batch, recipe.seed, recipe.name.as_str()), (512, 9, "other"));
+    assert_eq!(clip(&recipe).optimizer.clip_norm, Some(1.0));
+    let check = |text: &str, expected: &str| {
+        let error = read(RECIPE, &[text]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    check("stage.clp.steps=3", "--set stage.clp.steps=3: the recipe has no stage `clp`, did you mean `clip`?");
+    check("stage.clip.stps=3", "--set stage.clip.stps=3: `stps` is no key in `stage`; did you mean `steps`?");
+    check("seed", "the form KEY=VALUE");
+    check("seed=many", "`seed` must be an integer, not a string");
+}
+
+#[test]
+fn the_fingerprint_sees_what_changes_numbers_and_nothing_else() {
+    let base = read(RECIPE, &[]).unwrap().fingerprint();
+    assert_eq!(base, read(RECIPE, &["output=elsewhere", "faults.max_failures=0"]).unwrap().fingerprint());
+    assert_ne!(base, read(RECIPE, &["seed=4"]).unwrap().fingerprint());
+}

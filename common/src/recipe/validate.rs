@@ -1,0 +1,57 @@
+//! What must hold between the parts of a recipe.
+
+use super::{Length, Precision, Recipe, Stage, error::nearest};
+
+/// The first thing that does not fit.
+pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
+    if recipe.stages.is_empty() {
+        return Err("a recipe has at least one `[[stage]]`".to_owned());
+    }
+    for (number, stage) in recipe.stages.iter().enumerate() {
+        if recipe.stages[..number].iter().any(|before| before.kind() == stage.kind()) {
+            return Err(format!("there are two stages of kind `{}`: a recipe has one of each", stage.kind()));
+        }
+        let data = match stage {
+            Stage::Embed(embed) => &embed.data,
+            Stage::Clip(clip) => &clip.data,
+            Stage::Eval(eval) => &eval.data,
+        };
+        for name in data {
+            known_data(recipe, stage.kind(), name)?;
+        }
+        models(recipe, stage)?;
+        if let Stage::Clip(clip) = stage {
+            if clip.precision == Precision::Bf16 {
+                return Err("`precision = \"bf16\"` is not built yet: use fp32".to_owned());
+            }
+            if let Length::Steps(steps) = clip.length
+                && clip.schedule.warmup_steps >= steps
+            {
+                return Err(format!("`warmup_steps` is {}, the stage has {steps} steps", clip.schedule.warmup_steps));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn known_data(recipe: &Recipe, stage: &str, name: &str) -> Result<(), String> {
+    if recipe.data.contains_key(name) {
+        return Ok(());
+    }
+    let near = nearest(name, recipe.data.keys().map(String::as_str));
+    let near = near.map_or(String::new(), |near| format!(", did you mean `{near}`?"));
+    Err(format!("stage `{stage}` names data set `{name}`, but there is no `[data.{name}]`{near}"))
+}
+
+fn models(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
+    let missing = |section: &str| Err(format!("stage `{}` needs `[model.{section}]`", stage.kind()));
+    if recipe.model.text.is_none() {
+        return missing("text");
+    }
+    match stage {
+        Stage::Embed(_) => Ok(()),
+        Stage::Clip(_) | Stage::Eval(_) if recipe.model.vision.is_none() => missing("vision"),
+        Stage::Clip(_) | Stage::Eval(_) if recipe.model.adapter.is_none() => missing("adapter"),
+        Stage::Clip(_) | Stage::Eval(_) => Ok(()),
+    }
+}

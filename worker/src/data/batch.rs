@@ -1,0 +1,70 @@
+//! What is asked of the loader, and what comes of it.
+
+use super::SkipReason;
+use common::ids::{Epoch, SampleIndex};
+use tch::{Device, Kind, Tensor};
+
+/// The mean of CLIP's images by channel, of values from 0 to 1.
+const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+/// Their standard deviation.
+const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+
+/// A sample of one of the loader's data sets, in one epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleRequest {
+    /// The data set's place in [`super::LoaderConfig::datasets`].
+    pub source: u32,
+    /// The sample.
+    pub index: SampleIndex,
+    /// The epoch; with the seed it decides the crop.
+    pub epoch: Epoch,
+}
+
+/// Samples that are wanted together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BatchRequest {
+    /// The caller's own number of it.
+    pub tag: u64,
+    /// The samples in order.
+    pub samples: Vec<SampleRequest>,
+}
+
+/// A sample that could not be decoded and was replaced by the next one that could.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplacedSample {
+    /// What was asked for.
+    pub wanted: SampleRequest,
+    /// Its key.
+    pub key: String,
+    /// Why it was not used.
+    pub reason: SkipReason,
+    /// What the decoder said.
+    pub detail: String,
+}
+
+/// Decoded samples.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// The request's.
+    pub tag: u64,
+    /// The samples in the order of the request; those in `skipped` are replaced.
+    pub samples: Vec<SampleRequest>,
+    /// Pixels [n, 3, S, S] as bytes.
+    pub pixels: Vec<u8>,
+    /// The side S of the images.
+    pub image_size: u32,
+    /// Samples that are broken, in the order of the request.
+    pub skipped: Vec<ReplacedSample>,
+}
+
+/// A batch's images as a tensor [n, 3, S, S] in fp32: `(value / 255 - mean) / std` by CLIP's mean and deviation.
+pub fn pixels_to_tensor(batch: &Batch, device: Device) -> Tensor {
+    let side = i64::from(batch.image_size);
+    let shape = [batch.samples.len() as i64, 3, side, side];
+    let bytes = Tensor::from_data_size(&batch.pixels, &shape, Kind::Uint8);
+    let constant = |values: &[f32; 3]| Tensor::from_slice(values).view([1, 3, 1, 1]).to_device(device);
+    let mut values = bytes.to_device(device).to_kind(Kind::Float);
+    let _ = values.g_div_scalar_(255.0);
+    let _ = values.g_sub_(&constant(&MEAN));
+    values.g_div_(&constant(&STD))
+}

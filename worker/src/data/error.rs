@@ -1,0 +1,122 @@
+//! Why data cannot be read.
+
+use std::path::PathBuf;
+
+/// Why a data set cannot be used, or a batch not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A file or folder cannot be read.
+    #[error("could not {operation} {path}: {source}")]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A pattern of `shards` has no match.
+    #[error("no file matches {pattern}: check `shards` of the data set, and that the storage is mounted on this machine")]
+    NoMatch {
+        /// The pattern.
+        pattern: PathBuf,
+    },
+    /// A shard is something else than a tar.
+    #[error("{path} is no tar: its first 512 bytes are no tar header; remove it from `shards` or fetch it again")]
+    NotATar {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The caption table cannot be read.
+    #[error("could not read the captions in {path}: {reason}")]
+    Table {
+        /// The parquet file.
+        path: PathBuf,
+        /// What its reader said.
+        reason: String,
+    },
+    /// The caption table lacks a column.
+    #[error("{path} has no column `{column}`; it has: {columns}")]
+    MissingColumn {
+        /// The parquet file.
+        path: PathBuf,
+        /// The column that the recipe names.
+        column: String,
+        /// The columns that there are.
+        columns: String,
+    },
+    /// A caption column needs a table, and there is none.
+    #[error("data set `{name}`: captions `{column}` need a table; set `captions.table`, or use `.txt`")]
+    NoTable {
+        /// The data set.
+        name: String,
+        /// The column.
+        column: String,
+    },
+    /// More samples are broken than the recipe bears.
+    #[error(
+        "data set `{name}`: {skipped} of {total} samples are broken ({percent:.2} %), more than `broken_limit` = {limit} bears\n\
+         {report}"
+    )]
+    TooManyBroken {
+        /// The data set.
+        name: String,
+        /// How many were skipped.
+        skipped: u64,
+        /// How many there are with them.
+        total: u64,
+        /// Their share in percent.
+        percent: f64,
+        /// The share that the recipe bears.
+        limit: f64,
+        /// Reasons and examples.
+        report: String,
+    },
+    /// Nothing is left.
+    #[error("data set `{name}` has no usable sample\n{report}")]
+    Empty {
+        /// The data set.
+        name: String,
+        /// Reasons and examples.
+        report: String,
+    },
+    /// A broken image's successors are broken too.
+    #[error(
+        "data set `{name}`: sample {index} (key `{key}`) and the {tries} after it cannot be decoded; the last said: {reason}. \
+         `llm2clip data inspect` lists what is broken"
+    )]
+    NoReplacement {
+        /// The data set.
+        name: String,
+        /// The sample that was asked for.
+        index: u64,
+        /// Its key.
+        key: String,
+        /// How many others were tried.
+        tries: u64,
+        /// What the decoder said of the last.
+        reason: String,
+    },
+    /// A request names a data set or a sample that is not there.
+    #[error("batch {tag} asks for sample {index} of data set number {source_number}, which is not there")]
+    NoSuchSample {
+        /// The batch.
+        tag: u64,
+        /// The data set's number.
+        source_number: u32,
+        /// The sample.
+        index: u64,
+    },
+    /// A thread of the loader ended early.
+    #[error("a thread of the loader failed: {reason}")]
+    Thread {
+        /// Its panic's message, or why it could not start.
+        reason: String,
+    },
+    /// No batch came in time.
+    #[error("no batch was ready within {seconds} s: the storage of the shards does not answer")]
+    Stalled {
+        /// How long was waited.
+        seconds: u64,
+    },
+}

@@ -1,0 +1,118 @@
+//! Threads that decode batches ahead of the training.
+
+use super::{
+    Batch, BatchRequest, DataError, Dataset, Transform,
+    pipeline::Pipeline,
+    queue::{Chunk, Part, Queue},
+};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// How long to wait for a batch. Shared storage that fails over is back well before.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What batches are made of, and how.
+#[derive(Debug, Clone)]
+pub struct LoaderConfig {
+    /// The data sets that requests name by number.
+    pub datasets: Vec<Arc<Dataset>>,
+    /// The side of the images in pixels.
+    pub image_size: u32,
+    /// What is done to each image.
+    pub transform: Transform,
+    /// The seed of the crops.
+    pub seed: u64,
+    /// Threads that decode; at least one.
+    pub threads: usize,
+    /// Batches that may be decoded ahead; at least one.
+    pub prefetch_batches: usize,
+}
+
+/// Gives batches in the order of their requests. A batch's pixels depend on its request, the seed and the data sets,
+/// never on threads. Dropping it ends its threads.
+pub struct Loader {
+    queue: Arc<Queue>,
+    threads: Vec<JoinHandle<()>>,
+    waited: Duration,
+}
+
+impl Loader {
+    /// Starts to decode. `requests` is asked by the loader's threads, one at a time and in order.
+    pub fn start(config: LoaderConfig, requests: impl Iterator<Item = BatchRequest> + Send + 'static) -> Self {
+        let queue = Arc::new(Queue::new(Box::new(requests), config.prefetch_batches, config.image_size));
+        let config = Arc::new(config);
+        let mut threads = Vec::new();
+        for i in 0..config.threads.max(1) {
+            let (config, shared) = (config.clone(), queue.clone());
+            let spawned = std::thread::Builder::new().name(format!("loader-{i}")).spawn(move || work(&config, &shared));
+            match spawned {
+                Ok(thread) => threads.push(thread),
+                Err(error) => queue.stop(Some(DataError::Thread { reason: format!("it could not start: {error}") })),
+            }
+        }
+        Self { queue, threads, waited: Duration::ZERO }
+    }
+
+    /// The next batch; `None` after the last one, and after an error.
+    #[expect(clippy::should_implement_trait, reason = "after an error there is nothing more: no adaptor is of use")]
+    pub fn next(&mut self) -> Option<Result<Batch, DataError>> {
+        let began = Instant::now();
+        let batch = self.queue.next(PATIENCE);
+        self.waited += began.elapsed();
+        batch
+    }
+
+    /// How long [`Loader::next`] has waited in all.
+    pub fn wait_time(&self) -> Duration {
+        self.waited
+    }
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        self.queue.stop(None);
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so through the queue.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A thread: decodes chunks until there are none. Its panic becomes the consumer's error.
+fn work(config: &LoaderConfig, queue: &Queue) {
+    let run = || {
+        let mut pipeline = Pipeline::default();
+        while let Some(chunk) = queue.take() {
+            let part = decode(&mut pipeline, config, queue, &chunk);
+            queue.put(&chunk, part);
+        }
+    };
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let reason = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "it panicked".to_owned());
+        queue.stop(Some(DataError::Thread { reason }));
+    }
+}
+
+fn decode(pipeline: &mut Pipeline, config: &LoaderConfig, queue: &Queue, chunk: &Chunk) -> Result<Part, DataError> {
+    let image = 3 * config.image_size as usize * config.image_size as usize;
+    let mut part = Part { pixels: vec![0; chunk.samples.len() * image], ..Part::default() };
+    for (sample, pixels) in chunk.samples.iter().zip(part.pixels.chunks_exact_mut(image)) {
+        if queue.stopped() {
+            break;
+        }
+        let known = config.datasets.get(sample.source as usize).is_some_and(|data| sample.index.0 < data.len());
+        if !known {
+            let (tag, source_number, index) = (chunk.tag, sample.source, sample.index.0);
+            return Err(DataError::NoSuchSample { tag, source_number, index });
+        }
+        let (used, replaced) = pipeline.make(config, *sample, pixels)?;
+        part.samples.push(used);
+        part.skipped.extend(replaced);
+    }
+    Ok(part)
+}

@@ -1,0 +1,76 @@
+//! From a request to pixels: read, decode, replace what is broken, transform.
+
+use super::{
+    DataError, Dataset, LoaderConfig, ReplacedSample, SampleRequest, SkipReason,
+    decode::{DecodeError, Decoder},
+    random::SampleDraws,
+    transform::Resampler,
+};
+use common::ids::SampleIndex;
+
+/// How many samples after a broken one are tried in its place.
+const TRIES: u64 = 16;
+
+/// One thread's decoder and buffers.
+#[derive(Debug, Default)]
+pub struct Pipeline {
+    decoder: Decoder,
+    resampler: Resampler,
+    bytes: Vec<u8>,
+}
+
+impl Pipeline {
+    /// Writes the pixels of a sample, or of the first after it that can be decoded; returns which one it was, and what
+    /// was wrong with the one that was wanted. The choice depends on the data set alone.
+    pub fn make(
+        &mut self,
+        config: &LoaderConfig,
+        wanted: SampleRequest,
+        pixels: &mut [u8],
+    ) -> Result<(SampleRequest, Option<ReplacedSample>), DataError> {
+        let dataset = &config.datasets[wanted.source as usize];
+        let mut first: Option<ReplacedSample> = None;
+        let mut last = String::new();
+        let tries = TRIES.min(dataset.len() - 1);
+        for offset in 0..=tries {
+            let sample = SampleRequest { index: SampleIndex((wanted.index.0 + offset) % dataset.len()), ..wanted };
+            match self.one(config, dataset, sample, pixels)? {
+                Ok(()) => return Ok((sample, first)),
+                Err(error) => {
+                    let key = || dataset.key(sample.index).to_owned();
+                    last = format!("{error} (key `{}`)", key());
+                    let detail = || error.to_string();
+                    first.get_or_insert_with(|| ReplacedSample {
+                        wanted,
+                        key: key(),
+                        reason: SkipReason::BrokenImage,
+                        detail: detail(),
+                    });
+                }
+            }
+        }
+        Err(DataError::NoReplacement {
+            name: dataset.name().to_owned(),
+            index: wanted.index.0,
+            key: dataset.key(wanted.index).to_owned(),
+            tries,
+            reason: last,
+        })
+    }
+
+    fn one(
+        &mut self,
+        config: &LoaderConfig,
+        dataset: &Dataset,
+        sample: SampleRequest,
+        pixels: &mut [u8],
+    ) -> Result<Result<(), DecodeError>, DataError> {
+        dataset.read_image(sample.index, &mut self.bytes)?;
+        let image = match self.decoder.decode(&self.bytes) {
+            Ok(image) => image,
+            Err(error) => return Ok(Err(error)),
+        };
+        let mut draws = SampleDraws::new(config.seed, sample.source, sample.index, sample.epoch);
+        Ok(self.resampler.apply(&config.transform, image, &mut draws, config.image_size, pixels))
+    }
+}
