@@ -34,7 +34,15 @@ async fn two_stages_on_two_trainers_succeed() {
     let events = cluster.events().await;
     let kinds: Vec<&str> = events.iter().map(|event| event.kind.as_str()).collect();
     let expected = [
-        "submitted", "generation", "running", "stage-done", "generation", "running", "checkpoint", "stage-done", "succeeded",
+        "submitted",
+        "generation",
+        "running",
+        "stage-done",
+        "generation",
+        "running",
+        "checkpoint",
+        "stage-done",
+        "succeeded",
     ];
     assert_eq!(kinds, expected);
     let workers = cluster.jobs.list_workers(ListWorkersRequest {}).await.unwrap().into_inner().workers;

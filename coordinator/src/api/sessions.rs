@@ -32,10 +32,7 @@ type Outbox = mpsc::Sender<Result<ToWorker, Status>>;
 impl Workers for WorkersService {
     type SessionStream = ReceiverStream<Result<ToWorker, Status>>;
 
-    async fn session(
-        &self,
-        request: Request<Streaming<FromWorker>>,
-    ) -> Result<Response<Self::SessionStream>, Status> {
+    async fn session(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::SessionStream>, Status> {
         let (outbox, messages) = mpsc::channel(QUEUE);
         let (handle, token) = (self.handle.clone(), self.shutdown.token());
         let inbound = request.into_inner();
@@ -52,7 +49,8 @@ impl Workers for WorkersService {
 
 async fn talk(handle: Handle, mut inbound: Streaming<FromWorker>, outbox: &Outbox) -> Result<(), Status> {
     let first = timeout(REGISTER, inbound.message()).await;
-    let first = first.map_err(|_| Status::deadline_exceeded("the first message did not come: it must be `register`"))??;
+    let first =
+        first.map_err(|_| Status::deadline_exceeded("the first message did not come: it must be `register`"))??;
     let opening = wire::opening(first)?;
     let worker = opening.worker.clone();
     let lease = handle.lease();

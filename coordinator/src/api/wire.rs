@@ -11,8 +11,8 @@ use common::{
     status::FailureCause,
 };
 use proto::v1::{
-    CommitManifest, EndTrainer, FromWorker, SendPlan, StartTrainer, StopTrainer, TrainerEnded, TrainerReady, TrainerRef,
-    from_worker, to_worker::Message,
+    CommitManifest, EndTrainer, FromWorker, SendPlan, StartTrainer, StopTrainer, TrainerEnded, TrainerReady,
+    TrainerRef, from_worker, to_worker::Message,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tonic::Status;
@@ -73,7 +73,8 @@ fn ended(worker: &WorkerId, ended: TrainerEnded) -> Result<(JobId, Event), Statu
     let (job, generation, slot) = reference(ended.trainer)?;
     // An end must never be lost because its cause cannot be read.
     let cause = ended.cause.map(|text| {
-        serde_json::from_str(&text).unwrap_or(FailureCause::Error { message: format!("it ended for an unknown cause: {text}") })
+        serde_json::from_str(&text)
+            .unwrap_or(FailureCause::Error { message: format!("it ended for an unknown cause: {text}") })
     });
     let event = Event::TrainerEnded {
         generation,

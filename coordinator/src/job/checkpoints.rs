@@ -15,7 +15,8 @@ impl Step {
         let Some(membership) = self.current(generation) else { return };
         let (world, stage) = (membership.world(), membership.stage);
         let known = self.state.stages.get(stage).and_then(|stage| stage.checkpoint);
-        let done = self.state.membership.as_ref().is_some_and(|m| m.committed) && known.is_some_and(|known| known >= step);
+        let done =
+            self.state.membership.as_ref().is_some_and(|m| m.committed) && known.is_some_and(|known| known >= step);
         let ordered = self.state.intents.get(&step).is_some_and(|intent| intent.manifest.generation == generation);
         if rank.0 >= world.0 || done || ordered {
             return;
@@ -36,7 +37,10 @@ impl Step {
         let Some(first) = shares.first() else { return };
         if let Some(other) = shares.iter().find(|share| share.data != first.data) {
             let (a, b) = (first.part.rank, other.part.rank);
-            self.tell("refused", format!("step {step} is not committed: ranks {a} and {b} disagree on where the data stands"));
+            self.tell(
+                "refused",
+                format!("step {step} is not committed: ranks {a} and {b} disagree on where the data stands"),
+            );
             return;
         }
         let manifest = Manifest {
@@ -51,9 +55,11 @@ impl Step {
             parts: shares.into_iter().map(|share| share.part).collect(),
         };
         self.state.intents.insert(step, Intent { stage, manifest });
-        self.commands.extend(commits(&self.state).into_iter().filter(|command| {
-            matches!(command, Command::CommitManifest { step: ordered, .. } if *ordered == step)
-        }));
+        self.commands.extend(
+            commits(&self.state)
+                .into_iter()
+                .filter(|command| matches!(command, Command::CommitManifest { step: ordered, .. } if *ordered == step)),
+        );
     }
 
     /// A manifest was created.

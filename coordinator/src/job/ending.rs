@@ -42,7 +42,8 @@ impl Step {
     fn is_ours(&self, cause: Option<&FailureCause>) -> bool {
         let Life::Ending { grace_until, .. } = &self.state.life else { return false };
         match cause {
-            None | Some(FailureCause::Signal { signal: 15 }) => true,
+            // A worker that has no such trainer (any more) says that it could not be started.
+            None | Some(FailureCause::Signal { signal: 15 } | FailureCause::Spawn { .. }) => true,
             Some(FailureCause::Signal { signal: 9 }) => self.now >= *grace_until,
             Some(_) => false,
         }
@@ -77,7 +78,8 @@ impl Step {
             log: obituary.log,
         };
         self.tell("failure", sentence(&failure));
-        let outside = |failure: &Failure| matches!(failure.cause, FailureCause::Signal { .. } | FailureCause::WorkerLost);
+        let outside =
+            |failure: &Failure| matches!(failure.cause, FailureCause::Signal { .. } | FailureCause::WorkerLost);
         let said = |other: &Failure| other.generation == generation && !outside(other);
         let before = self.state.failures.iter().position(said).filter(|_| outside(&failure));
         self.state.failures.insert(before.unwrap_or(self.state.failures.len()), failure);

@@ -58,7 +58,8 @@ impl Step {
         } else if matches!(self.state.life, Life::Running | Life::Stopping) {
             // It came back, or asks again: its plan is what it was.
             let key = self.state.active().and_then(|m| Some(m.key(&self.state.job, m.members.get(rank.0 as usize)?)));
-            let owed = super::recover(&self.state).into_iter().filter(|command| Some(command.trainer()) == key.as_ref());
+            let owed =
+                super::recover(&self.state).into_iter().filter(|command| Some(command.trainer()) == key.as_ref());
             self.commands.extend(owed);
         }
     }

@@ -31,7 +31,7 @@ pub use self::{
     event::{Event, LivingTrainer, Resume},
     membership::{Finish, Member, Membership},
     owed::{owed, recover},
-    record::{RecordError, decode, encode, fingerprint},
+    record::{RecordError, decode, encode},
     requests::{Refused, check},
     state::{After, Counters, Intent, JobState, Life, StageState, Submission},
     status::status,

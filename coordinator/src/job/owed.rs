@@ -13,7 +13,9 @@ pub fn recover(state: &JobState) -> Vec<Command> {
             plans.chain(checkpoints::commits(state)).chain(stops(state)).collect()
         }
         Life::Ending { .. } => ending::ends(state),
-        Life::Queued { .. } | Life::BackOff { .. } | Life::Stopped | Life::Succeeded | Life::Failed { .. } => Vec::new(),
+        Life::Queued { .. } | Life::BackOff { .. } | Life::Stopped | Life::Succeeded | Life::Failed { .. } => {
+            Vec::new()
+        }
     }
 }
 

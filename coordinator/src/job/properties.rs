@@ -31,7 +31,8 @@ fn event() -> impl Strategy<Value = (Event, u64)> {
             12 if flag => Event::WorkerLost { worker },
             12 => {
                 let slot = f::place(slot).slot;
-                let living = vec![LivingTrainer { generation: Generation(generation), slot, pid: 1, peer: "p:1".into() }];
+                let living =
+                    vec![LivingTrainer { generation: Generation(generation), slot, pid: 1, peer: "p:1".into() }];
                 Event::WorkerRegistered { worker, living: if step > 2 { living } else { Vec::new() } }
             }
             13 if step == 0 => Event::Stop,

@@ -1,7 +1,6 @@
 //! The stored form of a job: JSON with a version.
 
 use super::JobState;
-use common::recipe::Recipe;
 use serde::{Deserialize, Serialize};
 
 /// The version that is written.
@@ -45,12 +44,6 @@ pub fn decode(bytes: &[u8]) -> Result<JobState, RecordError> {
         return Err(RecordError::Version(head.version));
     }
     Ok(serde_json::from_slice(bytes)?)
-}
-
-/// BLAKE3 of the recipe's JSON, in hexadecimal.
-pub fn fingerprint(recipe: &Recipe) -> String {
-    let json = serde_json::to_vec(recipe).expect("a recipe has string keys only");
-    blake3::hash(&json).to_hex().to_string()
 }
 
 #[cfg(test)]

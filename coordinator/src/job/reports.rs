@@ -25,7 +25,9 @@ impl Step {
         if let Some(member) = membership.member_mut(rank) {
             member.step = member.step.max(Some(progress.step));
         }
-        if rank.0 == 0 && let Some(stage) = self.state.stages.get_mut(progress.stage) {
+        if rank.0 == 0
+            && let Some(stage) = self.state.stages.get_mut(progress.stage)
+        {
             stage.progress = Some(progress);
         }
     }
@@ -36,7 +38,9 @@ impl Step {
         for trainer in living {
             let place = Place { worker: worker.clone(), slot: trainer.slot };
             let takes_part = self.state.active().is_some_and(|m| m.rank_of(&place).is_some());
-            if active.is_none_or(|generation| trainer.generation < generation) && !(active.is_some() && takes_part) {
+            let over = active.is_none_or(|generation| trainer.generation < generation && !takes_part);
+            // A generation that was never given out is unknown, and unknown ends nothing.
+            if over && trainer.generation <= self.state.generation {
                 self.end_stray(trainer.generation, place);
             }
         }
@@ -120,12 +124,11 @@ impl Step {
         let late = membership.members.iter().find(|member| member.peer.is_none() && !member.ended);
         let Some((place, pid)) = late.map(|member| (member.place.clone(), member.pid)) else { return };
         let message = format!("no trainer listens for its peers within {} s", START.as_secs());
-        self.fail(generation, &place, Obituary {
-            pid,
-            cause: Some(FailureCause::Spawn { message }),
-            last_lines: Vec::new(),
-            log: None,
-        });
+        self.fail(
+            generation,
+            &place,
+            Obituary { pid, cause: Some(FailureCause::Spawn { message }), last_lines: Vec::new(), log: None },
+        );
         self.end_all(After::Failure);
     }
 }

@@ -149,7 +149,7 @@ pub struct Counters {
 impl JobState {
     /// A job that was just submitted.
     pub fn submitted(submission: Submission, now: Timestamp) -> Self {
-        let fingerprint = super::fingerprint(&submission.recipe);
+        let fingerprint = submission.recipe.fingerprint();
         let stages = submission.recipe.stages.iter().map(|_| StageState::default()).collect();
         let mut state = Self {
             job: submission.job,

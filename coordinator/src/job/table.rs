@@ -69,7 +69,10 @@ fn a_job_waits_until_enough_places_are_free() {
 fn plans_go_out_when_the_last_trainer_is_ready_with_all_peers_by_rank() {
     let state = check(&f::starting(2), f::ready(1, 1), &[]);
     let (next, commands) = transition(&state, f::ready(1, 0), NOW);
-    assert_eq!(commands.iter().map(short).collect::<Vec<_>>(), ["plan 0 g1 rank 0 of 2 stage 0", "plan 1 g1 rank 1 of 2 stage 0"]);
+    assert_eq!(
+        commands.iter().map(short).collect::<Vec<_>>(),
+        ["plan 0 g1 rank 0 of 2 stage 0", "plan 1 g1 rank 1 of 2 stage 0"]
+    );
     let Command::SendPlan { plan, .. } = &commands[1] else { panic!("{commands:?}") };
     assert_eq!(plan.peers, [f::peer(0), f::peer(1)]);
     assert_eq!(phase(&next), Phase::Running);

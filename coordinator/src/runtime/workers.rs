@@ -47,7 +47,13 @@ impl Workers {
     }
 
     /// A session begins; the one before ends.
-    pub(super) fn open(&mut self, opening: &Opening, outbox: mpsc::Sender<Command>, now: Timestamp, at: Instant) -> SessionId {
+    pub(super) fn open(
+        &mut self,
+        opening: &Opening,
+        outbox: mpsc::Sender<Command>,
+        now: Timestamp,
+        at: Instant,
+    ) -> SessionId {
         self.sessions += 1;
         let session = SessionId(self.sessions);
         let occupied = opening.living.iter().map(|(job, trainer)| (trainer.slot, (job.clone(), trainer.generation)));

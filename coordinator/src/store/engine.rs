@@ -3,8 +3,8 @@
 
 use super::{
     StoreError,
-    lease::Leases,
     contract::{Change, Entry, LeaseId, Listing, Put, Revision},
+    lease::Leases,
 };
 use std::{
     collections::{BTreeMap, VecDeque},

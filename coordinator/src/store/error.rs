@@ -20,7 +20,9 @@ pub enum StoreError {
     #[error("lease {0} does not exist (any more)")]
     NoLease(LeaseId),
     /// The changes that a watch asks for are no longer kept.
-    #[error("changes after revision {after} are no longer kept, the oldest is {oldest}: list again and watch from there")]
+    #[error(
+        "changes after revision {after} are no longer kept, the oldest is {oldest}: list again and watch from there"
+    )]
     Compacted {
         /// What was asked for.
         after: Revision,

@@ -2,8 +2,8 @@
 
 use super::{
     StoreError,
-    engine::{Engine, Journal, Loaded},
     contract::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
+    engine::{Engine, Journal, Loaded},
 };
 use std::time::Duration;
 use tokio::sync::mpsc;

@@ -3,18 +3,18 @@
 //! It knows bytes and keys, never what they mean. [`Store`] is shaped so that etcd fits it; [`RedbStore`] is one file
 //! for one coordinator, [`MemoryStore`] forgets.
 
+mod contract;
 mod engine;
 mod error;
 mod lease;
 mod memory;
 mod redb;
-mod contract;
 #[cfg(test)]
 mod suite;
 
 pub use self::{
+    contract::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
     error::StoreError,
     memory::MemoryStore,
     redb::{FILE_NAME, RedbStore},
-    contract::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
 };

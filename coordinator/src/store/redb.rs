@@ -2,8 +2,8 @@
 
 use super::{
     StoreError,
-    engine::{Engine, Journal, Loaded},
     contract::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
+    engine::{Engine, Journal, Loaded},
 };
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use std::{

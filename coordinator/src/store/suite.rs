@@ -31,7 +31,10 @@ async fn puts_compare<S: Store>(store: &S) {
     assert!(matches!(store.delete_if("/cas", first).await, Err(StoreError::Conflict { .. })));
     store.delete_if("/cas", second).await.unwrap();
     assert_eq!(store.get("/cas").await.unwrap(), None);
-    assert!(matches!(store.put_if(put("/cas", "4", Some(second))).await, Err(StoreError::Conflict { found: None, .. })));
+    assert!(matches!(
+        store.put_if(put("/cas", "4", Some(second))).await,
+        Err(StoreError::Conflict { found: None, .. })
+    ));
 }
 
 async fn lists_are_by_prefix<S: Store>(store: &S) {

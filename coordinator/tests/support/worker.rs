@@ -84,7 +84,11 @@ impl Trainers {
         match order {
             In::StartTrainer(start) => {
                 let trainer = start.trainer.unwrap();
-                let ready = TrainerReady { pid: 100 + trainer.slot, peer: format!("127.0.0.1:{}", trainer.slot + 1), trainer: Some(trainer) };
+                let ready = TrainerReady {
+                    pid: 100 + trainer.slot,
+                    peer: format!("127.0.0.1:{}", trainer.slot + 1),
+                    trainer: Some(trainer),
+                };
                 self.say(Out::TrainerReady(ready)).await;
             }
             In::SendPlan(send) => {
