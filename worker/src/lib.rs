@@ -6,12 +6,12 @@
 
 #![allow(non_snake_case, reason = "shape legends: B batch, L length, D width, N samples, P shared width")]
 
-//pub mod agent;
-//pub mod bench;
+pub mod agent;
+pub mod bench;
 pub mod checkpoint;
 pub mod collective;
-//pub mod data;
-//pub mod model;
+pub mod data;
+pub mod model;
 pub mod objective;
 pub mod supervisor;
 pub mod torch;

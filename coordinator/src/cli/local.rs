@@ -6,7 +6,7 @@ use crate::{
     runtime::{Handle, Runtime, RuntimeConfig},
     store::RedbStore,
 };
-use common::daemon::shutdown::Shutdown;
+use common::{daemon::shutdown::Shutdown, ids::JobId};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -14,7 +14,6 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
-    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -52,9 +51,14 @@ impl Coordinator {
         let listener = TcpListener::bind(listen).await.map_err(|error| fail(&format!("cannot listen on {listen}"), &error))?;
         let address = listener.local_addr().map_err(|error| fail("the listener has no address", &error))?;
         let shutdown = Shutdown::new();
-        let handle = Runtime::start(Arc::new(store), RuntimeConfig::default(), &shutdown)
-            .await
-            .map_err(|error| CliError::new(1, error))?;
+        let (handle, runtime) =
+            Runtime::open(store, RuntimeConfig::default()).await.map_err(|error| CliError::new(1, error))?;
+        let token = shutdown.token();
+        shutdown.spawn(async move {
+            if let Err(error) = runtime.run(token).await {
+                tracing::error!(%error, "the coordinator ended");
+            }
+        });
         let serving = api::serve(listener, handle.clone(), shutdown.clone());
         shutdown.spawn(async move {
             if let Err(error) = serving.await {
@@ -76,8 +80,9 @@ impl Coordinator {
 
     /// Says that all trainers of a job are dead.
     pub(super) async fn abandon(&self, job: &str) -> Result<(), CliError> {
-        let job = job.parse().map_err(CliError::usage)?;
-        self.handle.abandon(job).await.map_err(|error| CliError::new(1, error))
+        let job: JobId = job.parse().map_err(CliError::usage)?;
+        self.handle.abandon(&job).await.map_err(|error| CliError::new(1, error))?;
+        Ok(())
     }
 
     /// Ends it in an orderly way.

@@ -1,17 +1,19 @@
 //! Why a stage ended early.
 
-use crate::{checkpoint::CheckpointError, collective::CollectiveError, vectors::VectorsError};
+use crate::{
+    checkpoint::CheckpointError, collective::CollectiveError, data::DataError, model::ModelError, vectors::VectorsError,
+};
 use std::path::PathBuf;
 
 /// Why a trainer cannot go on. The message is what the user reads in `why`.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainerError {
     /// Data.
-    #[error("{0}")]
-    Data(String),
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// Models, weights, tokenizer.
-    #[error("{0}")]
-    Model(String),
+    #[error(transparent)]
+    Model(#[from] ModelError),
     /// The embedding store.
     #[error(transparent)]
     Vectors(#[from] VectorsError),
@@ -36,7 +38,7 @@ pub enum TrainerError {
     },
     /// The agent's socket.
     #[error("lost the agent: {0}")]
-    Link(String),
+    Link(#[from] crate::trainer::link::LinkError),
     /// The plan cannot be carried out as it is.
     #[error("{0}")]
     Plan(String),

@@ -3,13 +3,13 @@
 //! `session` is the process's life, `stages` what it does, `step` the contrastive step; `link` is its end of the agent's
 //! socket.
 
-//pub mod commits;
-//pub mod context;
+pub mod commits;
+pub mod context;
 pub mod error;
-//pub mod link;
+pub mod link;
 pub mod metrics;
 pub mod parameters;
 pub mod schedule;
-//pub mod session;
-//pub mod stages;
+pub mod session;
+pub mod stages;
 pub mod step;
