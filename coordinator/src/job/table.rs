@@ -279,7 +279,7 @@ fn no_wait_is_for_ever() {
     check_at(later(180), &f::starting(1), Event::Tick, &["end 0 g1"]);
     let state = f::after(f::training(1), [Event::Stop]);
     let state = check_at(later(300), &state, Event::Tick, &["end 0 g2"]);
-    let grace = u64::try_from(GRACE.as_secs()).unwrap();
+    let grace = GRACE.as_secs();
     check_at(later(300 + grace + 15), &state, Event::Tick, &["end 0 g2"]);
     assert!(matches!(state.life, Life::Ending { then: After::Stop, .. }));
 }
