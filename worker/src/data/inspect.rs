@@ -141,7 +141,8 @@ fn decode_all(files: &Files, shard: u32, extents: &[Option<Extent>]) -> Result<V
     };
     let parts = std::thread::scope(|scope| {
         let threads: Vec<_> = extents.chunks(share).map(|part| scope.spawn(move || work(part))).collect();
-        let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let joined =
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         joined.collect::<Result<Vec<_>, _>>()
     })?;
     Ok(parts.into_iter().flatten().collect())
@@ -201,7 +202,11 @@ impl Summary {
             format!("width     {}", spread(&self.width_pixels, "pixels")),
             format!("height    {}", spread(&self.height_pixels, "pixels")),
             format!("size      {}", spread(&self.image_bytes, "bytes")),
-            format!("captions  {}; {} samples without .txt", spread(&self.caption_characters, "characters"), self.without_text),
+            format!(
+                "captions  {}; {} samples without .txt",
+                spread(&self.caption_characters, "characters"),
+                self.without_text
+            ),
             format!("broken    {}", self.skipped_total),
         ];
         if !self.report.is_clean() {

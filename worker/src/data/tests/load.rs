@@ -50,7 +50,10 @@ fn small(folder: &Path, images: &[&str]) -> Arc<Dataset> {
         })
         .collect();
     let names: Vec<(String, String)> = (0..images.len()).map(|i| (format!("{i}.jpg"), format!("{i}.txt"))).collect();
-    let members = names.iter().zip(&bodies).flat_map(|((jpg, txt), body)| [(jpg.as_str(), body.as_slice()), (txt.as_str(), b"x")]);
+    let members = names
+        .iter()
+        .zip(&bodies)
+        .flat_map(|((jpg, txt), body)| [(jpg.as_str(), body.as_slice()), (txt.as_str(), b"x")]);
     std::fs::write(folder.join("0.tar"), tar(&members.collect::<Vec<_>>())).unwrap();
     Arc::new(Dataset::open("small", &spec(folder, 0.0)).unwrap())
 }
