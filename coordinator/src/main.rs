@@ -1,2 +1,5 @@
-//! `llm2clip`: argv in, exit code out.
-fn main() {}
+//! `llm2clip`: the command line of llm2clip.
+
+fn main() -> std::process::ExitCode {
+    coordinator::cli::main()
+}

@@ -1,1 +1,39 @@
-//! To be written.
+//! What a job does next, and why it waits: `transition(state, event, now) -> (state, commands)`.
+//!
+//! Pure: it knows no store, session, clock or file. The state is stored before its commands run; commands are
+//! idempotent; [`owed`] says what to send again after a restart.
+
+mod budget;
+mod checkpoints;
+mod command;
+mod ending;
+mod event;
+mod generation;
+mod journal;
+mod membership;
+mod owed;
+mod record;
+mod reports;
+mod requests;
+mod state;
+mod status;
+mod transition;
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod table;
+
+pub use self::{
+    command::{Command, TrainerKey},
+    event::{Event, LivingTrainer, Resume},
+    membership::{Finish, Member, Membership},
+    owed::{owed, recover},
+    record::{RecordError, decode, encode, fingerprint},
+    requests::{Refused, check},
+    state::{After, Counters, Intent, JobState, Life, StageState, Submission},
+    status::status,
+    transition::transition,
+};

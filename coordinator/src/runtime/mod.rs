@@ -1,1 +1,20 @@
-//! To be written.
+//! The one loop of the coordinator: load, decide, compare-and-put, then act.
+//!
+//! It turns requests, reports and time into events of jobs, stores what [`crate::job::transition`] decides, and only then
+//! sends the commands to the workers' sessions. It knows no protobuf.
+
+mod error;
+mod handle;
+mod input;
+mod jobs;
+mod placing;
+mod run;
+mod storage;
+mod workers;
+
+pub use self::{
+    error::RuntimeError,
+    handle::{Handle, Session},
+    input::{Opening, Report},
+    run::{Runtime, RuntimeConfig},
+};

@@ -1,1 +1,16 @@
-//! To be written.
+//! The worker's daemon: one session to the coordinator, the trainers of one machine, and nothing that computes.
+//!
+//! `state` decides, purely; `daemon` is the one loop around it; the wire stops at `session` and `wire`. The supervisor
+//! starts and ends processes.
+
+pub mod config;
+pub mod daemon;
+mod inventory;
+mod message;
+mod session;
+mod state;
+mod wire;
+
+pub use config::{Config, ConfigError, Options};
+pub use daemon::{AgentError, Leaving, run};
+pub use inventory::Machine;

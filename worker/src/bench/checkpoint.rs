@@ -1,1 +1,71 @@
-//! To be written.
+//! How long training stands still for a checkpoint, and how long it takes until it is on storage.
+
+use super::median;
+use crate::checkpoint::{HostCopy, Writer};
+use anyhow::Context as _;
+use common::{
+    ids::{Rank, Step, WorldSize},
+    manifest::paths,
+};
+use serde_json::{Value, json};
+use std::{path::PathBuf, sync::mpsc::channel, time::Instant};
+use tch::{Device, Kind, Tensor};
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub struct CheckpointArgs {
+    /// Millions of trained parameters; with both moments, 12 bytes each
+    #[arg(long, default_value_t = 86.0)]
+    pub million_parameters: f64,
+    /// Where to write; a temporary folder there is removed at the end
+    #[arg(long, default_value = ".")]
+    pub folder: PathBuf,
+    /// Checkpoints before the measured ones
+    #[arg(long, default_value_t = 1)]
+    pub warmup: usize,
+    /// Measured checkpoints
+    #[arg(long, default_value_t = 5)]
+    pub repeats: usize,
+    /// One JSON document on stdout (always so)
+    #[arg(short, long, default_value = "json", value_parser = ["json"])]
+    pub output: String,
+}
+
+/// Measures, and returns the figures.
+pub fn run(args: &CheckpointArgs) -> anyhow::Result<Value> {
+    anyhow::ensure!(args.million_parameters > 0.0 && args.repeats > 0, "sizes and --repeats must be above 0");
+    let folder = tempfile::tempdir_in(&args.folder).with_context(|| format!("a folder in {}", args.folder.display()))?;
+    // Tensors of a million numbers: about the size of a layer's matrices.
+    let count = (3.0 * args.million_parameters).ceil() as usize;
+    let named: Vec<(String, Tensor)> =
+        (0..count).map(|i| (format!("t{i}"), Tensor::ones([1000, 1000], (Kind::Float, Device::Cpu)))).collect();
+    let (sender, written) = channel();
+    let mut writer = Writer::start(move |_, part| {
+        // The receiver lives until the writer is done.
+        let _ = sender.send(part);
+    });
+    let (mut stalls, mut writes) = (Vec::new(), Vec::new());
+    for run in 0..args.warmup + args.repeats {
+        let step = Step(run as u64);
+        let path = paths::checkpoint_folder(folder.path(), "bench", step);
+        let began = Instant::now();
+        writer.submit(path.clone(), step, HostCopy::take(&named, Rank(0), WorldSize(1)))?;
+        let stall = began.elapsed().as_secs_f64();
+        if written.recv().is_err() {
+            writer.finish()?;
+        }
+        let whole = began.elapsed().as_secs_f64();
+        std::fs::remove_dir_all(&path)?;
+        if run >= args.warmup {
+            stalls.push(stall);
+            writes.push(whole - stall);
+        }
+    }
+    writer.finish()?;
+    let gib = count as f64 * 4e6 / f64::from(1 << 30);
+    Ok(json!({
+        "schema": 1, "bench": "checkpoint", "bytes": count * 4_000_000, "repeats": args.repeats,
+        "stall_s": median(&stalls), "write_s": median(&writes),
+        "copy_gib_per_s": gib / median(&stalls), "write_gib_per_s": gib / median(&writes),
+    }))
+}

@@ -1,2 +1,71 @@
-//! `llm2clip-worker`: the daemon of one machine.
-fn main() {}
+//! `llm2clip-worker`: the daemon of one machine. It starts trainers when the coordinator says so, and computes nothing.
+
+use clap::Parser;
+use common::daemon::{shutdown, telemetry};
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use std::{path::PathBuf, process::ExitCode};
+use worker::agent::{self, Config, ConfigError, Leaving, Machine, Options, config};
+
+/// Exit code for settings that cannot be.
+const USAGE: u8 = 2;
+
+/// Runs trainers on this machine for a coordinator
+#[derive(Debug, Parser)]
+#[command(name = "llm2clip-worker", version)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    /// TOML file of the same options, with `_` for `-`; flags win
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// End, and all trainers with it, when the process that started this one ends
+    #[arg(long)]
+    with_parent: bool,
+    /// Log JSON lines
+    #[arg(long)]
+    log_json: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    telemetry::init(cli.log_json);
+    let parent = getppid();
+    if cli.with_parent && set_parent_process_death_signal(Some(Signal::TERM)).is_err() {
+        return fail(1, &"the system cannot tell when the parent process ends");
+    }
+    if cli.with_parent && getppid() != parent {
+        return ExitCode::SUCCESS; // It ended before the system was asked to tell.
+    }
+    let with_parent = cli.with_parent;
+    let config = match resolve(cli) {
+        Ok(config) => config,
+        Err(error) => return fail(USAGE, &error),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &format_args!("cannot start: {error}")),
+    };
+    match runtime.block_on(agent::run(config, leave(with_parent))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &error),
+    }
+}
+
+fn resolve(cli: Cli) -> Result<Config, ConfigError> {
+    let file = cli.config.map(Options::read).transpose()?.unwrap_or_default();
+    cli.options.over(file).resolve(Machine::look(), config::state_home())
+}
+
+/// Waits for SIGTERM or SIGINT. Without a parent to follow, trainers are left to the next daemon.
+async fn leave(with_parent: bool) -> Leaving {
+    match shutdown::signalled().await {
+        Ok(signal) => tracing::info!(signal, with_parent, "ending"),
+        Err(error) => tracing::error!(%error, "cannot wait for signals, ending"),
+    }
+    if with_parent { Leaving::WithTrainers } else { Leaving::Alone }
+}
+
+fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("error: {error}");
+    ExitCode::from(code)
+}

@@ -3,8 +3,14 @@
 //! Every rank calls the same operations in the same order with the same shapes. Every operation has a deadline; after an
 //! error the collective is dead, and so it is for every rank once one has called `abort`.
 
+mod ring;
+mod solo;
+
+pub use ring::TcpRing;
+pub use solo::Solo;
+
 use common::ids::{Generation, Rank, WorldSize};
-use std::time::Duration;
+use std::{net::TcpListener, time::Duration};
 use tch::Tensor;
 
 /// Why an operation failed.
@@ -92,4 +98,31 @@ pub trait Collective: Send + Sync {
     fn barrier(&self) -> Result<(), CollectiveError>;
     /// Ends every operation of every rank with an error, from any thread.
     fn abort(&self, reason: &str);
+}
+
+/// Who joins whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The membership.
+    pub generation: Generation,
+    /// This rank.
+    pub rank: Rank,
+    /// Every rank's listener, by rank; one is a world of its own.
+    pub peers: Vec<String>,
+}
+
+/// Joins the ranks of a generation. All ranks call it; `listener` is the one whose address the peers were given.
+///
+/// # Errors
+/// When they have not come together within `join`.
+pub fn join(
+    listener: &TcpListener,
+    identity: Identity,
+    operation: Duration,
+    join: Duration,
+) -> Result<Box<dyn Collective>, CollectiveError> {
+    if identity.peers.len() == 1 {
+        return Ok(Box::new(Solo));
+    }
+    Ok(Box::new(TcpRing::join(listener, &identity, operation, join)?))
 }

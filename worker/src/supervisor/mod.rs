@@ -1,3 +1,19 @@
-//! Starts, watches and ends trainer processes. No tensors here.
+//! Starts, watches and ends trainer processes. No tensors here, no jobs, no coordinator.
+//!
+//! Each trainer has one task (`trainer`), which owns its process, its socket and its log, and says what happens over
+//! one bounded channel. A small record on disk lets a restarted daemon take living trainers up again.
 
+mod connection;
+pub mod frame;
 pub mod ipc;
+mod log;
+mod process;
+mod record;
+pub mod socket;
+mod start;
+mod trainer;
+
+pub use process::Exit;
+pub use record::TrainerRecord;
+pub use start::{Assignment, Found, Settings, Supervisor, SupervisorError};
+pub use trainer::{End, Handle, SupervisorEvent};

@@ -1,5 +1,7 @@
 //! What tch lacks: the binding of the C++ shim, and the bytes of CPU tensors. The only `unsafe` beside NCCL's.
 
+pub mod shim;
+
 use tch::{Device, Tensor};
 
 /// The bytes of a contiguous CPU tensor.
@@ -22,4 +24,14 @@ fn checked_len(tensor: &Tensor) -> usize {
     assert_eq!(tensor.device(), Device::Cpu, "only a CPU tensor's bytes can be seen");
     assert!(tensor.is_contiguous(), "only a contiguous tensor's bytes can be seen");
     tensor.numel() * tensor.kind().elt_size_in_bytes()
+}
+
+/// Maps a file into memory, to be read.
+///
+/// # Errors
+/// When the system refuses.
+pub fn map_file(file: &std::fs::File) -> std::io::Result<memmap2::Mmap> {
+    // SAFETY: what is mapped was written once, under its name only when whole, and is not changed afterwards; every
+    // reader checks its digest or its structure, and treats the bytes as bytes.
+    unsafe { memmap2::Mmap::map(file) }
 }

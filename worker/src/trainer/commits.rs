@@ -45,8 +45,9 @@ impl Committed {
     fn wait(&self, step: Step, deadline: Duration) -> bool {
         let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
         let waiting = |newest: &mut Option<Step>| newest.is_none_or(|newest| newest < step);
-        let (_, timeout) =
+        let (newest, timeout) =
             self.changed.wait_timeout_while(newest, deadline, waiting).unwrap_or_else(PoisonError::into_inner);
+        drop(newest);
         !timeout.timed_out()
     }
 }

@@ -63,7 +63,10 @@ impl ShardFile {
         for (name, view) in tensors.iter() {
             let &[n, d] = view.shape() else { return Err(damaged(format!("`{name}` has shape {:?}", view.shape()))) };
             if view.dtype() != Dtype::BF16 || n != rows || *width.get_or_insert(d) != d {
-                return Err(damaged(format!("`{name}` is {:?} {n} x {d}, and {rows} rows of bf16 are due", view.dtype())));
+                return Err(damaged(format!(
+                    "`{name}` is {:?} {n} x {d}, and {rows} rows of bf16 are due",
+                    view.dtype()
+                )));
             }
             columns.insert(name.to_owned(), bytemuck::pod_collect_to_vec::<u8, bf16>(view.data()));
         }
@@ -104,7 +107,8 @@ mod tests {
     fn rows_come_back_by_column() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/00000.safetensors");
-        let columns = [(".txt".to_owned(), numbers(&[1., 2., 3., 4.])), ("long".to_owned(), numbers(&[5., 6., 7., 8.]))];
+        let columns =
+            [(".txt".to_owned(), numbers(&[1., 2., 3., 4.])), ("long".to_owned(), numbers(&[5., 6., 7., 8.]))];
         write_shard(&path, &provenance("mean"), 2, &columns).unwrap();
         let shard = ShardFile::open(&path, &provenance("mean"), 2).unwrap().unwrap();
         assert_eq!(shard.width(), 2);

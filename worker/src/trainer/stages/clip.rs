@@ -153,7 +153,19 @@ impl<'a, 'b> Run<'a, 'b> {
             parameters.load(|name| loaded.tensor(name))?;
             step = loaded.manifest.step.0;
         }
+        if context.speaks() {
+            let folder = paths::stage_folder(&context.plan.output, "clip");
+            checkpoint::set_aside(&folder, Step(step), context.plan.generation)?;
+        }
+        // No rank goes on before rank 0 is here, with a clean folder behind it.
         parameters.broadcast(context.collective)?;
+        if u64::from(context.world().0) > stage.global_batch {
+            return Err(TrainerError::Plan(format!(
+                "a global batch of {} cannot be shared by {} ranks: run with fewer, or raise `global_batch`",
+                stage.global_batch,
+                context.world()
+            )));
+        }
         let slots = sampler::local_slots(context.rank(), context.world(), stage.global_batch);
         let rows = sampler::rows(context.world(), stage.global_batch).into_iter().map(|n| n as i64).collect();
         Ok(Self { stage, context, datasets, vectors, towers, parameters, cursor, order: Arc::new(order), total, step, slots, rows })
@@ -213,21 +225,21 @@ impl<'a, 'b> Run<'a, 'b> {
         let sizes: Vec<i64> = chunks.iter().map(|chunk| (chunk.end - chunk.start) as i64).collect();
         let encoder = Chunks { towers: &self.towers, pixels: pixels.split_with_sizes(&sizes, 0), text: text.split_with_sizes(&sizes, 0) };
         let settings = StepSettings {
+            step: self.step + 1,
             learning_rate,
             betas: self.stage.optimizer.betas,
             eps: self.stage.optimizer.eps,
             clip_norm: self.stage.optimizer.clip_norm,
             tile: LOGIT_TILE,
         };
-        Ok(contrastive_step(
+        contrastive_step(
             &encoder,
-            &sizes,
-            &self.rows,
+            (&sizes, &self.rows),
             self.context.collective,
             &mut self.parameters,
             &self.towers.log_scale,
             &settings,
-        )?)
+        )
     }
 
     /// The text vectors of a batch, one caption a sample, chosen by (seed, data set, sample, epoch).

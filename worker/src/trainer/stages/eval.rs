@@ -132,7 +132,7 @@ impl Features {
             image.push(tch::no_grad(|| towers.image_embeddings(&pixels)));
             for (column, name) in names.iter().enumerate() {
                 let wanted = batch.samples.iter().map(|sample| (sample.index.0, *name));
-                let vectors_BD = clip::gather_vectors(vectors, dataset.name(), wanted, context.device)?;
+                let vectors_BD = clip::gather_vectors(vectors, wanted, context.device)?;
                 text[column].push(tch::no_grad(|| towers.text_embeddings(&vectors_BD)));
             }
             done += 1;

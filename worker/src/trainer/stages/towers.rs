@@ -7,10 +7,10 @@ use crate::{
         vit::{ClipVision, ClipVisionConfig},
         weights,
     },
-    trainer::error::TrainerError,
+    trainer::{error::TrainerError, step::normalise},
 };
 use common::recipe::{Init, Recipe};
-use tch::{Device, Kind, Tensor, nn};
+use tch::{Device, Tensor, nn};
 
 /// Vision tower, adapter and logit scale, over one store of variables.
 pub struct Towers {
@@ -65,10 +65,4 @@ impl Towers {
     pub fn text_embeddings(&self, vectors_BD: &Tensor) -> Tensor {
         normalise(&self.adapter.forward(vectors_BD))
     }
-}
-
-fn normalise(x_BD: &Tensor) -> Tensor {
-    let x_BD = x_BD.to_kind(Kind::Float);
-    let norm_B1 = x_BD.norm_scalaropt_dim(2.0, [-1i64], true).clamp_min(1e-12);
-    x_BD / norm_B1
 }

@@ -1,0 +1,114 @@
+//! What the command line asks.
+
+use super::{
+    errors::{self, invalid},
+    streams,
+};
+use crate::{
+    job::{Resume, Submission},
+    runtime::Handle,
+};
+use common::{
+    daemon::shutdown::Shutdown,
+    ids::{JobId, Step, WorldSize},
+    recipe::Recipe,
+};
+use proto::v1::{
+    EventReply, EventsRequest, JobRequest, ListReply, ListRequest, ListWorkersReply, ListWorkersRequest, ResumeRequest,
+    StatusReply, SubmitRequest, jobs_server::Jobs,
+};
+use serde::Serialize;
+use std::future::Future;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// The service `Jobs`.
+pub(super) struct JobsService {
+    handle: Handle,
+    shutdown: Shutdown,
+}
+
+impl JobsService {
+    pub(super) fn new(handle: Handle, shutdown: Shutdown) -> Self {
+        Self { handle, shutdown }
+    }
+
+    /// Runs a stream's task until it, or the server, ends.
+    fn stream(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let token = self.shutdown.token();
+        self.shutdown.spawn(async move { token.run_until_cancelled(task).await });
+    }
+}
+
+fn job_id(job: &str) -> Result<JobId, Status> {
+    job.parse().map_err(|error| invalid("job", error))
+}
+
+fn json<T: Serialize>(value: &T) -> Result<String, Status> {
+    serde_json::to_string(value).map_err(|error| Status::internal(error.to_string()))
+}
+
+#[tonic::async_trait]
+impl Jobs for JobsService {
+    async fn submit(&self, request: Request<SubmitRequest>) -> Result<Response<StatusReply>, Status> {
+        let request = request.into_inner();
+        let recipe: Recipe = serde_json::from_str(&request.recipe).map_err(|error| invalid("recipe", error))?;
+        let job = job_id(&request.job)?;
+        let submission = Submission { job, recipe, world_size: WorldSize(request.world_size) };
+        let status = self.handle.submit(submission).await.map_err(|error| errors::status(&error))?;
+        Ok(Response::new(streams::reply(&status)?))
+    }
+
+    async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListReply>, Status> {
+        let jobs = self.handle.list().await.map_err(|error| errors::status(&error))?;
+        let jobs = jobs.iter().map(|status| json(status.as_ref())).collect::<Result<_, _>>()?;
+        Ok(Response::new(ListReply { jobs }))
+    }
+
+    async fn status(&self, request: Request<JobRequest>) -> Result<Response<StatusReply>, Status> {
+        let job = job_id(&request.into_inner().job)?;
+        let status = self.handle.status(&job).await.map_err(|error| errors::status(&error))?;
+        Ok(Response::new(streams::reply(&status)?))
+    }
+
+    type WatchStream = ReceiverStream<Result<StatusReply, Status>>;
+
+    async fn watch(&self, request: Request<JobRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let job = job_id(&request.into_inner().job)?;
+        let status = self.handle.watch(&job).await.map_err(|error| errors::status(&error))?;
+        let (outbox, messages) = mpsc::channel(streams::QUEUE);
+        self.stream(streams::follow_status(status, outbox));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    type EventsStream = ReceiverStream<Result<EventReply, Status>>;
+
+    async fn events(&self, request: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
+        let request = request.into_inner();
+        let job = job_id(&request.job)?;
+        self.handle.status(&job).await.map_err(|error| errors::status(&error))?;
+        let (outbox, messages) = mpsc::channel(streams::QUEUE);
+        self.stream(streams::follow_events(self.handle.clone(), job, request.after, request.follow, outbox));
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+
+    async fn stop(&self, request: Request<JobRequest>) -> Result<Response<StatusReply>, Status> {
+        let job = job_id(&request.into_inner().job)?;
+        let status = self.handle.stop(&job).await.map_err(|error| errors::status(&error))?;
+        Ok(Response::new(streams::reply(&status)?))
+    }
+
+    async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<StatusReply>, Status> {
+        let request = request.into_inner();
+        let job = job_id(&request.job)?;
+        let resume = Resume { step: request.step.map(Step), world_size: request.world_size.map(WorldSize) };
+        let status = self.handle.resume(&job, resume).await.map_err(|error| errors::status(&error))?;
+        Ok(Response::new(streams::reply(&status)?))
+    }
+
+    async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Result<Response<ListWorkersReply>, Status> {
+        let workers = self.handle.workers().await.map_err(|error| errors::status(&error))?;
+        Ok(Response::new(ListWorkersReply { workers: workers.iter().map(json).collect::<Result<_, _>>()? }))
+    }
+}

@@ -1,0 +1,53 @@
+//! The server.
+
+use super::{admission::admit, jobs::JobsService, sessions::WorkersService};
+use crate::runtime::Handle;
+use common::daemon::shutdown::Shutdown;
+use proto::v1::{jobs_server::JobsServer, workers_server::WorkersServer};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Server, server::TcpIncoming},
+};
+
+/// The largest message: a manifest lists every tensor of every rank.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// How often a silent connection is asked whether it lives.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// How long open calls may take to end at shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// The server failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the gRPC server failed: {0}")]
+pub struct ServeError(#[from] tonic::transport::Error);
+
+/// Serves until shutdown begins; open streams end then.
+///
+/// # Errors
+/// When the server fails.
+pub async fn serve(listener: TcpListener, handle: Handle, shutdown: Shutdown) -> Result<(), ServeError> {
+    let token = shutdown.token();
+    let jobs = JobsServer::new(JobsService::new(handle.clone(), shutdown.clone()));
+    let jobs = jobs.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let workers = WorkersServer::new(WorkersService::new(handle, shutdown.clone()));
+    let workers = workers.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .add_service(InterceptedService::new(jobs, admit))
+        .add_service(InterceptedService::new(workers, admit))
+        .serve_with_incoming_shutdown(
+            TcpIncoming::from(listener).with_nodelay(Some(true)),
+            token.clone().cancelled_owned(),
+        );
+    let overdue = async {
+        token.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        result = server => Ok(result?),
+        () = overdue => Ok(()),
+    }
+}

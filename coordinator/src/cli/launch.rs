@@ -1,0 +1,69 @@
+//! `launch`: hands a recipe to a coordinator.
+
+use super::{
+    Common,
+    client::Client,
+    error::CliError,
+    follow::Screen,
+    jobs::DEFAULT_COORDINATOR,
+    output::{self, Format},
+    recipe::{self, RecipeArgs},
+    run::{end, job_id},
+};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct LaunchArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Machines to run on, with all of their trainers; all that are connected unless given
+    #[arg(long, conflicts_with = "ranks")]
+    nodes: Option<usize>,
+    /// Ranks to run with, wherever they fit
+    #[arg(long)]
+    ranks: Option<u32>,
+    /// Show the job until it has ended, and end with its exit code
+    #[arg(long)]
+    follow: bool,
+}
+
+pub(super) async fn launch(args: &LaunchArgs, common: &Common) -> Result<u8, CliError> {
+    let recipe = recipe::load(&args.recipe)?;
+    let mut client = Client::connect(common.coordinator.as_deref().unwrap_or(DEFAULT_COORDINATOR)).await?;
+    let world = match args.ranks {
+        Some(ranks) => ranks,
+        None => ranks_of(&mut client, args.nodes).await?,
+    };
+    if world == 0 {
+        return Err(CliError::usage("--ranks must be 1 or more"));
+    }
+    let job = job_id(&recipe.name);
+    let status = client.submit(&job, &recipe, world).await?;
+    if !args.follow {
+        match common.format {
+            Format::Json => output::print_json(None, &status),
+            Format::Text => println!("submitted {job} with {world} ranks; next: llm2clip status {job} | logs {job} -f | why {job}"),
+        }
+        return Ok(0);
+    }
+    eprintln!("submitted {job} with {world} ranks; Ctrl-C leaves it running");
+    let status = Screen::new(common.format).follow(&mut client.watch(&job).await?).await?;
+    Ok(end(&status, common.format))
+}
+
+/// The trainers of the `nodes` machines that have most, or of all that are connected.
+async fn ranks_of(client: &mut Client, nodes: Option<usize>) -> Result<u32, CliError> {
+    let mut trainers: Vec<u32> =
+        client.workers().await?.iter().filter(|worker| worker.connected).map(|worker| worker.inventory.trainers).collect();
+    trainers.sort_unstable_by_key(|count| std::cmp::Reverse(*count));
+    let wanted = nodes.unwrap_or(trainers.len().max(1));
+    if wanted == 0 {
+        return Err(CliError::usage("--nodes must be 1 or more"));
+    }
+    if trainers.len() < wanted {
+        return Err(CliError::new(
+            3,
+            format!("{wanted} workers are asked for, {} are connected: `llm2clip workers` lists them", trainers.len()),
+        ));
+    }
+    Ok(trainers[..wanted].iter().sum())
+}

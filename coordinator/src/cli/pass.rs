@@ -1,0 +1,30 @@
+//! Verbs that need tensors or pixels: the trainer does them.
+
+use super::{Common, error::CliError, output::Format};
+use std::{ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
+
+/// Whatever the trainer's own command line takes.
+#[derive(Debug, clap::Args)]
+pub(super) struct PassArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    arguments: Vec<OsString>,
+}
+
+/// A program of this installation: beside this one, or in the search path.
+pub(super) fn program(name: &str) -> PathBuf {
+    let beside = std::env::current_exe().ok().and_then(|here| Some(here.parent()?.join(name)));
+    beside.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from(name))
+}
+
+/// Becomes `llm2clip-trainer VERB ARGUMENTS`.
+pub(super) fn to_trainer(verb: &str, args: &PassArgs, common: &Common) -> Result<u8, CliError> {
+    let trainer = program("llm2clip-trainer");
+    let mut command = Command::new(&trainer);
+    command.arg(verb).args(&args.arguments);
+    if common.format == Format::Json {
+        command.args(["-o", "json"]);
+    }
+    // Returns only when it fails.
+    let error = command.exec();
+    Err(CliError::new(1, format!("{} cannot be started: {error}; it belongs beside `llm2clip`", trainer.display())))
+}

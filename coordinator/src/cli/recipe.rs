@@ -1,0 +1,27 @@
+//! Reads a recipe from a file.
+
+use super::error::CliError;
+use common::recipe::{Recipe, Source, parse};
+use std::path::{Path, PathBuf};
+
+/// A recipe file and what to change in it.
+#[derive(Debug, clap::Args)]
+pub(super) struct RecipeArgs {
+    /// The recipe, a TOML file
+    #[arg(value_name = "RECIPE")]
+    pub file: PathBuf,
+    /// Change a key of the recipe, such as stage.clip.global_batch=512; may be given several times
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// Reads and validates it.
+pub(super) fn load(args: &RecipeArgs) -> Result<Recipe, CliError> {
+    let name = args.file.display().to_string();
+    let text = std::fs::read_to_string(&args.file).map_err(|error| CliError::usage(format!("{name} cannot be read: {error}")))?;
+    let working_directory = std::env::current_dir()
+        .map_err(|error| CliError::new(1, format!("the working directory is gone: {error}")))?;
+    let folder = working_directory.join(args.file.parent().unwrap_or(Path::new(".")));
+    let source = Source { text: &text, file: &name, folder: &folder, working_directory: &working_directory };
+    parse(source, &args.overrides).map_err(CliError::usage)
+}

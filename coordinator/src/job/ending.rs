@@ -1,0 +1,135 @@
+//! Losses, and the end of a generation's processes.
+
+use super::{After, Command, Life, transition::Step};
+use crate::rendezvous::Place;
+use common::{
+    ids::{Generation, WorkerId},
+    status::{Failure, FailureCause},
+};
+use std::{path::PathBuf, time::Duration};
+
+/// How long a trainer may take to end before it is killed.
+pub(super) const GRACE: Duration = Duration::from_secs(10);
+
+/// What is known of a trainer's end.
+pub(super) struct Obituary {
+    pub(super) pid: Option<u32>,
+    pub(super) cause: Option<FailureCause>,
+    pub(super) last_lines: Vec<String>,
+    pub(super) log: Option<PathBuf>,
+}
+
+impl Step {
+    /// A process ended: as it was told to, or by a failure that ends its generation.
+    pub(super) fn ended(&mut self, generation: Generation, place: &Place, obituary: Obituary) {
+        let ours = self.is_ours(obituary.cause.as_ref());
+        let Some(membership) = self.current(generation) else { return };
+        let Some(rank) = membership.rank_of(place) else { return };
+        let Some(member) = membership.member_mut(rank).filter(|member| !member.ended) else { return };
+        member.ended = true;
+        member.pid = obituary.pid.or(member.pid);
+        if !ours {
+            self.fail(generation, place, obituary);
+        }
+        match self.state.life {
+            Life::Starting | Life::Running => self.end_all(After::Failure),
+            Life::Stopping => self.end_all(After::Stop),
+            _ => self.over_when_all_ended(),
+        }
+    }
+
+    /// Whether such an end is what we ordered. SIGKILL follows our order only after the grace.
+    fn is_ours(&self, cause: Option<&FailureCause>) -> bool {
+        let Life::Ending { grace_until, .. } = &self.state.life else { return false };
+        match cause {
+            None | Some(FailureCause::Signal { signal: 15 }) => true,
+            Some(FailureCause::Signal { signal: 9 }) => self.now >= *grace_until,
+            Some(_) => false,
+        }
+    }
+
+    /// The worker's trainers count as gone; the lease is the evidence.
+    pub(super) fn worker_lost(&mut self, worker: &WorkerId) {
+        let Some(membership) = self.state.active() else { return };
+        let generation = membership.generation;
+        let here = membership.members.iter().filter(|member| member.place.worker == *worker && !member.ended);
+        let here: Vec<(Place, Option<u32>)> = here.map(|member| (member.place.clone(), member.pid)).collect();
+        for (place, pid) in here {
+            let cause = Some(FailureCause::WorkerLost);
+            self.ended(generation, &place, Obituary { pid, cause, last_lines: Vec::new(), log: None });
+        }
+    }
+
+    /// Records a failure. What came from outside (a signal, a lost machine) goes before what peers say of it.
+    pub(super) fn fail(&mut self, generation: Generation, place: &Place, obituary: Obituary) {
+        let Some(membership) = self.state.membership.as_ref() else { return };
+        let rank = membership.rank_of(place);
+        let step = rank.and_then(|rank| membership.members.get(rank.0 as usize)).and_then(|member| member.step);
+        let failure = Failure {
+            at: self.now,
+            generation,
+            rank,
+            worker: place.worker.clone(),
+            pid: obituary.pid,
+            cause: obituary.cause.unwrap_or(FailureCause::ExitCode { code: 0 }),
+            step,
+            last_lines: obituary.last_lines,
+            log: obituary.log,
+        };
+        self.tell("failure", sentence(&failure));
+        let outside = |failure: &Failure| matches!(failure.cause, FailureCause::Signal { .. } | FailureCause::WorkerLost);
+        let said = |other: &Failure| other.generation == generation && !outside(other);
+        let before = self.state.failures.iter().position(said).filter(|_| outside(&failure));
+        self.state.failures.insert(before.unwrap_or(self.state.failures.len()), failure);
+    }
+
+    /// Orders every process of the newest membership that may live to end.
+    pub(super) fn end_all(&mut self, then: After) {
+        self.enter(Life::Ending { then, grace_until: self.now.plus(GRACE) });
+        self.commands.extend(ends(&self.state));
+        self.over_when_all_ended();
+    }
+
+    /// Ends a trainer of a generation that is over.
+    pub(super) fn end_stray(&mut self, generation: Generation, place: Place) {
+        self.tell("stray", format!("ending a trainer of generation {generation} on {place}: it is over"));
+        let trainer = super::TrainerKey { job: self.state.job.clone(), generation, place };
+        self.commands.push(Command::EndTrainer { trainer, grace: GRACE });
+    }
+
+    fn over_when_all_ended(&mut self) {
+        let Life::Ending { then, .. } = self.state.life else { return };
+        if self.state.membership.as_ref().is_some_and(|membership| membership.left() > 0) {
+            return;
+        }
+        match then {
+            After::Failure => self.judge(),
+            After::Requeue => {
+                self.state.life = Life::Queued { free: 0 };
+                self.tell("requeued", "its trainers stopped by themselves; it goes on when places are free".to_owned());
+            }
+            After::Stop => {
+                self.state.life = Life::Stopped;
+                self.tell("stopped", "stopped; `resume` goes on".to_owned());
+            }
+            After::Success => {
+                self.state.life = Life::Succeeded;
+                self.tell("succeeded", "all stages are done".to_owned());
+            }
+        }
+    }
+}
+
+/// The orders to end of the newest membership.
+pub(super) fn ends(state: &super::JobState) -> Vec<Command> {
+    let Some(membership) = state.active() else { return Vec::new() };
+    let left = membership.members.iter().filter(|member| !member.ended);
+    left.map(|member| Command::EndTrainer { trainer: membership.key(&state.job, member), grace: GRACE }).collect()
+}
+
+/// Who failed, where, and why.
+pub(super) fn sentence(failure: &Failure) -> String {
+    let who = failure.rank.map_or_else(|| "a trainer".to_owned(), |rank| format!("rank {rank}"));
+    let step = failure.step.map(|step| format!(" after step {step}")).unwrap_or_default();
+    format!("{who} on {}{step}: {}", failure.worker, failure.cause)
+}

@@ -1,0 +1,110 @@
+//! One generation: who takes part in it, and what is known of each.
+
+use super::TrainerKey;
+use crate::rendezvous::Place;
+use common::{
+    ids::{Generation, JobId, Rank, Step, WorldSize},
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+/// The members of a generation, by rank.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Membership {
+    /// Its number.
+    pub generation: Generation,
+    /// The stage it runs, from 0.
+    pub stage: usize,
+    /// The checkpoint it began from; absent means the beginning of the stage.
+    pub resume: Option<Step>,
+    /// Whether it committed a checkpoint.
+    pub committed: bool,
+    /// Since when it is in the job's present life (starting, stopping, …).
+    pub since: Timestamp,
+    /// The members; the index is the rank.
+    pub members: Vec<Member>,
+}
+
+/// One rank.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Member {
+    /// Where it runs.
+    pub place: Place,
+    /// Its process; absent before it started.
+    pub pid: Option<u32>,
+    /// Where its peers reach it; absent before it is ready.
+    pub peer: Option<String>,
+    /// The newest step it reported.
+    pub step: Option<Step>,
+    /// How it finished the stage; absent while it works.
+    pub finished: Option<Finish>,
+    /// Whether its process is known to be gone.
+    pub ended: bool,
+    /// Since when its worker is back without it; absent while it lives or nothing is known.
+    pub missing: Option<Timestamp>,
+}
+
+/// How a rank finished its stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Finish {
+    /// To its end.
+    Whole,
+    /// Because of a stop.
+    Stopped,
+}
+
+impl Membership {
+    /// A new membership of which nothing is known yet.
+    pub fn new(generation: Generation, stage: usize, resume: Option<Step>, places: Vec<Place>, now: Timestamp) -> Self {
+        let members = places.into_iter().map(Member::new).collect();
+        Self { generation, stage, resume, committed: false, since: now, members }
+    }
+
+    /// How many ranks there are.
+    pub fn world(&self) -> WorldSize {
+        WorldSize(u32::try_from(self.members.len()).expect("a generation has fewer than 2^32 ranks"))
+    }
+
+    /// The rank of a place; absent when the place takes no part.
+    pub fn rank_of(&self, place: &Place) -> Option<Rank> {
+        self.world().ranks().zip(&self.members).find_map(|(rank, member)| (member.place == *place).then_some(rank))
+    }
+
+    /// A member; absent when there is no such rank.
+    pub fn member_mut(&mut self, rank: Rank) -> Option<&mut Member> {
+        self.members.get_mut(rank.0 as usize)
+    }
+
+    /// Names the trainer of a member.
+    pub fn key(&self, job: &JobId, member: &Member) -> TrainerKey {
+        TrainerKey { job: job.clone(), generation: self.generation, place: member.place.clone() }
+    }
+
+    /// How many trainers listen for their peers.
+    pub fn ready(&self) -> u32 {
+        self.count(|member| member.peer.is_some())
+    }
+
+    /// How many processes are not known to be gone.
+    pub fn left(&self) -> u32 {
+        self.count(|member| !member.ended)
+    }
+
+    /// Whether any rank got further than where the generation began.
+    pub fn advanced(&self) -> bool {
+        let began = self.resume.unwrap_or_default();
+        let further = |member: &Member| member.finished.is_some() || member.step.is_some_and(|step| step > began);
+        self.committed || self.members.iter().any(further)
+    }
+
+    fn count(&self, counts: impl Fn(&Member) -> bool) -> u32 {
+        u32::try_from(self.members.iter().filter(|member| counts(member)).count()).unwrap_or(u32::MAX)
+    }
+}
+
+impl Member {
+    fn new(place: Place) -> Self {
+        Self { place, pid: None, peer: None, step: None, finished: None, ended: false, missing: None }
+    }
+}

@@ -1,0 +1,131 @@
+//! Progress, workers that come back, and time.
+
+use super::{After, Life, LivingTrainer, ending::Obituary, transition::Step};
+use crate::rendezvous::Place;
+use common::{
+    ids::WorkerId,
+    status::{FailureCause, Progress},
+};
+use std::time::Duration;
+
+/// How long a worker that came back without a trainer may take to say how it ended.
+const MISSING: Duration = Duration::from_secs(2);
+/// How long trainers may take to listen for their peers.
+const START: Duration = Duration::from_secs(180);
+/// How long a stop may take to write its checkpoint.
+const STOP: Duration = Duration::from_secs(300);
+/// How long after the grace an order to end is repeated.
+const END_AGAIN: Duration = Duration::from_secs(15);
+
+impl Step {
+    /// The stage shows what its lowest rank says; every rank's step is kept.
+    pub(super) fn progress(&mut self, place: &Place, progress: Progress) {
+        let Some(membership) = self.current(progress.generation) else { return };
+        let Some(rank) = membership.rank_of(place).filter(|_| membership.stage == progress.stage) else { return };
+        if let Some(member) = membership.member_mut(rank) {
+            member.step = member.step.max(Some(progress.step));
+        }
+        if rank.0 == 0 && let Some(stage) = self.state.stages.get_mut(progress.stage) {
+            stage.progress = Some(progress);
+        }
+    }
+
+    /// A worker is back: what lives is as it was, what does not will be told of, or is missing.
+    pub(super) fn registered(&mut self, worker: &WorkerId, living: &[LivingTrainer]) {
+        let active = self.state.active().map(|membership| membership.generation);
+        for trainer in living {
+            let place = Place { worker: worker.clone(), slot: trainer.slot };
+            let takes_part = self.state.active().is_some_and(|m| m.rank_of(&place).is_some());
+            if active.is_none_or(|generation| trainer.generation < generation) && !(active.is_some() && takes_part) {
+                self.end_stray(trainer.generation, place);
+            }
+        }
+        let now = self.now;
+        let Some(membership) = self.state.membership.as_mut().filter(|_| active.is_some()) else { return };
+        let generation = membership.generation;
+        let starting = matches!(self.state.life, Life::Starting);
+        let here = membership.members.iter_mut().filter(|member| member.place.worker == *worker && !member.ended);
+        for member in here {
+            match living.iter().find(|trainer| trainer.slot == member.place.slot) {
+                Some(trainer) => {
+                    member.missing = None;
+                    if trainer.generation == generation && !trainer.peer.is_empty() {
+                        member.pid = Some(trainer.pid);
+                        if starting {
+                            member.peer = Some(trainer.peer.clone());
+                        }
+                    }
+                }
+                // Its order to start may never have arrived: it is sent again.
+                None if starting && member.peer.is_none() => {}
+                None => member.missing = member.missing.or(Some(now)),
+            }
+        }
+        if starting {
+            self.run_when_ready();
+        }
+        self.commands.extend(super::owed(&self.state, worker));
+        // Orders that were made just now are among what is owed.
+        let mut unique = Vec::with_capacity(self.commands.len());
+        for command in self.commands.drain(..) {
+            if !unique.contains(&command) {
+                unique.push(command);
+            }
+        }
+        self.commands = unique;
+    }
+
+    /// Time passed: every wait has its end.
+    pub(super) fn tick(&mut self) {
+        let now = self.now;
+        if let Life::BackOff { until } = self.state.life
+            && until <= now
+        {
+            self.state.life = Life::Queued { free: 0 };
+        }
+        self.bury_the_missing();
+        let waited = self.state.membership.as_ref().map(|m| now.since(m.since)).unwrap_or_default();
+        match &self.state.life {
+            Life::Starting if waited >= START => self.give_up_starting(),
+            Life::Stopping if waited >= STOP => {
+                self.tell("stop-late", format!("the stop wrote no checkpoint within {} s", STOP.as_secs()));
+                self.end_all(After::Stop);
+            }
+            Life::Ending { grace_until, .. } if now.since(*grace_until) >= END_AGAIN => {
+                let then = match self.state.life {
+                    Life::Ending { then, .. } => then,
+                    _ => After::Failure,
+                };
+                self.end_all(then);
+            }
+            _ => {}
+        }
+    }
+
+    fn bury_the_missing(&mut self) {
+        let Some(membership) = self.state.active() else { return };
+        let generation = membership.generation;
+        let overdue = |since: &super::Member| since.missing.is_some_and(|since| self.now.since(since) >= MISSING);
+        let gone = membership.members.iter().filter(|member| !member.ended && overdue(member));
+        let gone: Vec<(Place, Option<u32>)> = gone.map(|member| (member.place.clone(), member.pid)).collect();
+        for (place, pid) in gone {
+            let cause = Some(FailureCause::WorkerLost);
+            self.ended(generation, &place, Obituary { pid, cause, last_lines: Vec::new(), log: None });
+        }
+    }
+
+    fn give_up_starting(&mut self) {
+        let Some(membership) = self.state.active() else { return };
+        let generation = membership.generation;
+        let late = membership.members.iter().find(|member| member.peer.is_none() && !member.ended);
+        let Some((place, pid)) = late.map(|member| (member.place.clone(), member.pid)) else { return };
+        let message = format!("no trainer listens for its peers within {} s", START.as_secs());
+        self.fail(generation, &place, Obituary {
+            pid,
+            cause: Some(FailureCause::Spawn { message }),
+            last_lines: Vec::new(),
+            log: None,
+        });
+        self.end_all(After::Failure);
+    }
+}

@@ -1,0 +1,194 @@
+//! All that is known of a job.
+
+use super::membership::Membership;
+use common::{
+    ids::{Generation, JobId, Rank, Step, WorldSize},
+    manifest::{Manifest, Share},
+    recipe::Recipe,
+    status::{Event as Told, Failure, Progress},
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+
+/// A job that a user wants.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Submission {
+    /// Its id.
+    pub job: JobId,
+    /// What it is.
+    pub recipe: Recipe,
+    /// With how many ranks it runs.
+    pub world_size: WorldSize,
+}
+
+/// A job's record, as it is stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobState {
+    /// Its id.
+    pub job: JobId,
+    /// What it is; never changes.
+    pub recipe: Recipe,
+    /// The recipe's fingerprint, as manifests carry it.
+    pub fingerprint: String,
+    /// With how many ranks it runs.
+    pub world_size: WorldSize,
+    /// When it was submitted.
+    pub created: Timestamp,
+    /// When it last changed.
+    pub updated: Timestamp,
+    /// Where it is in its life.
+    pub life: Life,
+    /// The newest generation's number; 0 before the first.
+    pub generation: Generation,
+    /// The newest membership; absent before the first.
+    pub membership: Option<Membership>,
+    /// Every stage of the recipe.
+    pub stages: Vec<StageState>,
+    /// Checkpoints of the newest generation of which shares are in and no commit was ordered, by step, by rank.
+    pub shares: BTreeMap<Step, BTreeMap<Rank, Share>>,
+    /// Commits that were ordered and not confirmed, by step. The newest generation's, and what an ended one left.
+    pub intents: BTreeMap<Step, Intent>,
+    /// Everything that was lost. The first of a generation is the one that ended it.
+    pub failures: Vec<Failure>,
+    /// What is spent of the budgets.
+    pub counters: Counters,
+    /// What happened, oldest first, at most [`super::journal::KEPT`].
+    pub events: VecDeque<Told>,
+    /// How many events there ever were.
+    pub sequence: u64,
+}
+
+/// Where a job is in its life. All but the first two and the last three have a membership.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "life", rename_all = "kebab-case")]
+pub enum Life {
+    /// It waits for free places.
+    Queued {
+        /// How many were free when it last looked.
+        free: u32,
+    },
+    /// It waits before the next try.
+    BackOff {
+        /// Until when.
+        until: Timestamp,
+    },
+    /// Trainers were ordered; some have not reported yet.
+    Starting,
+    /// All have their plans.
+    Running,
+    /// All were told to write a checkpoint and stop.
+    Stopping,
+    /// All were told to end; some have not yet.
+    Ending {
+        /// What comes then.
+        then: After,
+        /// Until when an end by SIGKILL was not ours.
+        grace_until: Timestamp,
+    },
+    /// Stopped by a user.
+    Stopped,
+    /// All stages are done.
+    Succeeded,
+    /// It gave up.
+    Failed {
+        /// The exit code of `run`.
+        exit_code: u8,
+        /// One sentence.
+        message: String,
+    },
+}
+
+/// What comes when the trainers of a generation have ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum After {
+    /// The generation failed: look at the budget.
+    Failure,
+    /// Go on from the newest checkpoint; nobody is to blame.
+    Requeue,
+    /// A user stopped it.
+    Stop,
+    /// All stages are done.
+    Success,
+}
+
+/// What is known of a stage.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct StageState {
+    /// Whether it is done.
+    pub done: bool,
+    /// What it said at its end.
+    pub summary: Option<serde_json::Value>,
+    /// The checkpoint to go on from: the newest committed one, or the one a user chose.
+    pub checkpoint: Option<Step>,
+    /// The newest report.
+    pub progress: Option<Progress>,
+}
+
+/// A commit that was ordered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Intent {
+    /// The stage, from 0.
+    pub stage: usize,
+    /// What `manifest.json` is to hold.
+    pub manifest: Manifest,
+}
+
+/// What is spent of the budgets since the submission or the last resume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Generations that failed.
+    pub failures: u32,
+    /// Generations that failed in a row without a newer committed step.
+    pub no_progress: u32,
+    /// Reports that were refused because their generation was over.
+    pub refused: u64,
+}
+
+impl JobState {
+    /// A job that was just submitted.
+    pub fn submitted(submission: Submission, now: Timestamp) -> Self {
+        let fingerprint = super::fingerprint(&submission.recipe);
+        let stages = submission.recipe.stages.iter().map(|_| StageState::default()).collect();
+        let mut state = Self {
+            job: submission.job,
+            recipe: submission.recipe,
+            fingerprint,
+            world_size: submission.world_size,
+            created: now,
+            updated: now,
+            life: Life::Queued { free: 0 },
+            generation: Generation(0),
+            membership: None,
+            stages,
+            shares: BTreeMap::new(),
+            intents: BTreeMap::new(),
+            failures: Vec::new(),
+            counters: Counters::default(),
+            events: VecDeque::new(),
+            sequence: 0,
+        };
+        let world = state.world_size;
+        state.tell(now, "submitted", format!("submitted for {world} trainers"));
+        state
+    }
+
+    /// The first stage that is not done; the number of stages when all are.
+    pub fn stage(&self) -> usize {
+        self.stages.iter().position(|stage| !stage.done).unwrap_or(self.stages.len())
+    }
+
+    /// Whether it can no longer change by itself.
+    pub fn is_over(&self) -> bool {
+        matches!(self.life, Life::Stopped | Life::Succeeded | Life::Failed { .. })
+    }
+
+    /// The membership, if its processes are not all known to be gone.
+    pub fn active(&self) -> Option<&Membership> {
+        match self.life {
+            Life::Starting | Life::Running | Life::Stopping | Life::Ending { .. } => self.membership.as_ref(),
+            Life::Queued { .. } | Life::BackOff { .. } | Life::Stopped | Life::Succeeded | Life::Failed { .. } => None,
+        }
+    }
+}

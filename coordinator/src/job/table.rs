@@ -1,0 +1,282 @@
+//! One event, the whole list of commands, and where the job is then.
+
+use super::{
+    After, Command, Event, JobState, Life, Refused, Resume, TrainerKey, check as refuses,
+    ending::GRACE,
+    fixture::{self as f, NOW, signal},
+    recover, status, transition,
+};
+use common::{
+    ids::{Generation, Step, WorldSize},
+    status::{FailureCause, Phase, WaitReason},
+    time::Timestamp,
+};
+use std::time::Duration;
+
+/// A command in short: `start 0`, `plan 1 <peer of rank 0>`, … with the slot's number and the generation.
+fn short(command: &Command) -> String {
+    let TrainerKey { generation, place, .. } = command.trainer();
+    let to = format!("{} g{generation}", &place.worker.as_str()[1..]);
+    match command {
+        Command::StartTrainer { .. } => format!("start {to}"),
+        Command::SendPlan { plan, .. } => {
+            let resume = plan.resume.as_ref().map(|point| format!(" from {}", point.step)).unwrap_or_default();
+            format!("plan {to} rank {} of {} stage {}{resume}", plan.rank, plan.world(), plan.stage)
+        }
+        Command::StopTrainer { .. } => format!("stop {to}"),
+        Command::EndTrainer { .. } => format!("end {to}"),
+        Command::CommitManifest { step, .. } => format!("commit {to} step {step}"),
+    }
+}
+
+fn check_at(now: Timestamp, state: &JobState, event: Event, expected: &[&str]) -> JobState {
+    let (next, commands) = transition(state, event, now);
+    assert_eq!(commands.iter().map(short).collect::<Vec<_>>(), expected);
+    next
+}
+
+fn check(state: &JobState, event: Event, expected: &[&str]) -> JobState {
+    check_at(NOW, state, event, expected)
+}
+
+fn later(seconds: u64) -> Timestamp {
+    NOW.plus(Duration::from_secs(seconds))
+}
+
+fn phase(state: &JobState) -> Phase {
+    status(state, NOW).phase
+}
+
+fn failed(state: &JobState) -> (u8, String) {
+    match &state.life {
+        Life::Failed { exit_code, message } => (*exit_code, message.clone()),
+        life => panic!("it is {life:?}"),
+    }
+}
+
+#[test]
+fn a_job_waits_until_enough_places_are_free() {
+    let state = check(&f::submitted(2), Event::Capacity { free: f::places(1) }, &[]);
+    let reason = WaitReason::NotEnoughTrainers { needed: 2, free: 1 };
+    assert_eq!(phase(&state), Phase::Waiting { reason });
+    let state = check(&state, Event::Capacity { free: f::places(3) }, &["start 0 g1", "start 1 g1"]);
+    let reason = WaitReason::TrainersStarting { ready: 0, ordered: 2 };
+    assert_eq!(phase(&state), Phase::Waiting { reason });
+    check(&state, Event::Capacity { free: f::places(3) }, &[]);
+}
+
+#[test]
+fn plans_go_out_when_the_last_trainer_is_ready_with_all_peers_by_rank() {
+    let state = check(&f::starting(2), f::ready(1, 1), &[]);
+    let (next, commands) = transition(&state, f::ready(1, 0), NOW);
+    assert_eq!(commands.iter().map(short).collect::<Vec<_>>(), ["plan 0 g1 rank 0 of 2 stage 0", "plan 1 g1 rank 1 of 2 stage 0"]);
+    let Command::SendPlan { plan, .. } = &commands[1] else { panic!("{commands:?}") };
+    assert_eq!(plan.peers, [f::peer(0), f::peer(1)]);
+    assert_eq!(phase(&next), Phase::Running);
+}
+
+#[test]
+fn the_next_stage_begins_with_the_same_trainers_when_all_ranks_finished() {
+    let state = check(&f::running(2), f::finished(1, 1, false), &[]);
+    let state = check(&state, f::finished(1, 1, false), &[]);
+    let state = check(&state, f::finished(1, 0, false), &["start 0 g2", "start 1 g2"]);
+    assert!(state.stages[0].done);
+    let state = check(&state, f::ready(2, 0), &[]);
+    check(&state, f::ready(2, 1), &["plan 0 g2 rank 0 of 2 stage 1", "plan 1 g2 rank 1 of 2 stage 1"]);
+}
+
+#[test]
+fn after_the_last_stage_all_end_and_then_the_job_has_succeeded() {
+    let state = f::after(f::training(1), [f::finished(2, 0, false), f::ready(3, 0)]);
+    let state = check(&state, f::finished(3, 0, false), &["end 0 g3"]);
+    assert_eq!(phase(&state), Phase::Running);
+    let state = check(&state, f::ended(3, 0, None), &[]);
+    assert_eq!(phase(&state), Phase::Succeeded);
+    assert!(state.failures.is_empty());
+    assert_eq!(refuses(&state, &Event::Resume(Resume::default())), Err(Refused::Succeeded(state.job.clone())));
+}
+
+#[test]
+fn a_checkpoint_is_ordered_once_when_every_share_is_in_and_recorded_when_committed() {
+    let state = check(&f::training(2), f::written(2, 1, 4), &[]);
+    let (state, commands) = transition(&state, f::written(2, 0, 4), NOW);
+    let [Command::CommitManifest { manifest, step, trainer }] = commands.as_slice() else { panic!("{commands:?}") };
+    assert_eq!((*step, trainer.place.clone()), (Step(4), f::place(0)));
+    let manifest = common::manifest::Manifest::parse(&serde_json::to_string(manifest).unwrap(), Step(4)).unwrap();
+    assert_eq!((manifest.generation, manifest.stage.as_str()), (Generation(2), "clip"));
+    assert_eq!(manifest.recipe_fingerprint, state.fingerprint);
+    let state = check(&state, f::written(2, 0, 4), &[]);
+    let committed = Event::CheckpointCommitted { generation: Generation(2), step: Step(4) };
+    let state = check(&state, committed, &[]);
+    assert_eq!(state.stages[1].checkpoint, Some(Step(4)));
+    assert!(state.intents.is_empty());
+    check(&state, f::written(2, 0, 4), &[]);
+}
+
+#[test]
+fn reports_of_an_older_generation_change_nothing_and_are_counted() {
+    let state = f::training(2);
+    let next = check(&state, f::written(1, 0, 4), &[]);
+    assert_eq!(next.counters.refused, 1);
+    let next = check(&next, f::ended(1, 0, signal(9)), &[]);
+    assert_eq!((next.counters.refused, &next.life, next.failures.len()), (2, &Life::Running, 0));
+}
+
+#[test]
+fn a_killed_trainer_ends_the_others_and_the_job_goes_on_from_its_checkpoint_after_a_wait() {
+    let committed = Event::CheckpointCommitted { generation: Generation(2), step: Step(4) };
+    let state = f::after(f::training(2), [f::written(2, 0, 4), f::written(2, 1, 4), committed]);
+    let state = check(&state, f::ended(2, 1, signal(9)), &["end 0 g2"]);
+    assert_eq!(phase(&state), Phase::Waiting { reason: WaitReason::TrainersEnding { left: 1 } });
+    let state = check(&state, f::ended(2, 0, signal(15)), &[]);
+    assert_eq!(state.failures.len(), 1, "the one that we ended is no failure");
+    assert_eq!(phase(&state), Phase::Waiting { reason: WaitReason::BackOff { until: later(1) } });
+    check(&state, Event::Tick, &[]);
+    let state = check_at(later(1), &state, Event::Tick, &[]);
+    let state = check_at(later(1), &state, Event::Capacity { free: f::places(2) }, &["start 0 g3", "start 1 g3"]);
+    let state = f::after(state, [f::ready(3, 0)]);
+    check(&state, f::ready(3, 1), &["plan 0 g3 rank 0 of 2 stage 1 from 4", "plan 1 g3 rank 1 of 2 stage 1 from 4"]);
+}
+
+#[test]
+fn what_was_killed_is_named_before_what_its_peers_say_of_it() {
+    let mut state = f::after(f::training(2), [f::progress(2, 0, 1, 3)]);
+    state.recipe.faults.max_failures = 0;
+    let state = check(&state, f::ended(2, 0, f::said("lost rank 1")), &["end 1 g2"]);
+    let state = check(&state, f::ended(2, 1, signal(9)), &[]);
+    let (code, message) = failed(&state);
+    assert_eq!(code, 1);
+    assert!(message.contains("rank 1") && message.contains("signal 9"), "{message}");
+    assert_eq!(state.failures.len(), 2);
+}
+
+#[test]
+fn an_error_before_any_step_is_the_users_and_is_not_tried_again() {
+    let state = check(&f::running(2), f::ended(1, 0, f::said("no such tar: a.tar")), &["end 1 g1"]);
+    let (code, message) = failed(&check(&state, f::ended(1, 1, None), &[]));
+    assert_eq!(code, 1);
+    assert!(message.contains("no such tar: a.tar"), "{message}");
+    let state = f::after(f::training(1), [f::progress(2, 0, 1, 1), f::ended(2, 0, f::said("late"))]);
+    assert!(matches!(state.life, Life::BackOff { .. }));
+}
+
+/// A job that failed so often, each time before a newer checkpoint.
+fn failing(max_failures: u32, max_no_progress: u32, times: u64) -> JobState {
+    let mut state = f::submitted(1);
+    (state.recipe.faults.max_failures, state.recipe.faults.max_no_progress) = (max_failures, max_no_progress);
+    let mut now = NOW;
+    for generation in 1..=times {
+        let free = Event::Capacity { free: f::places(1) };
+        for event in [Event::Tick, free, f::ready(generation, 0), f::ended(generation, 0, signal(11))] {
+            state = transition(&state, event, now).0;
+        }
+        now = now.plus(Duration::from_secs(60));
+    }
+    state
+}
+
+#[test]
+fn budgets_end_a_job_with_their_own_codes() {
+    assert_eq!(failed(&failing(0, 3, 1)).0, 1);
+    assert!(matches!(failing(2, 9, 2).life, Life::BackOff { .. }));
+    assert_eq!(failed(&failing(2, 9, 3)).0, 6);
+    assert!(matches!(failing(9, 2, 2).life, Life::BackOff { .. }));
+    assert_eq!(failed(&failing(9, 2, 3)).0, 93);
+}
+
+#[test]
+fn a_lost_worker_is_a_failure_of_its_ranks_and_needs_no_word_of_their_end() {
+    let lost = |slot: u32| Event::WorkerLost { worker: f::place(slot).worker };
+    let state = check(&f::training(2), lost(1), &["end 0 g2"]);
+    assert_eq!(state.failures[0].cause, FailureCause::WorkerLost);
+    let state = check(&state, lost(0), &[]);
+    assert!(matches!(state.life, Life::BackOff { .. }));
+    check(&state, lost(7), &[]);
+}
+
+#[test]
+fn a_worker_that_comes_back_with_its_trainers_changes_nothing_and_hears_what_is_owed() {
+    let living = |generation: u64| super::LivingTrainer {
+        generation: Generation(generation),
+        slot: f::place(1).slot,
+        pid: 101,
+        peer: f::peer(1),
+    };
+    let back = |living| Event::WorkerRegistered { worker: f::place(1).worker, living };
+    let state = f::training(2);
+    let next = check(&state, back(vec![living(2)]), &["plan 1 g2 rank 1 of 2 stage 1"]);
+    assert_eq!(next, state);
+    check(&f::starting(2), back(vec![]), &["start 1 g1"]);
+    // Without its trainer: the trainer's end is told soon, or it is missing.
+    let next = check(&state, back(vec![]), &["plan 1 g2 rank 1 of 2 stage 1"]);
+    check(&next, Event::Tick, &[]);
+    check_at(later(2), &next, Event::Tick, &["end 0 g2"]);
+    // A trainer of a generation that is over is ended.
+    check(&f::submitted(2), back(vec![living(0)]), &["end 1 g0"]);
+}
+
+#[test]
+fn stop_writes_a_checkpoint_first_and_resume_goes_on_with_fresh_budgets() {
+    let state = check(&f::training(2), Event::Stop, &["stop 0 g2", "stop 1 g2"]);
+    assert_eq!(phase(&state), Phase::Stopping);
+    check(&state, Event::Stop, &[]);
+    let state = check(&state, f::written(2, 0, 7), &[]);
+    let state = check(&state, f::written(2, 1, 7), &["commit 0 g2 step 7"]);
+    let state = f::after(state, [Event::CheckpointCommitted { generation: Generation(2), step: Step(7) }]);
+    let state = check(&state, f::finished(2, 0, true), &[]);
+    let state = check(&state, f::finished(2, 1, true), &["end 0 g2", "end 1 g2"]);
+    let state = f::after(state, [f::ended(2, 0, None), f::ended(2, 1, signal(15))]);
+    assert_eq!(phase(&state), Phase::Stopped);
+    let state = check(&state, Event::Resume(Resume { step: None, world_size: Some(WorldSize(1)) }), &[]);
+    let state = check(&state, Event::Capacity { free: f::places(2) }, &["start 0 g3"]);
+    check(&state, f::ready(3, 0), &["plan 0 g3 rank 0 of 1 stage 1 from 7"]);
+}
+
+#[test]
+fn stop_of_a_waiting_job_is_immediate_and_a_chosen_step_is_obeyed() {
+    let state = check(&f::submitted(2), Event::Stop, &[]);
+    assert_eq!(phase(&state), Phase::Stopped);
+    let chosen = |step| Event::Resume(Resume { step: Some(Step(step)), world_size: None });
+    assert!(matches!(refuses(&state, &chosen(3)), Err(Refused::NoCheckpoints { .. })));
+    let state = f::after(f::training(1), [f::ended(2, 0, f::said("bad"))]);
+    assert_eq!(failed(&state).0, 1);
+    let state = check(&state, chosen(3), &[]);
+    let state = check(&state, Event::Capacity { free: f::places(1) }, &["start 0 g3"]);
+    check(&state, f::ready(3, 0), &["plan 0 g3 rank 0 of 1 stage 1 from 3"]);
+}
+
+#[test]
+fn an_abandoned_job_can_be_resumed_at_once_and_finds_what_was_committed_meanwhile() {
+    let state = f::after(f::training(1), [f::written(2, 0, 4)]);
+    assert!(matches!(refuses(&state, &Event::Resume(Resume::default())), Err(Refused::NotOver(_))));
+    let state = check(&state, Event::Abandoned, &[]);
+    assert_eq!(failed(&state).0, 5);
+    let state = check(&state, Event::CheckpointFound { step: Step(4) }, &[]);
+    let state = check(&state, Event::Resume(Resume::default()), &[]);
+    let state = check(&state, Event::Capacity { free: f::places(1) }, &["start 0 g3"]);
+    check(&state, f::ready(3, 0), &["plan 0 g3 rank 0 of 1 stage 1 from 4"]);
+    assert!(matches!(check(&f::submitted(1), Event::Abandoned, &[]).life, Life::Failed { .. }));
+}
+
+#[test]
+fn after_a_restart_everything_unconfirmed_is_sent_again() {
+    let again = |state: &JobState| recover(state).iter().map(short).collect::<Vec<_>>();
+    assert_eq!(again(&f::submitted(2)), [""; 0]);
+    assert_eq!(again(&f::after(f::starting(2), [f::ready(1, 0)])), ["start 1 g1"]);
+    let state = f::after(f::training(1), [f::written(2, 0, 4)]);
+    assert_eq!(again(&state), ["plan 0 g2 rank 0 of 1 stage 1", "commit 0 g2 step 4"]);
+    let state = f::after(state, [Event::Stop]);
+    assert_eq!(again(&state), ["plan 0 g2 rank 0 of 1 stage 1", "commit 0 g2 step 4", "stop 0 g2"]);
+    let state = f::after(f::training(2), [f::ended(2, 0, signal(9))]);
+    assert_eq!(again(&state), ["end 1 g2"]);
+}
+
+#[test]
+fn no_wait_is_for_ever() {
+    check_at(later(180), &f::starting(1), Event::Tick, &["end 0 g1"]);
+    let state = f::after(f::training(1), [Event::Stop]);
+    let state = check_at(later(300), &state, Event::Tick, &["end 0 g2"]);
+    let grace = u64::try_from(GRACE.as_secs()).unwrap();
+    check_at(later(300 + grace + 15), &state, Event::Tick, &["end 0 g2"]);
+    assert!(matches!(state.life, Life::Ending { then: After::Stop, .. }));
+}

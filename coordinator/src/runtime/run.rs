@@ -1,0 +1,266 @@
+//! The loop.
+
+use super::{
+    Handle, Opening, Report, RuntimeError,
+    input::{Input, Reply, SessionId},
+    jobs::Jobs,
+    placing, storage,
+    workers::Workers,
+};
+use crate::{
+    job::{self, Command, Event, JobState, Life, LivingTrainer, Submission},
+    store::Store,
+};
+use common::{
+    daemon::clock,
+    ids::{JobId, WorkerId},
+    status::JobStatus,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How many inputs may wait for the loop.
+const INPUTS: usize = 1024;
+/// How often the loop looks at the time.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Settings of the loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RuntimeConfig {
+    /// How long a worker counts as living after it was last heard of.
+    pub lease: Duration,
+}
+
+impl Default for RuntimeConfig {
+    fn default() -> Self {
+        Self { lease: Duration::from_secs(5) }
+    }
+}
+
+/// The loop's state. [`Runtime::open`] loads it, [`Runtime::run`] runs it.
+pub struct Runtime<S> {
+    store: S,
+    config: RuntimeConfig,
+    inputs: mpsc::Receiver<Input>,
+    jobs: Jobs,
+    workers: Workers,
+}
+
+impl<S: Store> Runtime<S> {
+    /// Loads every job. Nothing happens until [`Runtime::run`] is called; what is asked meanwhile waits.
+    ///
+    /// # Errors
+    /// When the store or a record cannot be read.
+    pub async fn open(store: S, config: RuntimeConfig) -> Result<(Handle, Self), RuntimeError> {
+        let now = clock::now();
+        let jobs = Jobs::load(&store, now).await?;
+        let mut workers = Workers::default();
+        for place in placing::held(&jobs).into_keys() {
+            workers.expect(&place.worker, now, Instant::now());
+        }
+        let (sender, inputs) = mpsc::channel(INPUTS);
+        Ok((Handle::new(sender, config.lease), Self { store, config, inputs, jobs, workers }))
+    }
+
+    /// Runs until the token is cancelled or nobody can ask any more.
+    ///
+    /// # Errors
+    /// When the store fails: nothing that is decided could be kept.
+    pub async fn run(mut self, token: CancellationToken) -> Result<(), RuntimeError> {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = token.cancelled() => break,
+                input = self.inputs.recv() => match input {
+                    Some(input) => self.hear(input).await?,
+                    None => break,
+                },
+                _ = ticks.tick() => self.tick().await?,
+            }
+            self.place().await?;
+        }
+        self.jobs.flush(&self.store, true).await
+    }
+
+    async fn hear(&mut self, input: Input) -> Result<(), RuntimeError> {
+        match input {
+            Input::Submit(submission, reply) => {
+                let result = self.submit(*submission).await;
+                answer(reply, result)
+            }
+            Input::List(reply) => answer(reply, Ok(self.jobs.statuses())),
+            Input::Watch(job, reply) => answer(reply, self.jobs.watch(&job)),
+            Input::Events(job, after, reply) => {
+                answer(reply, self.jobs.get(&job).map(|state| state.events_after(after)))
+            }
+            Input::Ask(job, event, reply) => {
+                let result = self.request(&job, event).await;
+                answer(reply, result)
+            }
+            Input::Workers(reply) => answer(reply, Ok(self.workers.statuses(&placing::held(&self.jobs)))),
+            Input::Open(opening, outbox, reply) => {
+                let result = self.open_session(opening, outbox).await;
+                answer(reply, result)
+            }
+            Input::Report(worker, session, report, reply) => {
+                let result = self.report(worker, session, report).await;
+                answer(reply, result)
+            }
+            Input::Closed(worker, session) => {
+                tracing::info!(worker = %worker, "a worker's session ended");
+                self.workers.closed(&worker, session);
+                Ok(())
+            }
+        }
+    }
+
+    async fn submit(&mut self, submission: Submission) -> Result<Arc<JobStatus>, RuntimeError> {
+        let job = submission.job.clone();
+        if submission.world_size.0 == 0 {
+            return Err(RuntimeError::NoRanks(job));
+        }
+        if let Ok(known) = self.jobs.get(&job) {
+            let same = known.recipe == submission.recipe && known.world_size == submission.world_size;
+            return if same { self.status(&job) } else { Err(RuntimeError::Exists(job)) };
+        }
+        let output = &submission.recipe.output;
+        if let Some(other) = self.jobs.states().into_iter().find(|s| !s.is_over() && s.recipe.output == *output) {
+            return Err(RuntimeError::OutputInUse { job: other.job.clone(), output: output.clone() });
+        }
+        let now = clock::now();
+        tracing::info!(job = %job, world = submission.world_size.0, "job submitted");
+        self.jobs.create(&self.store, JobState::submitted(submission, now), now).await?;
+        self.place().await?;
+        self.status(&job)
+    }
+
+    /// Applies what a user asks, unless the job's state forbids it.
+    async fn request(&mut self, job: &JobId, event: Event) -> Result<Arc<JobStatus>, RuntimeError> {
+        job::check(self.jobs.get(job)?, &event)?;
+        if let Event::Resume(resume) = &event {
+            if let Some(step) = resume.step {
+                storage::check(self.jobs.get(job)?, step).await?;
+            }
+            let state = self.jobs.get(job)?;
+            let other = |s: &&JobState| !s.is_over() && s.job != *job && s.recipe.output == state.recipe.output;
+            if let Some(other) = self.jobs.states().into_iter().find(other) {
+                return Err(RuntimeError::OutputInUse { job: other.job.clone(), output: other.recipe.output.clone() });
+            }
+            self.confirm(job).await?;
+        }
+        self.apply(job, event).await?;
+        self.place().await?;
+        self.status(job)
+    }
+
+    async fn open_session(
+        &mut self,
+        opening: Opening,
+        outbox: mpsc::Sender<Command>,
+    ) -> Result<SessionId, RuntimeError> {
+        let session = self.workers.open(&opening, outbox, clock::now(), Instant::now());
+        let (worker, trainers) = (&opening.worker, opening.inventory.trainers);
+        tracing::info!(worker = %worker, trainers, living = opening.living.len(), "a worker registered");
+        for job in self.every_job() {
+            let mine = opening.living.iter().filter(|(other, _)| *other == job);
+            let living: Vec<LivingTrainer> = mine.map(|(_, trainer)| trainer.clone()).collect();
+            let event = Event::WorkerRegistered { worker: worker.clone(), living };
+            self.apply(&job, event).await?;
+        }
+        Ok(session)
+    }
+
+    async fn report(&mut self, worker: WorkerId, session: SessionId, report: Report) -> Result<(), RuntimeError> {
+        if !self.workers.heard(&worker, session, clock::now(), Instant::now()) {
+            return Err(RuntimeError::SessionOver(worker));
+        }
+        let Report::Job(job, event) = report else { return Ok(()) };
+        match event.as_ref() {
+            Event::TrainerReady { generation, place, .. } => self.workers.occupy(place, &job, *generation),
+            Event::TrainerEnded { generation, place, .. } => self.workers.vacate(place, &job, *generation),
+            _ => {}
+        }
+        if self.jobs.get(&job).is_err() {
+            tracing::warn!(job = %job, worker = %worker, "ignored a report of an unknown job");
+            return Ok(());
+        }
+        self.apply(&job, *event).await
+    }
+
+    async fn tick(&mut self) -> Result<(), RuntimeError> {
+        for worker in self.workers.lapsed(self.config.lease, Instant::now()) {
+            tracing::warn!(worker = %worker, "a worker's lease lapsed");
+            for job in self.every_job() {
+                self.apply(&job, Event::WorkerLost { worker: worker.clone() }).await?;
+            }
+        }
+        let living = |state: &&JobState| !state.is_over();
+        let living: Vec<JobId> = self.jobs.states().into_iter().filter(living).map(|state| state.job.clone()).collect();
+        for job in living {
+            self.apply(&job, Event::Tick).await?;
+        }
+        self.jobs.flush(&self.store, false).await
+    }
+
+    /// Offers free places to the jobs that wait for them, oldest first.
+    async fn place(&mut self) -> Result<(), RuntimeError> {
+        let waits = |state: &&JobState| matches!(state.life, Life::Queued { .. });
+        let waiting: Vec<JobId> = self.jobs.states().into_iter().filter(waits).map(|state| state.job.clone()).collect();
+        for job in waiting {
+            let free = placing::free_places(&self.jobs, &self.workers);
+            if free.len() >= self.jobs.get(&job)?.world_size.0 as usize {
+                self.confirm(&job).await?;
+            }
+            self.apply(&job, Event::Capacity { free }).await?;
+        }
+        Ok(())
+    }
+
+    /// Looks on storage for commits that were ordered and never confirmed.
+    async fn confirm(&mut self, job: &JobId) -> Result<(), RuntimeError> {
+        for step in storage::unconfirmed(self.jobs.get(job)?).await {
+            self.apply(job, Event::CheckpointFound { step }).await?;
+        }
+        Ok(())
+    }
+
+    /// Decides, stores, then acts.
+    async fn apply(&mut self, job: &JobId, event: Event) -> Result<(), RuntimeError> {
+        let now = clock::now();
+        let state = self.jobs.get(job)?;
+        let lazily = matches!(event, Event::Progress { .. });
+        let (next, commands) = job::transition(state, event, now);
+        if next != *state {
+            self.jobs.update(&self.store, next, lazily, now).await?;
+        }
+        for command in commands {
+            self.workers.send(command);
+        }
+        Ok(())
+    }
+
+    fn status(&self, job: &JobId) -> Result<Arc<JobStatus>, RuntimeError> {
+        Ok(self.jobs.watch(job)?.borrow().clone())
+    }
+
+    fn every_job(&self) -> Vec<JobId> {
+        self.jobs.states().into_iter().map(|state| state.job.clone()).collect()
+    }
+}
+
+/// Answers; an error of the store also ends the loop, which is then told by [`RuntimeError::Closed`].
+fn answer<T>(reply: Reply<T>, result: Result<T, RuntimeError>) -> Result<(), RuntimeError> {
+    match result {
+        Err(error @ (RuntimeError::Store(_) | RuntimeError::Record { .. })) => Err(error),
+        result => {
+            // Whoever asked may have gone.
+            let _ = reply.send(result);
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The workers: their sessions, their leases, what runs on them.
+
+use super::input::{Opening, SessionId};
+use crate::{
+    job::Command,
+    rendezvous::{Machine, Place},
+};
+use common::{
+    ids::{Generation, JobId, Slot, WorkerId},
+    status::{Inventory, WorkerStatus},
+    time::Timestamp,
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+use tokio::{sync::mpsc, time::Instant};
+
+/// All workers that are known.
+#[derive(Default)]
+pub(super) struct Workers {
+    known: BTreeMap<WorkerId, Worker>,
+    sessions: u64,
+}
+
+struct Worker {
+    /// Absent for one that only a job's record names.
+    inventory: Option<Inventory>,
+    session: Option<(SessionId, mpsc::Sender<Command>)>,
+    seen: Timestamp,
+    heard: Instant,
+    lost: bool,
+    occupied: BTreeMap<Slot, (JobId, Generation)>,
+}
+
+impl Workers {
+    /// A job's record names this worker: it has one lease's time to come back.
+    pub(super) fn expect(&mut self, worker: &WorkerId, now: Timestamp, at: Instant) {
+        self.known.entry(worker.clone()).or_insert_with(|| Worker {
+            inventory: None,
+            session: None,
+            seen: now,
+            heard: at,
+            lost: false,
+            occupied: BTreeMap::new(),
+        });
+    }
+
+    /// A session begins; the one before ends.
+    pub(super) fn open(&mut self, opening: &Opening, outbox: mpsc::Sender<Command>, now: Timestamp, at: Instant) -> SessionId {
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        let occupied = opening.living.iter().map(|(job, trainer)| (trainer.slot, (job.clone(), trainer.generation)));
+        let worker = Worker {
+            inventory: Some(opening.inventory.clone()),
+            session: Some((session, outbox)),
+            seen: now,
+            heard: at,
+            lost: false,
+            occupied: occupied.collect(),
+        };
+        self.known.insert(opening.worker.clone(), worker);
+        session
+    }
+
+    /// The session said something; false when it is not the worker's.
+    pub(super) fn heard(&mut self, worker: &WorkerId, session: SessionId, now: Timestamp, at: Instant) -> bool {
+        let Some(worker) = self.known.get_mut(worker) else { return false };
+        if worker.session.as_ref().is_none_or(|(current, _)| *current != session) {
+            return false;
+        }
+        (worker.seen, worker.heard) = (now, at);
+        true
+    }
+
+    /// The session's connection ended.
+    pub(super) fn closed(&mut self, worker: &WorkerId, session: SessionId) {
+        if let Some(worker) = self.known.get_mut(worker)
+            && worker.session.as_ref().is_some_and(|(current, _)| *current == session)
+        {
+            worker.session = None;
+        }
+    }
+
+    /// Sends a command. A worker that does not take it loses its session, and gets what is owed when it comes back.
+    pub(super) fn send(&mut self, command: Command) {
+        let place = command.trainer().place.clone();
+        let Some(worker) = self.known.get_mut(&place.worker) else { return };
+        let Some((_, outbox)) = &worker.session else { return };
+        if outbox.try_send(command).is_err() {
+            tracing::warn!(worker = %place.worker, "closed a session that takes no commands");
+            worker.session = None;
+        }
+    }
+
+    /// The workers whose lease lapsed since this was last asked.
+    pub(super) fn lapsed(&mut self, lease: Duration, at: Instant) -> Vec<WorkerId> {
+        let mut lapsed = Vec::new();
+        for (id, worker) in &mut self.known {
+            if !worker.lost && at.saturating_duration_since(worker.heard) > lease {
+                worker.lost = true;
+                worker.session = None;
+                worker.occupied.clear();
+                lapsed.push(id.clone());
+            }
+        }
+        lapsed
+    }
+
+    /// A trainer runs on this place.
+    pub(super) fn occupy(&mut self, place: &Place, job: &JobId, generation: Generation) {
+        if let Some(worker) = self.known.get_mut(&place.worker) {
+            worker.occupied.insert(place.slot, (job.clone(), generation));
+        }
+    }
+
+    /// The trainer of this generation no longer runs there.
+    pub(super) fn vacate(&mut self, place: &Place, job: &JobId, generation: Generation) {
+        if let Some(worker) = self.known.get_mut(&place.worker)
+            && worker.occupied.get(&place.slot).is_some_and(|(other, newest)| other == job && *newest <= generation)
+        {
+            worker.occupied.remove(&place.slot);
+        }
+    }
+
+    /// The connected ones, with their size.
+    pub(super) fn machines(&self) -> Vec<Machine> {
+        let connected = self.known.iter().filter(|(_, worker)| worker.session.is_some());
+        let sized = connected.filter_map(|(id, worker)| Some((id, worker.inventory.as_ref()?)));
+        sized.map(|(id, inventory)| Machine { worker: id.clone(), trainers: inventory.trainers }).collect()
+    }
+
+    /// Places where a trainer is known to run.
+    pub(super) fn occupied(&self) -> BTreeSet<Place> {
+        let slots = self.known.iter().flat_map(|(id, worker)| worker.occupied.keys().map(move |slot| (id, *slot)));
+        slots.map(|(id, slot)| Place { worker: id.clone(), slot }).collect()
+    }
+
+    /// What to show of them. `ordered` are places that jobs hold, whether or not a trainer runs there yet.
+    pub(super) fn statuses(&self, ordered: &BTreeMap<Place, JobId>) -> Vec<WorkerStatus> {
+        let registered = self.known.iter().filter_map(|(id, worker)| Some((id, worker, worker.inventory.as_ref()?)));
+        registered
+            .map(|(id, worker, inventory)| {
+                let mut busy: BTreeMap<Slot, JobId> =
+                    worker.occupied.iter().map(|(slot, (job, _))| (*slot, job.clone())).collect();
+                let here = ordered.iter().filter(|(place, _)| place.worker == *id);
+                busy.extend(here.map(|(place, job)| (place.slot, job.clone())));
+                WorkerStatus {
+                    worker: id.clone(),
+                    inventory: inventory.clone(),
+                    connected: worker.session.is_some(),
+                    seen: worker.seen,
+                    busy: busy.into_iter().collect(),
+                }
+            })
+            .collect()
+    }
+}

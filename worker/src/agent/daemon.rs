@@ -1,0 +1,205 @@
+//! The one loop: events come in, the state decides, actions go out.
+
+use super::{
+    config::Config,
+    message::{Ended, TrainerRef, WorkerMessage, WorkerReport},
+    session::{Session, SessionEvent},
+    state::{Action, State},
+};
+use crate::supervisor::{Assignment, Found, Handle, Settings, Supervisor, SupervisorError, SupervisorEvent};
+use common::{daemon::shutdown::Shutdown, ids::Slot};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
+
+/// How many events may wait for the loop.
+const WAITING_EVENTS: usize = 256;
+/// How long the session may take to end.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Why the agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The worker's folder or its trainers.
+    #[error(transparent)]
+    Supervisor(#[from] SupervisorError),
+    /// The coordinator's address.
+    #[error("`{url}` is no address of a coordinator: {source}; it looks like http://10.0.0.1:7070")]
+    Address {
+        /// As given.
+        url: String,
+        /// What is wrong with it.
+        source: tonic::transport::Error,
+    },
+}
+
+/// What the agent is told from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// End; trainers go on and wait for the next agent.
+    Alone,
+    /// End all trainers, then end.
+    WithTrainers,
+}
+
+/// All that can happen.
+#[derive(Debug)]
+enum Event {
+    Session(SessionEvent),
+    Supervisor(SupervisorEvent),
+    Leave(Leaving),
+}
+
+/// Runs the agent until `leave` says how to end.
+///
+/// # Errors
+/// When it cannot begin.
+pub async fn run(config: Config, leave: impl Future<Output = Leaving>) -> Result<(), AgentError> {
+    let address = |source| AgentError::Address { url: config.coordinator.clone(), source };
+    let endpoint = Endpoint::from_shared(config.coordinator.clone()).map_err(address)?;
+    let (supervisor_events, mut from_supervisor) = mpsc::channel(WAITING_EVENTS);
+    let settings = Settings {
+        state: config.state.clone(),
+        worker: config.worker.clone(),
+        threads: config.threads,
+        peer_host: config.peer_host.clone(),
+        lease: config.lease,
+    };
+    let supervisor = Supervisor::open(settings, supervisor_events)?;
+    let found = supervisor.adopt()?;
+    let state = State::new(config.inventory.trainers);
+    let (session_events, mut from_session) = mpsc::channel(WAITING_EVENTS);
+    let shutdown = Shutdown::new();
+    let worker = config.worker.clone();
+    let hand_over = move |event| {
+        let events = session_events.clone();
+        async move { events.send(event).await.is_ok() }
+    };
+    let mut agent = Agent { config, supervisor, state, handles: BTreeMap::new(), outbox: None, left: false };
+    agent.take_up(found);
+    shutdown.spawn(Session { endpoint, worker, hand_over, token: shutdown.token() }.run());
+    tokio::pin!(leave);
+    let mut asked = false;
+    while !agent.left {
+        let event = tokio::select! {
+            Some(event) = from_supervisor.recv() => Event::Supervisor(event),
+            Some(event) = from_session.recv() => Event::Session(event),
+            leaving = &mut leave, if !asked => Event::Leave(leaving),
+        };
+        asked |= matches!(event, Event::Leave(_));
+        agent.handle(event);
+    }
+    drop(agent);
+    if !shutdown.finish(SHUTDOWN_DEADLINE).await {
+        tracing::warn!("the session did not end in time");
+    }
+    Ok(())
+}
+
+struct Agent {
+    config: Config,
+    supervisor: Supervisor,
+    state: State,
+    handles: BTreeMap<Slot, Handle>,
+    /// The session's; absent while there is none.
+    outbox: Option<(mpsc::Sender<WorkerMessage>, CancellationToken)>,
+    left: bool,
+}
+
+impl Agent {
+    /// Makes the trainers of the agent before this one its own.
+    fn take_up(&mut self, found: Vec<Found>) {
+        for Found { record, now } in found {
+            let trainer = TrainerRef { job: record.job, generation: record.generation, slot: record.slot };
+            match now {
+                Ok(handle) => {
+                    self.state.adopted(trainer, record.pid, record.peer, record.log);
+                    self.handles.insert(record.slot, handle);
+                }
+                Err(exit) => {
+                    let (pid, log, last_lines) = (Some(record.pid), Some(record.log), exit.last_lines);
+                    let end = Ended { trainer, cause: exit.exit.cause(None), pid, last_lines, log };
+                    let actions = self.state.ended_as(end);
+                    self.act(actions);
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        let actions = match event {
+            Event::Session(SessionEvent::Opened(sender, token)) => self.opened(sender, token),
+            Event::Session(SessionEvent::Order(order)) => self.state.order(*order),
+            Event::Session(SessionEvent::Closed) => {
+                self.outbox = None;
+                self.state.disconnected();
+                Vec::new()
+            }
+            Event::Supervisor(SupervisorEvent::Report { slot, pid, report }) => self.state.report(slot, pid, *report),
+            Event::Supervisor(SupervisorEvent::Ended(end)) => {
+                tracing::info!(slot = %end.slot, pid = end.pid, exit = ?end.exit, "a trainer ended");
+                self.handles.remove(&end.slot);
+                self.state.ended(end.slot, end.pid, end.exit, end.last_lines)
+            }
+            Event::Leave(Leaving::Alone) => {
+                self.left = true;
+                Vec::new()
+            }
+            Event::Leave(Leaving::WithTrainers) => self.state.leave(),
+        };
+        self.act(actions);
+    }
+
+    fn opened(&mut self, sender: mpsc::Sender<WorkerMessage>, token: CancellationToken) -> Vec<Action> {
+        self.outbox = Some((sender, token));
+        let (inventory, trainers) = (self.config.inventory.clone(), self.state.living());
+        self.tell(WorkerMessage::Register { inventory, trainers });
+        self.state.connected()
+    }
+
+    fn act(&mut self, actions: Vec<Action>) {
+        let mut waiting = VecDeque::from(actions);
+        while let Some(action) = waiting.pop_front() {
+            match action {
+                Action::Start(assignment) => match self.supervisor.start(&assignment) {
+                    Ok(handle) => {
+                        self.state.started(&assignment, handle.pid, handle.log.clone());
+                        self.handles.insert(assignment.slot, handle);
+                    }
+                    Err(error) => {
+                        let Assignment { slot, job, .. } = &assignment;
+                        tracing::error!(%slot, %job, %error, "could not start a trainer");
+                        waiting.extend(self.state.not_started(&assignment, error.to_string()));
+                    }
+                },
+                Action::Order(slot, order) => self.with(slot, |trainer| trainer.order(order)),
+                Action::Remember(slot, generation, peer) => {
+                    self.with(slot, |trainer| trainer.remember(generation, peer));
+                }
+                Action::End(slot, grace) => self.with(slot, |trainer| trainer.end(grace)),
+                Action::Tell(report) => self.tell(WorkerMessage::Report(report)),
+                Action::Leave => self.left = true,
+            }
+        }
+    }
+
+    fn with(&self, slot: Slot, act: impl FnOnce(&Handle)) {
+        if let Some(handle) = self.handles.get(&slot) {
+            act(handle);
+        }
+    }
+
+    /// Puts a message on its way. When too many wait, progress is left out, and for anything else the session is begun
+    /// anew: what matters is told again then.
+    fn tell(&self, message: WorkerMessage) {
+        let Some((sender, token)) = &self.outbox else { return };
+        match sender.try_send(message) {
+            Ok(()) | Err(mpsc::error::TrySendError::Full(WorkerMessage::Report(WorkerReport::Progress { .. }))) => {}
+            Err(_) => token.cancel(),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The session to the coordinator: opened again for ever, as the coordinator's absence is no reason to end anything.
+
+use super::{
+    message::{WorkerMessage, WorkerOrder},
+    wire::{self, Incoming},
+};
+use common::{daemon::backoff::Backoff, ids::WorkerId};
+use proto::v1::{ToWorker, workers_client::WorkersClient};
+use std::{future::Future, time::Duration};
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, sleep, timeout},
+};
+use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming, transport::Endpoint};
+
+/// How many messages may wait for the network.
+const WAITING_MESSAGES: usize = 256;
+/// How long the coordinator may take to accept a connection, and then the session.
+const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a connection is tested that nothing goes over, and how long the answer may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Waits between two tries.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The largest message: as large as a frame of a trainer.
+const MAX_MESSAGE_BYTES: usize = crate::supervisor::ipc::MAX_FRAME_BYTES as usize;
+
+/// What happens to the session.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// A session begins; the first message must be `Register`. The token ends it.
+    Opened(mpsc::Sender<WorkerMessage>, CancellationToken),
+    /// The coordinator orders something.
+    Order(Box<WorkerOrder>),
+    /// The session is gone.
+    Closed,
+}
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("cannot reach the coordinator: {}", deepest(.0))]
+    Connect(#[from] tonic::transport::Error),
+    #[error("the coordinator ended the session: {}", .0.message())]
+    Status(#[from] Status),
+    #[error("the coordinator did not answer within {} s", OPEN_DEADLINE.as_secs())]
+    Deadline(#[from] tokio::time::error::Elapsed),
+    #[error("the coordinator's first message is not that the worker is registered")]
+    NotRegistered,
+    #[error("the coordinator closed the session")]
+    Closed,
+    #[error("messages to the coordinator piled up")]
+    PiledUp,
+    #[error("the agent is ending")]
+    Leaving,
+}
+
+fn deepest(error: &tonic::transport::Error) -> String {
+    let mut deepest: &dyn std::error::Error = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    deepest.to_string()
+}
+
+/// The way to the coordinator.
+pub struct Session<F> {
+    /// The coordinator.
+    pub endpoint: Endpoint,
+    /// Who this is.
+    pub worker: WorkerId,
+    /// Hands an event to the agent's loop; false when there is none any more.
+    pub hand_over: F,
+    /// Ends it all.
+    pub token: CancellationToken,
+}
+
+impl<F, R> Session<F>
+where
+    F: Fn(SessionEvent) -> R + Send + Sync,
+    R: Future<Output = bool> + Send,
+{
+    /// Keeps a session open until the token ends it.
+    pub async fn run(self) {
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+        let spread = f64::from(std::process::id() % 64) / 64.0;
+        let mut told = false;
+        while !self.token.is_cancelled() {
+            let mut registered = false;
+            let error = tokio::select! {
+                Err(error) = self.once(&mut registered) => error,
+                () = self.token.cancelled() => SessionError::Leaving,
+            };
+            let leaving = self.token.is_cancelled() || matches!(error, SessionError::Leaving);
+            if leaving || !(self.hand_over)(SessionEvent::Closed).await {
+                return;
+            }
+            if registered {
+                backoff.reset();
+            }
+            if registered || !told {
+                tracing::warn!(%error, "no session, trying again until there is one; trainers go on");
+                told = true;
+            }
+            tokio::select! {
+                () = sleep(backoff.next(spread)) => {}
+                () = self.token.cancelled() => return,
+            }
+        }
+    }
+
+    /// One session. It never ends well: it ends.
+    async fn once(&self, registered: &mut bool) -> Result<(), SessionError> {
+        let endpoint = self.endpoint.clone().connect_timeout(OPEN_DEADLINE).tcp_nodelay(true);
+        let endpoint = endpoint.http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
+        let channel = timeout(OPEN_DEADLINE, endpoint.keep_alive_while_idle(true).connect()).await??;
+        let mut client = WorkersClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let (sender, waiting) = mpsc::channel(WAITING_MESSAGES);
+        let piled_up = self.token.child_token();
+        if !(self.hand_over)(SessionEvent::Opened(sender.clone(), piled_up.clone())).await {
+            return Err(SessionError::Leaving);
+        }
+        let worker = self.worker.clone();
+        let outgoing = ReceiverStream::new(waiting).map(move |message| wire::encode(&worker, message));
+        let mut incoming = timeout(OPEN_DEADLINE, client.session(outgoing)).await??.into_inner();
+        let first = timeout(OPEN_DEADLINE, incoming.message()).await??.ok_or(SessionError::Closed)?;
+        let Ok(Incoming::Registered { lease }) = wire::decode(first) else {
+            return Err(SessionError::NotRegistered);
+        };
+        *registered = true;
+        tracing::info!(lease_s = lease.as_secs_f64(), "the session is open");
+        tokio::select! {
+            result = self.obey(&mut incoming) => result,
+            error = beat(&sender, lease) => Err(error),
+            () = piled_up.cancelled() => Err(SessionError::PiledUp),
+        }
+    }
+
+    async fn obey(&self, incoming: &mut Streaming<ToWorker>) -> Result<(), SessionError> {
+        while let Some(message) = incoming.message().await? {
+            match wire::decode(message) {
+                Ok(Incoming::Order(order)) => {
+                    if !(self.hand_over)(SessionEvent::Order(order)).await {
+                        return Err(SessionError::Leaving);
+                    }
+                }
+                Ok(Incoming::Registered { .. }) => {}
+                Err(error) => tracing::error!(%error, "refused a message of the coordinator"),
+            }
+        }
+        Err(SessionError::Closed)
+    }
+}
+
+/// Says three times a lease that the worker lives, until nobody listens.
+async fn beat(sender: &mpsc::Sender<WorkerMessage>, lease: Duration) -> SessionError {
+    let mut beats = interval((lease / 3).max(Duration::from_millis(50)));
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        beats.tick().await;
+        if sender.send(WorkerMessage::Heartbeat).await.is_err() {
+            return SessionError::Closed;
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! How the ranks of a generation find each other: each calls the next and answers the one before.
+
+use super::wire::{HELLO_BYTES, Hello};
+use crate::collective::Identity;
+use common::ids::Rank;
+use rustix::event::{PollFd, PollFlags, poll};
+use std::{
+    io::{ErrorKind, Read as _, Write as _},
+    net::{TcpListener, TcpStream, ToSocketAddrs as _},
+    time::{Duration, Instant},
+};
+
+/// How long one try to connect, or one greeting, may take.
+const TRY: Duration = Duration::from_secs(5);
+/// Between two tries to connect.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The connections from the rank before and to the rank after this one.
+pub(super) fn neighbours(
+    listener: &TcpListener,
+    identity: &Identity,
+    deadline: Duration,
+) -> Result<(TcpStream, TcpStream), String> {
+    let end = Instant::now() + deadline;
+    let world = identity.peers.len();
+    let rank = identity.rank.0 as usize;
+    let (next, previous) = ((rank + 1) % world, (rank + world - 1) % world);
+    std::thread::scope(|scope| {
+        let calling = scope.spawn(|| call(&identity.peers[next], next, identity, end));
+        let answered = answer(listener, Rank(previous as u32), identity, end);
+        let called = calling.join().map_err(|_| "the thread that connects panicked".to_owned())?;
+        let (answered, called) = (answered?, called?);
+        for stream in [&answered, &called] {
+            stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true)).map_err(|error| error.to_string())?;
+        }
+        Ok((answered, called))
+    })
+}
+
+fn call(address: &str, next: usize, identity: &Identity, end: Instant) -> Result<TcpStream, String> {
+    let hello = Hello { generation: identity.generation, rank: identity.rank }.encode();
+    loop {
+        let error = match connect(address, &hello) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        if Instant::now() + PAUSE >= end {
+            return Err(format!("rank {next} at {address} cannot be reached: {error}"));
+        }
+        std::thread::park_timeout(PAUSE);
+    }
+}
+
+fn connect(address: &str, hello: &[u8; HELLO_BYTES]) -> std::io::Result<TcpStream> {
+    let resolved = address.to_socket_addrs()?.next();
+    let address = resolved.ok_or_else(|| std::io::Error::new(ErrorKind::NotFound, "the name has no address"))?;
+    let mut stream = TcpStream::connect_timeout(&address, TRY)?;
+    stream.write_all(hello)?;
+    Ok(stream)
+}
+
+/// Takes connections until the right one comes; a caller of another generation is sent away.
+fn answer(listener: &TcpListener, previous: Rank, identity: &Identity, end: Instant) -> Result<TcpStream, String> {
+    let fail = |what: &str, error: std::io::Error| format!("{what}: {error}");
+    listener.set_nonblocking(true).map_err(|error| fail("the listener", error))?;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(format!("rank {previous} has not connected in time"));
+        }
+        let timeout = left.try_into().map_err(|_| "the deadline is too far away".to_owned())?;
+        let mut descriptors = [PollFd::new(listener, PollFlags::IN)];
+        match poll(&mut descriptors, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(fail("waiting for a peer", error.into())),
+        }
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(fail("accepting a peer", error)),
+        };
+        match greeting(stream) {
+            Some((hello, stream)) if hello.generation == identity.generation && hello.rank == previous => {
+                return Ok(stream);
+            }
+            Some((hello, _)) => {
+                tracing::warn!(
+                    generation = hello.generation.0,
+                    rank = hello.rank.0,
+                    "sent a peer away that is not of this ring"
+                );
+            }
+            None => tracing::warn!("sent a caller away that is no peer"),
+        }
+    }
+}
+
+fn greeting(mut stream: TcpStream) -> Option<(Hello, TcpStream)> {
+    let mut bytes = [0; HELLO_BYTES];
+    stream.set_nonblocking(false).ok()?;
+    stream.set_read_timeout(Some(TRY)).ok()?;
+    stream.read_exact(&mut bytes).ok()?;
+    stream.set_read_timeout(None).ok()?;
+    Some((Hello::decode(&bytes)?, stream))
+}

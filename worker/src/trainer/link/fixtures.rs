@@ -1,0 +1,70 @@
+//! Orders and reports for tests.
+
+use crate::supervisor::ipc::{Order, Report};
+use common::{
+    ids::{Generation, Rank, Step, WorldSize},
+    manifest::{DataCursor, Manifest},
+    plan::TrainPlan,
+    recipe::{Faults, Models, Recipe},
+    status::Progress,
+};
+
+pub fn progress(generation: u64, step: u64) -> Report {
+    Report::Progress(Box::new(Progress {
+        generation: Generation(generation),
+        stage: 0,
+        activity: None,
+        step: Step(step),
+        steps: 100,
+        loss: Some(1.5),
+        learning_rate: None,
+        grad_norm: None,
+        logit_scale: None,
+        samples_per_s: None,
+        data_wait_share: None,
+        step_s: None,
+        skipped_samples: 0,
+        checkpoint: None,
+    }))
+}
+
+pub fn committed(generation: u64, step: u64) -> Report {
+    Report::CheckpointCommitted { generation: Generation(generation), step: Step(step) }
+}
+
+pub fn finished(generation: u64) -> Report {
+    Report::StageFinished { generation: Generation(generation), rank: Rank(0), summary: None, stopped: false }
+}
+
+pub fn plan(generation: u64) -> Order {
+    let faults = Faults { max_failures: 0, max_no_progress: 3 };
+    let model = Models { text: None, vision: None, adapter: None };
+    let (name, output) = ("demo".to_owned(), "/nowhere".into());
+    let recipe = Recipe { name, seed: 0, output, data: [].into(), model, stages: vec![], faults };
+    Order::Plan(Box::new(TrainPlan {
+        schema: 1,
+        job: "demo-1".parse().unwrap(),
+        generation: Generation(generation),
+        rank: Rank(0),
+        peers: vec!["127.0.0.1:1".into()],
+        stage: 0,
+        resume: None,
+        recipe,
+        output: "/nowhere".into(),
+    }))
+}
+
+pub fn commit(step: u64) -> Order {
+    let manifest = Box::new(Manifest {
+        format: 1,
+        job: "demo-1".parse().unwrap(),
+        generation: Generation(1),
+        step: Step(step),
+        world: WorldSize(0),
+        stage: "clip".into(),
+        recipe_fingerprint: "ab".into(),
+        data: DataCursor { position: 0, seed: 0, sources: vec![] },
+        parts: vec![],
+    });
+    Order::CommitManifest { step: Step(step), manifest }
+}
