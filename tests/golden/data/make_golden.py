@@ -2,8 +2,11 @@
 """Makes images/, golden.json and pixels.bin: what Pillow and torchvision make of images.
 
 Run in an environment with exactly these versions, in this folder:
-    pip install torch==2.11.0 torchvision==0.26.0 pillow==13.0.0 numpy==2.4.6
+    pip install torch==2.11.0 torchvision==0.26.0 pillow==12.3.0 numpy==2.4.6
     python make_golden.py
+
+Pillow 13 resizes columns first where that is cheaper, which moves a quarter of the bytes by a few levels; Pillow up to
+12, with which CLIP models were made, always resizes rows first, and so does llm2clip.
 
 golden.json names byte ranges of pixels.bin (rows of RGB bytes). `decode`: Image.open(..).convert("RGB"). `crop`:
 transforms.functional.resized_crop. `eval`: Resize, CenterCrop. `params`: RandomResizedCrop.get_params beside the numbers

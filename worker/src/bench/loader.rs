@@ -38,7 +38,10 @@ pub struct LoaderArgs {
 
 /// Measures, and returns the figures.
 pub fn run(args: &LoaderArgs) -> anyhow::Result<Value> {
-    anyhow::ensure!(args.batch > 0 && args.repeats > 0 && args.size > 0, "--batch, --repeats and --size must be 1 or more");
+    anyhow::ensure!(
+        args.batch > 0 && args.repeats > 0 && args.size > 0,
+        "--batch, --repeats and --size must be 1 or more"
+    );
     let cores = std::thread::available_parallelism().context("the number of cores is unknown: give --threads")?.get();
     let threads = args.threads.unwrap_or(cores);
     anyhow::ensure!(threads > 0, "--threads must be 1 or more");

@@ -26,7 +26,8 @@ impl Captions {
     /// When the file cannot be read, or a column is missing or holds no strings.
     pub fn read(table: &CaptionTable, wanted: &[&str]) -> Result<Self, DataError> {
         let path = &table.file;
-        let file = File::open(path).map_err(|source| DataError::Io { operation: "open", path: path.clone(), source })?;
+        let file =
+            File::open(path).map_err(|source| DataError::Io { operation: "open", path: path.clone(), source })?;
         let failed = |reason: String| DataError::Table { path: path.clone(), reason };
         // Without the schema of the writer's own, every string column comes as one type.
         let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);

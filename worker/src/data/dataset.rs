@@ -5,11 +5,12 @@ use super::{
     captions::Captions,
     files::Files,
     glob,
+    index::Index,
     scan::{Extent, RawSample, ShardScan, scan},
 };
 use common::{
     ids::SampleIndex,
-    recipe::{CaptionColumn, DataKind, DataSet},
+    recipe::{CaptionColumn, DataSet},
 };
 use std::{
     ops::Range,
@@ -45,30 +46,6 @@ pub struct Dataset {
     files: Files,
 }
 
-/// Samples by number. All keys and captions lie in one string.
-#[derive(Debug, Default)]
-struct Index {
-    images: Vec<(u32, Extent)>,
-    /// Ends of the texts in `text`: a sample's key, then its captions in the order of the columns.
-    ends: Vec<u64>,
-    text: String,
-}
-
-impl Index {
-    fn push(&mut self, shard: u32, image: Extent, texts: &[&str]) {
-        self.images.push((shard, image));
-        for text in texts {
-            self.text.push_str(text);
-            self.ends.push(self.text.len() as u64);
-        }
-    }
-
-    fn text(&self, place: usize) -> &str {
-        let start = if place == 0 { 0 } else { self.ends[place - 1] };
-        &self.text[start as usize..self.ends[place] as usize]
-    }
-}
-
 impl Dataset {
     /// Reads the index of all shards.
     ///
@@ -80,13 +57,14 @@ impl Dataset {
             paths.extend(glob::expand(pattern)?);
         }
         let table = read_table(name, spec)?;
-        let mut report = Report { duplicate_rows: table.as_ref().map_or(0, |table| table.duplicate_rows), ..Report::default() };
+        let mut report =
+            Report { duplicate_rows: table.as_ref().map_or(0, |table| table.duplicate_rows), ..Report::default() };
         let mut index = Index::default();
         let mut shards = Vec::new();
         for (path, scanned) in paths.iter().zip(scan_all(&paths)) {
             let scanned = scanned?;
             let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let first = index.images.len() as u64;
+            let first = index.len();
             for sample in &scanned.samples {
                 match texts(sample, &spec.captions.columns, table.as_ref()) {
                     Ok((image, texts)) => index.push(shards.len() as u32, image, &texts),
@@ -95,14 +73,18 @@ impl Dataset {
             }
             scanned.duplicates.iter().for_each(|key| report.skip(SkipReason::Duplicate, &stem, key));
             report.faults.extend(scanned.fault);
-            shards.push(Shard { stem, path: path.clone(), samples: first..index.images.len() as u64 });
+            shards.push(Shard { stem, path: path.clone(), samples: first..index.len() });
         }
-        check_share(name, index.images.len() as u64, &report, spec.broken_limit)?;
+        check_share(name, index.len(), &report, spec.broken_limit)?;
         if !report.is_clean() {
-            tracing::warn!(data = name, skipped = report.skipped_total(), "parts of the data set are not used\n{report}");
+            tracing::warn!(
+                data = name,
+                skipped = report.skipped_total(),
+                "parts of the data set are not used\n{report}"
+            );
         }
         let columns = spec.captions.columns.clone();
-        let fingerprint = fingerprint(spec.kind, &shards, &columns, &index);
+        let fingerprint = index.fingerprint(spec.kind, &shards, &columns);
         Ok(Self { name: name.to_owned(), shards, columns, index, fingerprint, report, files: Files::new(paths) })
     }
 
@@ -114,7 +96,7 @@ impl Dataset {
     /// How many usable samples there are; at least one.
     #[expect(clippy::len_without_is_empty, reason = "an empty data set cannot be opened")]
     pub fn len(&self) -> u64 {
-        self.index.images.len() as u64
+        self.index.len()
     }
 
     /// The shards in order.
@@ -156,7 +138,7 @@ impl Dataset {
 
     /// Reads the bytes of a sample's image into `bytes`.
     pub(super) fn read_image(&self, sample: SampleIndex, bytes: &mut Vec<u8>) -> Result<(), DataError> {
-        let (shard, image) = self.index.images[sample.0 as usize];
+        let (shard, image) = self.index.image(sample);
         self.files.read(shard, image.offset, image.length as usize, bytes)
     }
 
@@ -188,7 +170,9 @@ fn scan_all(paths: &[PathBuf]) -> Vec<Result<ShardScan, DataError>> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(SCANNERS).min(paths.len());
     let mut all: Vec<_> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<_>>| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
         threads.into_iter().flat_map(join).collect()
     });
     all.sort_by_key(|(i, _)| *i);
@@ -235,27 +219,4 @@ fn check_share(name: &str, usable: u64, report: &Report, limit: f64) -> Result<(
         return Err(DataError::Empty { name, report: report.to_string() });
     }
     Ok(())
-}
-
-fn fingerprint(kind: DataKind, shards: &[Shard], columns: &[CaptionColumn], index: &Index) -> String {
-    let mut hasher = blake3::Hasher::new();
-    let mut add = |bytes: &[u8]| {
-        hasher.update(&(bytes.len() as u64).to_le_bytes());
-        hasher.update(bytes);
-    };
-    add(match kind {
-        DataKind::Webdataset => b"webdataset",
-    });
-    columns.iter().for_each(|column| add(column.name.as_bytes()));
-    for shard in shards {
-        add(shard.stem.as_bytes());
-        add(&shard.samples.end.to_le_bytes());
-    }
-    for (_, image) in &index.images {
-        add(&image.offset.to_le_bytes());
-        add(&image.length.to_le_bytes());
-    }
-    index.ends.iter().for_each(|end| add(&end.to_le_bytes()));
-    add(index.text.as_bytes());
-    hasher.finalize().to_hex().to_string()
 }

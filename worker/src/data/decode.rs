@@ -1,5 +1,6 @@
 //! Bytes to RGB pixels, as Pillow's `Image.open(..).convert("RGB")` gives them: alpha is dropped and not composited,
-//! palettes are expanded, 16 bits are cut to the upper 8, EXIF orientation is ignored.
+//! palettes are expanded, 16 bits are cut to the upper 8, EXIF orientation is ignored. Gray of 16 bits without alpha is
+//! clipped to 255 instead: so does Pillow, and models were trained with it.
 
 use std::io::Cursor;
 use turbojpeg::{Colorspace, Decompressor, PixelFormat};
@@ -126,7 +127,11 @@ impl Decoder {
         (self.image.width, self.image.height) = (width as u32, height as u32);
         if four {
             self.image.pixels.clear();
-            self.image.pixels.extend(self.scratch.chunks_exact(4).flat_map(|cmyk| rgb_of_inverted_cmyk([cmyk[0], cmyk[1], cmyk[2], cmyk[3]])));
+            self.image.pixels.extend(
+                self.scratch
+                    .chunks_exact(4)
+                    .flat_map(|cmyk| rgb_of_inverted_cmyk([cmyk[0], cmyk[1], cmyk[2], cmyk[3]])),
+            );
         }
         Ok(())
     }
@@ -143,12 +148,18 @@ impl Decoder {
         reader.next_frame(&mut self.scratch).map_err(said)?;
         let (color, depth) = reader.output_color_type();
         let samples = color.samples();
+        let clipped = reader.info().color_type == png::ColorType::Grayscale && depth == png::BitDepth::Sixteen;
         // Of 16 bits the upper 8 come first.
         let step = if depth == png::BitDepth::Sixteen { 2 } else { 1 };
         self.image.pixels.clear();
         self.image.pixels.reserve(count * 3);
         for pixel in self.scratch.chunks_exact(samples * step) {
-            let rgb = if samples >= 3 { [pixel[0], pixel[step], pixel[2 * step]] } else { [pixel[0]; 3] };
+            let rgb = match samples {
+                3.. => [pixel[0], pixel[step], pixel[2 * step]],
+                _ if clipped && pixel[0] > 0 => [255; 3],
+                _ if clipped => [pixel[1]; 3],
+                _ => [pixel[0]; 3],
+            };
             self.image.pixels.extend_from_slice(&rgb);
         }
         (self.image.width, self.image.height) = (width, height);

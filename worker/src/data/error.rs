@@ -16,7 +16,9 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// A pattern of `shards` has no match.
-    #[error("no file matches {pattern}: check `shards` of the data set, and that the storage is mounted on this machine")]
+    #[error(
+        "no file matches {pattern}: check `shards` of the data set, and that the storage is mounted on this machine"
+    )]
     NoMatch {
         /// The pattern.
         pattern: PathBuf,
@@ -55,8 +57,8 @@ pub enum DataError {
     },
     /// More samples are broken than the recipe bears.
     #[error(
-        "data set `{name}`: {skipped} of {total} samples are broken ({percent:.2} %), more than `broken_limit` = {limit} bears\n\
-         {report}"
+        "data set `{name}`: {skipped} of {total} samples are broken ({percent:.2} %), \
+         more than `broken_limit` = {limit} bears\n{report}"
     )]
     TooManyBroken {
         /// The data set.
@@ -82,8 +84,8 @@ pub enum DataError {
     },
     /// A broken image's successors are broken too.
     #[error(
-        "data set `{name}`: sample {index} (key `{key}`) and the {tries} after it cannot be decoded; the last said: {reason}. \
-         `llm2clip data inspect` lists what is broken"
+        "data set `{name}`: sample {index} (key `{key}`) and the {tries} after it cannot be decoded; the last said: \
+         {reason}. `llm2clip data inspect` lists what is broken"
     )]
     NoReplacement {
         /// The data set.

@@ -141,7 +141,8 @@ fn decode_all(files: &Files, shard: u32, extents: &[Option<Extent>]) -> Result<V
     };
     let parts = std::thread::scope(|scope| {
         let threads: Vec<_> = extents.chunks(share).map(|part| scope.spawn(move || work(part))).collect();
-        let joined = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        let joined =
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         joined.collect::<Result<Vec<_>, _>>()
     })?;
     Ok(parts.into_iter().flatten().collect())
@@ -201,12 +202,50 @@ impl Summary {
             format!("width     {}", spread(&self.width_pixels, "pixels")),
             format!("height    {}", spread(&self.height_pixels, "pixels")),
             format!("size      {}", spread(&self.image_bytes, "bytes")),
-            format!("captions  {}; {} samples without .txt", spread(&self.caption_characters, "characters"), self.without_text),
+            format!(
+                "captions  {}; {} samples without .txt",
+                spread(&self.caption_characters, "characters"),
+                self.without_text
+            ),
             format!("broken    {}", self.skipped_total),
         ];
         if !self.report.is_clean() {
             lines.push(self.report.to_string());
         }
         lines.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_tars_is_summed_up() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/emoji/emoji-wds/val");
+        let summary = inspect(&[folder]).unwrap();
+        assert_eq!((summary.samples, summary.usable, summary.skipped_total), (320, 320, 0));
+        assert_eq!(summary.images, BTreeMap::from([("jpg", 320)]));
+        assert_eq!(summary.width_pixels, Some(Spread { min: 102, median: 102, max: 102 }));
+        let json = serde_json::to_value(&summary).unwrap();
+        assert_eq!((&json["schema"], &json["skipped"]), (&1.into(), &serde_json::json!({})));
+    }
+
+    #[test]
+    fn what_is_broken_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/emoji/emoji-wds/val/00000.tar");
+        let mut bytes = std::fs::read(source).unwrap();
+        // The first image's own bytes, the rest of the tar from the middle of a member on.
+        bytes[512..516].copy_from_slice(b"<htm");
+        bytes.truncate(100_000);
+        let path = folder.path().join("cut.tar");
+        std::fs::write(&path, bytes).unwrap();
+        let summary = inspect(&[path]).unwrap();
+        assert_eq!(summary.report.skipped[&SkipReason::BrokenImage].count, 1);
+        assert_eq!(summary.images["unknown"], 1);
+        let text = summary.text();
+        assert!(text.contains("cut.tar is truncated: used up to byte"), "{text}");
+        assert!(text.contains("1 x image that cannot be decoded: cut/"), "{text}");
     }
 }

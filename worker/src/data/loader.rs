@@ -51,7 +51,7 @@ impl Loader {
             let spawned = std::thread::Builder::new().name(format!("loader-{i}")).spawn(move || work(&config, &shared));
             match spawned {
                 Ok(thread) => threads.push(thread),
-                Err(error) => queue.stop(Some(DataError::Thread { reason: format!("it could not start: {error}") })),
+                Err(error) => queue.fail(Box::new(format!("it could not start: {error}"))),
             }
         }
         Self { queue, threads, waited: Duration::ZERO }
@@ -74,7 +74,7 @@ impl Loader {
 
 impl Drop for Loader {
     fn drop(&mut self) {
-        self.queue.stop(None);
+        self.queue.stop();
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so through the queue.
             let _ = thread.join();
@@ -92,9 +92,7 @@ fn work(config: &LoaderConfig, queue: &Queue) {
         }
     };
     if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let reason = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "it panicked".to_owned());
-        queue.stop(Some(DataError::Thread { reason }));
+        queue.fail(panic);
     }
 }
 

@@ -12,6 +12,7 @@ mod decode;
 mod error;
 mod files;
 mod glob;
+mod index;
 pub mod inspect;
 mod loader;
 mod pipeline;

@@ -2,7 +2,9 @@
 
 use super::{Batch, BatchRequest, DataError, ReplacedSample, SampleRequest};
 use std::{
+    any::Any,
     collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -64,8 +66,15 @@ pub struct Queue {
 impl Queue {
     /// Of at most `capacity` batches, decoded or not.
     pub fn new(requests: Box<dyn Iterator<Item = BatchRequest> + Send>, capacity: usize, image_size: u32) -> Self {
-        let state = State { requests, exhausted: false, stopped: false, failed: None, batches: VecDeque::new(), first: 0 };
-        Self { state: Mutex::new(state), work: Condvar::new(), ready: Condvar::new(), capacity: capacity.max(1), image_size }
+        let state =
+            State { requests, exhausted: false, stopped: false, failed: None, batches: VecDeque::new(), first: 0 };
+        Self {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            ready: Condvar::new(),
+            capacity: capacity.max(1),
+            image_size,
+        }
     }
 
     /// The next chunk to decode; `None` when there is none left or the loader ends. Waits while the consumer has all
@@ -89,9 +98,10 @@ impl Queue {
                 return None;
             }
             if state.batches.len() < self.capacity {
-                match state.requests.next() {
-                    Some(request) => state.batches.push_back(InFlight::new(request, self.image_size)),
-                    None => state.exhausted = true,
+                match catch_unwind(AssertUnwindSafe(|| state.requests.next())) {
+                    Ok(Some(request)) => state.batches.push_back(InFlight::new(request, self.image_size)),
+                    Ok(None) => state.exhausted = true,
+                    Err(panic) => state.fail(panic),
                 }
                 self.work.notify_all();
                 self.ready.notify_all();
@@ -158,14 +168,16 @@ impl Queue {
         Some(result)
     }
 
-    /// Ends all threads; the consumer gets the error, if there is one, and then nothing more.
-    pub fn stop(&self, error: Option<DataError>) {
-        let mut state = self.lock();
-        state.stopped = true;
-        if state.failed.is_none() {
-            state.failed = error;
-        }
-        drop(state);
+    /// Ends all threads; the consumer gets nothing more.
+    pub fn stop(&self) {
+        self.lock().stopped = true;
+        self.work.notify_all();
+        self.ready.notify_all();
+    }
+
+    /// Ends all threads; the consumer gets what a thread panicked with as an error, and then nothing more.
+    pub fn fail(&self, panic: Box<dyn Any + Send>) {
+        self.lock().fail(panic);
         self.work.notify_all();
         self.ready.notify_all();
     }
@@ -175,13 +187,20 @@ impl Queue {
         self.lock().stopped
     }
 
-    /// A panic under the lock leaves the state usable: it is followed by [`Queue::stop`].
+    /// No code under the lock panics but that of the requests, which is caught.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
+    fn fail(&mut self, panic: Box<dyn Any + Send>) {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        self.failed.get_or_insert(DataError::Thread { reason: text.unwrap_or_else(|| "it panicked".to_owned()) });
+        self.stopped = true;
+    }
+
     /// A batch by number; `None` when the consumer has it already.
     fn in_flight(&mut self, batch: u64) -> Option<&mut InFlight> {
         self.batches.get_mut(usize::try_from(batch.checked_sub(self.first)?).ok()?)

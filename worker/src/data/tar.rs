@@ -132,7 +132,8 @@ struct Header {
 impl Header {
     /// `None` when the checksum or the size is wrong.
     fn parse(block: &[u8; 512]) -> Option<Self> {
-        let sum: u64 = block.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u64::from(*b) }).sum();
+        let sum: u64 =
+            block.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { u64::from(*b) }).sum();
         if number(&block[148..156])? != sum {
             return None;
         }

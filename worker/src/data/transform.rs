@@ -61,8 +61,8 @@ impl Resampler {
         Ok(())
     }
 
-    /// Bicubic with antialias (a = -0.5): Pillow's kernel, and Pillow's order of passes, rows first. Pixels outside of
-    /// the crop are not seen.
+    /// Bicubic with antialias (a = -0.5): Pillow's kernel, and Pillow's order of passes, rows first (up to Pillow
+    /// 12; the resizer by itself does columns first). Pixels outside of the crop are not seen.
     fn resize(&mut self, image: &Rgb, crop: Crop, (width, height): (u32, u32)) -> Result<(), DecodeError> {
         let Self { resizer, narrow, resized } = self;
         let whole = ImageRef::new(image.width, image.height, &image.pixels, PixelType::U8x3).map_err(impossible)?;

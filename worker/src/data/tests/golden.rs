@@ -59,12 +59,6 @@ fn golden() -> (Golden, Vec<u8>) {
 /// Gives recorded numbers.
 struct Recorded(std::vec::IntoIter<f64>);
 
-impl Recorded {
-    fn new(numbers: &[f64]) -> Self {
-        Self(numbers.to_vec().into_iter())
-    }
-}
-
 impl Draws for Recorded {
     fn uniform(&mut self, low: f64, high: f64) -> f64 {
         let drawn = self.0.next().expect("as many numbers are drawn as torchvision drew");
@@ -108,7 +102,7 @@ fn crops_are_torchvisions_given_its_draws() {
     assert!(golden.params.len() > 100);
     for case in golden.params {
         let augment = Augment { scale: case.scale, ratio: case.ratio };
-        let mut draws = Recorded::new(&case.drawn);
+        let mut draws = Recorded(case.drawn.clone().into_iter());
         let crop = random_crop(case.width, case.height, &augment, &mut draws);
         assert_eq!(crop, case.crop, "{} x {}, {:?}", case.width, case.height, case.drawn);
         assert_eq!(draws.0.next(), None, "torchvision drew more numbers");
@@ -125,12 +119,13 @@ fn resized_crops_are_pillows_within_one_level() {
         let rgb = decoder.decode(&bytes).unwrap();
         // Draws that lead to the crop: its area and ratio, then its place.
         let (transform, mut draws) = match case.crop {
-            None => (Transform::Eval, Recorded::new(&[])),
+            None => (Transform::Eval, Recorded(vec![].into_iter())),
             Some(crop) => {
                 let (w, h) = (f64::from(crop.width), f64::from(crop.height));
                 let area = w * h / (f64::from(rgb.width) * f64::from(rgb.height));
                 let augment = Augment { scale: (0.0, 1.0), ratio: (0.01, 100.0) };
-                (Transform::Train { augment }, Recorded::new(&[area, (w / h).ln(), crop.top.into(), crop.left.into()]))
+                let drawn = vec![area, (w / h).ln(), crop.top.into(), crop.left.into()];
+                (Transform::Train { augment }, Recorded(drawn.into_iter()))
             }
         };
         let size = case.size as usize;

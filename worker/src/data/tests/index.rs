@@ -86,7 +86,8 @@ fn broken_samples_are_counted_by_reason() {
         ("notes", b"no extension"),
     ];
     write(folder.path(), "0.tar", first);
-    let second: &[(&str, &[u8])] = &[("./sub/upper.JPG", &jpg), ("./sub/upper.txt", b"z"), ("b.JPEG", &jpg), ("b.txt", b"B")];
+    let second: &[(&str, &[u8])] =
+        &[("./sub/upper.JPG", &jpg), ("./sub/upper.txt", b"z"), ("b.JPEG", &jpg), ("b.txt", b"B")];
     write(folder.path(), "1.tar", second);
     let bytes = tar(&[("last.jpg", &jpg), ("last.txt", b"kept"), ("cut.jpg", &jpg)]);
     std::fs::write(folder.path().join("2.tar"), &bytes[..bytes.len() - 2048]).unwrap();
@@ -103,15 +104,19 @@ fn broken_samples_are_counted_by_reason() {
     let ranges: Vec<_> = data.shards().iter().map(|shard| (shard.stem.as_str(), shard.samples.clone())).collect();
     assert_eq!(ranges, [("0", 0..1), ("1", 1..3), ("2", 3..4)]);
     let skipped = &data.report().skipped;
-    let counts: Vec<_> = skipped.iter().map(|(reason, skipped)| (*reason, skipped.count, skipped.examples[0].as_str())).collect();
-    assert_eq!(counts, [
-        (SkipReason::NoImage, 1, "0/no-image"),
-        (SkipReason::EmptyImage, 1, "0/empty"),
-        (SkipReason::NoText, 1, "0/no-text"),
-        (SkipReason::InvalidUtf8, 1, "0/latin"),
-        (SkipReason::EmptyCaption, 1, "0/blank"),
-        (SkipReason::Duplicate, 1, "0/good"),
-    ]);
+    let counts: Vec<_> =
+        skipped.iter().map(|(reason, skipped)| (*reason, skipped.count, skipped.examples[0].as_str())).collect();
+    assert_eq!(
+        counts,
+        [
+            (SkipReason::NoImage, 1, "0/no-image"),
+            (SkipReason::EmptyImage, 1, "0/empty"),
+            (SkipReason::NoText, 1, "0/no-text"),
+            (SkipReason::InvalidUtf8, 1, "0/latin"),
+            (SkipReason::EmptyCaption, 1, "0/blank"),
+            (SkipReason::Duplicate, 1, "0/good"),
+        ]
+    );
     assert!(data.report().to_string().contains("2.tar is truncated"), "{}", data.report());
 }
 
@@ -119,13 +124,15 @@ fn broken_samples_are_counted_by_reason() {
 fn keys_reach_to_the_first_dot_of_the_last_component() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "0.tar", &[("./v1.0/k.extra.jpg", b"x"), ("./v1.0/k.jpg", b"x"), ("._k.jpg", b"x")]);
-    let keys: Vec<String> = scan(&folder.path().join("0.tar")).unwrap().samples.into_iter().map(|sample| sample.key).collect();
+    let keys: Vec<String> =
+        scan(&folder.path().join("0.tar")).unwrap().samples.into_iter().map(|sample| sample.key).collect();
     assert_eq!(keys, ["v1.0/k"]);
 }
 
 fn emoji(columns: &[(&str, u32)], key: &str) -> DataSet {
     let folder = fixtures().join("data/emoji");
-    let columns = columns.iter().map(|(name, weight)| CaptionColumn { name: (*name).to_owned(), weight: *weight }).collect();
+    let columns =
+        columns.iter().map(|(name, weight)| CaptionColumn { name: (*name).to_owned(), weight: *weight }).collect();
     let table = Some(CaptionTable { file: folder.join("emoji-dense-train.parquet"), key: key.to_owned() });
     DataSet {
         kind: DataKind::Webdataset,

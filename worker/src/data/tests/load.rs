@@ -50,7 +50,10 @@ fn small(folder: &Path, images: &[&str]) -> Arc<Dataset> {
         })
         .collect();
     let names: Vec<(String, String)> = (0..images.len()).map(|i| (format!("{i}.jpg"), format!("{i}.txt"))).collect();
-    let members = names.iter().zip(&bodies).flat_map(|((jpg, txt), body)| [(jpg.as_str(), body.as_slice()), (txt.as_str(), b"x")]);
+    let members = names
+        .iter()
+        .zip(&bodies)
+        .flat_map(|((jpg, txt), body)| [(jpg.as_str(), body.as_slice()), (txt.as_str(), b"x")]);
     std::fs::write(folder.join("0.tar"), tar(&members.collect::<Vec<_>>())).unwrap();
     Arc::new(Dataset::open("small", &spec(folder, 0.0)).unwrap())
 }
@@ -147,8 +150,8 @@ fn pixels_are_normalised_as_torchvision_does() {
     let tensor = pixels_to_tensor(&batch, Device::Cpu);
     assert_eq!((tensor.size(), tensor.kind()), (vec![2, 3, 2, 2], Kind::Float));
     let values: Vec<f32> = Vec::try_from(tensor.flatten(0, -1)).unwrap();
-    let mean = [0.48145466f32, 0.4578275, 0.40821073];
-    let std = [0.26862954f32, 0.26130258, 0.27577711];
+    let mean = [0.48145466f64, 0.4578275, 0.40821073].map(|value| value as f32);
+    let std = [0.26862954f64, 0.26130258, 0.27577711].map(|value| value as f32);
     for (i, value) in values.iter().enumerate() {
         let channel = i / 4 % 3;
         assert_eq!(*value, (f32::from(pixels[i]) / 255.0 - mean[channel]) / std[channel]);
