@@ -27,6 +27,11 @@ impl Linear {
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())
     }
+
+    /// The layer with W and b multiplied; gradients flow to the parameters.
+    pub(super) fn scaled(&self, weight: f64, bias: f64) -> Self {
+        Self { weight: &self.weight * weight, bias: self.bias.as_ref().map(|parameter| parameter * bias) }
+    }
 }
 
 /// LayerNorm with scale and shift.

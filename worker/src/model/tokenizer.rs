@@ -50,7 +50,9 @@ impl CaptionTokenizer {
         let (first, last) = special_tokens(&tokenizer).map_err(unusable)?;
         let (before, after) = (before.to_owned(), after.to_owned());
         let opened = Self { path, tokenizer, before, after, first, last, max_length, pooling };
-        let overhead = opened.pieces("")?.total();
+        // Around a letter, not around nothing: spaces on both sides of nothing would make a token of their own.
+        let around = opened.pieces("a")?;
+        let overhead = around.total() - around.caption.len();
         if overhead >= max_length {
             return Err(ModelError::MaxLength { max_length, overhead });
         }
@@ -62,7 +64,7 @@ impl CaptionTokenizer {
         let mut pieces = self.pieces(caption)?;
         let excess = pieces.total().saturating_sub(self.max_length);
         if excess > pieces.caption.len() {
-            // Merged with its end, a template may take more tokens than it does around nothing.
+            // The template's own tokens may be more than they are around a letter.
             return Err(ModelError::MaxLength {
                 max_length: self.max_length,
                 overhead: pieces.total() - pieces.caption.len(),

@@ -5,7 +5,6 @@ use crate::model::{
     init::{Fill, Initialise},
 };
 use serde::Deserialize;
-use tch::Tensor;
 
 /// The activation of the MLPs; it is not in the weights, and the wrong one degrades features without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,14 +21,6 @@ impl Activation {
             "quick_gelu" => Ok(Activation::QuickGelu),
             "gelu" => Ok(Activation::Gelu),
             other => Err(format!("hidden_act {other:?} is not supported; supported: quick_gelu, gelu")),
-        }
-    }
-
-    pub(super) fn apply(self, x: &Tensor) -> Tensor {
-        match self {
-            // x·σ(a·x) = silu(a·x) / a: one saved tensor and half the passes over memory.
-            Activation::QuickGelu => (x * 1.702).silu() * (1.0 / 1.702),
-            Activation::Gelu => x.gelu("none"),
         }
     }
 }
