@@ -97,7 +97,9 @@ impl Job {
     /// Waits until a step is done.
     pub fn wait_for_step(&self, step: u64) {
         let what = format!("step {step}");
-        wait_for(&self.output().join("clip"), &what, DEADLINE, || self.steps().iter().any(|s| s.step >= step).then_some(()));
+        wait_for(&self.output().join("clip"), &what, DEADLINE, || {
+            self.steps().iter().any(|s| s.step >= step).then_some(())
+        });
     }
 
     /// Waits until a checkpoint of this step or a later one is committed; returns its folder.

@@ -1,5 +1,7 @@
 //! What the scenarios share: the real programs, real files, and waiting for what happens.
 
+#![allow(clippy::unwrap_used, reason = "a scenario that cannot be set up has failed")]
+
 mod job;
 mod recipe;
 mod watch;

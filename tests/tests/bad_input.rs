@@ -72,7 +72,10 @@ fn a_flipped_byte_in_a_checkpoint_is_found_and_named() {
     job.run(1);
     let (code, text) = {
         let output = job.llm2clip(&["ckpt", "verify", job.output().to_str().unwrap()]);
-        (output.status.code(), format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)))
+        (
+            output.status.code(),
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr)),
+        )
     };
     assert_eq!(code, Some(0), "{text}");
     let part = job.output().join("clip/step-000000004/rank-00000.safetensors");

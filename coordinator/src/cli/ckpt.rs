@@ -46,7 +46,10 @@ pub(super) async fn main(command: &CkptCommand, common: &Common) -> Result<u8, C
     let root = root(&args.path);
     let folders = folders(&root);
     if folders.is_empty() {
-        return Err(CliError::usage(format!("there is no checkpoint (step-*) in {} or one of its folders", root.display())));
+        return Err(CliError::usage(format!(
+            "there is no checkpoint (step-*) in {} or one of its folders",
+            root.display()
+        )));
     }
     let found: Vec<Found> = folders.iter().map(|(folder, step)| look(folder, *step, verify)).collect();
     match common.format {
@@ -118,7 +121,8 @@ fn look(folder: &Path, step: Step, verify: bool) -> Found {
             found.generation = manifest.generation.0;
             found.ranks = manifest.world.0;
             found.bytes = manifest.parts.iter().map(|part| part.bytes).sum();
-            found.problem = if verify { manifest.parts.iter().find_map(|part| verify_part(folder, part).err()) } else { None };
+            found.problem =
+                if verify { manifest.parts.iter().find_map(|part| verify_part(folder, part).err()) } else { None };
         }
         Err(problem) => found.problem = Some(problem),
     }

@@ -11,7 +11,10 @@ use proto::v1::{
 };
 use serde::de::DeserializeOwned;
 use std::time::Duration;
-use tonic::{Streaming, transport::{Channel, Endpoint}};
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
 
 /// How long a coordinator may take to answer the first call.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -59,7 +62,12 @@ impl Client {
         status(self.0.stop(JobRequest { job: job.to_owned() }).await?)
     }
 
-    pub(super) async fn resume(&mut self, job: &str, step: Option<u64>, world_size: Option<u32>) -> Result<JobStatus, CliError> {
+    pub(super) async fn resume(
+        &mut self,
+        job: &str,
+        step: Option<u64>,
+        world_size: Option<u32>,
+    ) -> Result<JobStatus, CliError> {
         status(self.0.resume(ResumeRequest { job: job.to_owned(), step, world_size }).await?)
     }
 

@@ -107,7 +107,8 @@ impl Screen {
         let text = describe(progress, status.ranks.len());
         if !self.terminal {
             if Instant::now() >= self.line_due {
-                let steps = if progress.steps > 0 { format!(" {}/{}", progress.step, progress.steps) } else { String::new() };
+                let steps =
+                    if progress.steps > 0 { format!(" {}/{}", progress.step, progress.steps) } else { String::new() };
                 eprintln!("{}{steps}  {text}", stage.kind);
                 self.line_due = Instant::now() + LINE_EVERY;
             }

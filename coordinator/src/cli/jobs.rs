@@ -87,7 +87,9 @@ pub(super) async fn reach(job: &str, common: &Common) -> Result<Reached, CliErro
     let (mut client, own) = open(&state).await?;
     let job = match id {
         Some(job) => job,
-        None => newest(&mut client).await?.ok_or_else(|| CliError::usage(format!("{} holds no job", state.display())))?,
+        None => {
+            newest(&mut client).await?.ok_or_else(|| CliError::usage(format!("{} holds no job", state.display())))?
+        }
     };
     Ok(Reached { client, job, own })
 }
@@ -155,7 +157,8 @@ pub(super) async fn ps(common: &Common) -> Result<u8, CliError> {
 
 fn row(status: &JobStatus, driven: bool) -> Vec<String> {
     let stage = status.stages.get(status.stage);
-    let step = stage.and_then(|stage| stage.progress.as_ref()).map_or(String::new(), |p| format!("{}/{}", p.step, p.steps));
+    let step =
+        stage.and_then(|stage| stage.progress.as_ref()).map_or(String::new(), |p| format!("{}/{}", p.step, p.steps));
     vec![
         status.job.to_string(),
         phase(status, driven),
@@ -192,7 +195,13 @@ fn print_status(status: &JobStatus, driven: bool) {
         .enumerate()
         .map(|(number, stage)| {
             let progress = stage.progress.as_ref();
-            let state = if stage.done { "done" } else if number == status.stage { "now" } else { "" };
+            let state = if stage.done {
+                "done"
+            } else if number == status.stage {
+                "now"
+            } else {
+                ""
+            };
             vec![
                 stage.kind.clone(),
                 state.to_owned(),
@@ -211,7 +220,13 @@ fn print_status(status: &JobStatus, driven: bool) {
             .iter()
             .map(|rank| {
                 let pid = rank.pid.map_or(String::new(), |pid| pid.to_string());
-                vec![rank.rank.to_string(), rank.worker.to_string(), rank.slot.to_string(), pid, rank.peer.clone().unwrap_or_default()]
+                vec![
+                    rank.rank.to_string(),
+                    rank.worker.to_string(),
+                    rank.slot.to_string(),
+                    pid,
+                    rank.peer.clone().unwrap_or_default(),
+                ]
             })
             .collect();
         output::print_table(&["rank", "worker", "slot", "pid", "peer"], &ranks);
@@ -249,7 +264,14 @@ pub(super) async fn events(args: &EventsArgs, common: &Common) -> Result<u8, Cli
     while let Some(event) = events.next().await? {
         match common.format {
             Format::Text => {
-                println!("{}  {:>4}  gen {:<3} {:<24} {}", rfc3339(event.at), event.sequence, event.generation, event.kind, event.message);
+                println!(
+                    "{}  {:>4}  gen {:<3} {:<24} {}",
+                    rfc3339(event.at),
+                    event.sequence,
+                    event.generation,
+                    event.kind,
+                    event.message
+                );
             }
             Format::Json => all.push(event),
         }
@@ -274,7 +296,11 @@ pub(super) async fn stop(args: &JobArg, common: &Common) -> Result<u8, CliError>
         Format::Text => println!("{} {}; next: llm2clip resume {}", status.job, phase(&status, true), status.job),
     }
     reached.end().await;
-    Ok(if matches!(status.phase, Phase::Stopped | Phase::Succeeded) { 0 } else { status.phase.exit_code().unwrap_or(5) })
+    Ok(if matches!(status.phase, Phase::Stopped | Phase::Succeeded) {
+        0
+    } else {
+        status.phase.exit_code().unwrap_or(5)
+    })
 }
 
 pub(super) async fn workers(common: &Common) -> Result<u8, CliError> {
@@ -284,7 +310,10 @@ pub(super) async fn workers(common: &Common) -> Result<u8, CliError> {
         Format::Json => output::print_json(Some("workers"), &workers),
         Format::Text => {
             let rows: Vec<Vec<String>> = workers.iter().map(worker_row).collect();
-            output::print_table(&["worker", "state", "trainers", "busy", "gpus", "cores", "memory", "host", "version"], &rows);
+            output::print_table(
+                &["worker", "state", "trainers", "busy", "gpus", "cores", "memory", "host", "version"],
+                &rows,
+            );
         }
     }
     Ok(0)

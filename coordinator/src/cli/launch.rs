@@ -41,7 +41,9 @@ pub(super) async fn launch(args: &LaunchArgs, common: &Common) -> Result<u8, Cli
     if !args.follow {
         match common.format {
             Format::Json => output::print_json(None, &status),
-            Format::Text => println!("submitted {job} with {world} ranks; next: llm2clip status {job} | logs {job} -f | why {job}"),
+            Format::Text => {
+                println!("submitted {job} with {world} ranks; next: llm2clip status {job} | logs {job} -f | why {job}")
+            }
         }
         return Ok(0);
     }
@@ -52,8 +54,13 @@ pub(super) async fn launch(args: &LaunchArgs, common: &Common) -> Result<u8, Cli
 
 /// The trainers of the `nodes` machines that have most, or of all that are connected.
 async fn ranks_of(client: &mut Client, nodes: Option<usize>) -> Result<u32, CliError> {
-    let mut trainers: Vec<u32> =
-        client.workers().await?.iter().filter(|worker| worker.connected).map(|worker| worker.inventory.trainers).collect();
+    let mut trainers: Vec<u32> = client
+        .workers()
+        .await?
+        .iter()
+        .filter(|worker| worker.connected)
+        .map(|worker| worker.inventory.trainers)
+        .collect();
     trainers.sort_unstable_by_key(|count| std::cmp::Reverse(*count));
     let wanted = nodes.unwrap_or(trainers.len().max(1));
     if wanted == 0 {

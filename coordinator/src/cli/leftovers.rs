@@ -24,7 +24,8 @@ struct Record {
 /// many there were.
 pub(super) fn end(state: &Path) -> usize {
     let children = |folder: &Path| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let workers = children(state).filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("worker-")));
+    let workers = children(state)
+        .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("worker-")));
     let records = workers.flat_map(|worker| children(&worker.join("trainers")).collect::<Vec<_>>());
     let jsons = records.filter(|path| path.extension().is_some_and(|extension| extension == "json"));
     jsons.filter_map(|path| serde_json::from_slice::<Record>(&fs::read(path).ok()?).ok()).filter(end_one).count()

@@ -48,7 +48,8 @@ impl Coordinator {
         fs::create_dir_all(state).map_err(|error| fail(&format!("could not create {}", state.display()), &error))?;
         let state = fs::canonicalize(state).map_err(|error| fail(&state.display().to_string(), &error))?;
         let store = RedbStore::open(&state).map_err(|error| CliError::new(1, error))?;
-        let listener = TcpListener::bind(listen).await.map_err(|error| fail(&format!("cannot listen on {listen}"), &error))?;
+        let listener =
+            TcpListener::bind(listen).await.map_err(|error| fail(&format!("cannot listen on {listen}"), &error))?;
         let address = listener.local_addr().map_err(|error| fail("the listener has no address", &error))?;
         let shutdown = Shutdown::new();
         let (handle, runtime) =
@@ -102,7 +103,8 @@ pub(super) struct Settings {
 
 impl Settings {
     pub(super) fn new(workers: u32, trainers: Option<u32>, cores: Option<u32>) -> Result<Self, CliError> {
-        let machine = std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
+        let machine =
+            std::thread::available_parallelism().map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX));
         let trainers_per_worker = trainers.unwrap_or_else(|| (gpus() / workers.max(1)).max(1));
         let settings = Self { workers, trainers_per_worker, cores: cores.unwrap_or(machine) };
         for (name, value) in
@@ -132,7 +134,8 @@ impl Settings {
 
     pub(super) fn load(state: &Path) -> Result<Self, CliError> {
         let path = state.join("run.json");
-        let text = fs::read(&path).map_err(|error| CliError::new(1, format!("could not read {}: {error}", path.display())))?;
+        let text =
+            fs::read(&path).map_err(|error| CliError::new(1, format!("could not read {}: {error}", path.display())))?;
         serde_json::from_slice(&text).map_err(|error| CliError::new(1, format!("{}: {error}", path.display())))
     }
 }
@@ -157,7 +160,8 @@ struct Running {
 
 impl Workers {
     pub(super) fn start(coordinator: &Coordinator, settings: &Settings, logs: &Path) -> Result<Self, CliError> {
-        fs::create_dir_all(logs).map_err(|error| CliError::new(1, format!("could not create {}: {error}", logs.display())))?;
+        fs::create_dir_all(logs)
+            .map_err(|error| CliError::new(1, format!("could not create {}: {error}", logs.display())))?;
         let running = (0..settings.workers).map(|number| Running::start(coordinator, settings, logs, number));
         Ok(Self { running: running.collect::<Result<_, _>>()?, left: RESTARTS })
     }
@@ -175,7 +179,8 @@ impl Workers {
             return Err(CliError::new(1, format!("worker {} {ended} again and again; its log: {log}", running.name)));
         }
         self.left -= 1;
-        running.child = running.command.spawn().map_err(|error| CliError::new(1, format!("worker {}: {error}", running.name)))?;
+        running.child =
+            running.command.spawn().map_err(|error| CliError::new(1, format!("worker {}: {error}", running.name)))?;
         Ok(format!("worker {} {ended}; started it again", running.name))
     }
 
@@ -220,7 +225,11 @@ impl Running {
         let name = format!("local-{number}");
         let log = logs.join(format!("worker-{name}.log"));
         let fail = |what: &str, error: std::io::Error| CliError::new(1, format!("{what}: {error}"));
-        let file = OpenOptions::new().create(true).append(true).open(&log).map_err(|error| fail(&log.display().to_string(), error))?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .map_err(|error| fail(&log.display().to_string(), error))?;
         let errors = file.try_clone().map_err(|error| fail(&log.display().to_string(), error))?;
         let path = program("llm2clip-worker");
         let mut command = Command::new(&path);

@@ -27,7 +27,9 @@ pub(super) struct LogsArgs {
 
 pub(super) async fn logs(args: &LogsArgs, common: &Common) -> Result<u8, CliError> {
     if common.format == Format::Json {
-        return Err(CliError::usage("logs are text; the metrics of each step are JSON lines in OUTPUT/clip/metrics.jsonl"));
+        return Err(CliError::usage(
+            "logs are text; the metrics of each step are JSON lines in OUTPUT/clip/metrics.jsonl",
+        ));
     }
     let mut reached = reach(&args.job, common).await?;
     let status = reached.client.status(&reached.job).await?;
@@ -88,7 +90,9 @@ impl Reader {
         let printed = self.files.entry(path.to_owned()).or_insert(0);
         let mut file = File::open(path).map_err(|error| Self::fail(path, &error))?;
         let mut text = Vec::new();
-        file.seek(SeekFrom::Start(*printed)).and_then(|_| file.read_to_end(&mut text)).map_err(|error| Self::fail(path, &error))?;
+        file.seek(SeekFrom::Start(*printed))
+            .and_then(|_| file.read_to_end(&mut text))
+            .map_err(|error| Self::fail(path, &error))?;
         // A line that is not whole yet waits for its end.
         let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         *printed += whole as u64;

@@ -132,6 +132,9 @@ mod tests {
     #[test]
     fn sizes_and_durations_are_short() {
         assert_eq!((bytes(512), bytes(1536), bytes(5 << 30)), ("512 B".into(), "1.5 KiB".into(), "5.0 GiB".into()));
-        assert_eq!((duration(5.2), duration(65.0), duration(7260.0)), ("5 s".into(), "1 min 05 s".into(), "2 h 01 min".into()));
+        assert_eq!(
+            (duration(5.2), duration(65.0), duration(7260.0)),
+            ("5 s".into(), "1 min 05 s".into(), "2 h 01 min".into())
+        );
     }
 }

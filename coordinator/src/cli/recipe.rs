@@ -18,9 +18,10 @@ pub(super) struct RecipeArgs {
 /// Reads and validates it.
 pub(super) fn load(args: &RecipeArgs) -> Result<Recipe, CliError> {
     let name = args.file.display().to_string();
-    let text = std::fs::read_to_string(&args.file).map_err(|error| CliError::usage(format!("{name} cannot be read: {error}")))?;
-    let working_directory = std::env::current_dir()
-        .map_err(|error| CliError::new(1, format!("the working directory is gone: {error}")))?;
+    let text = std::fs::read_to_string(&args.file)
+        .map_err(|error| CliError::usage(format!("{name} cannot be read: {error}")))?;
+    let working_directory =
+        std::env::current_dir().map_err(|error| CliError::new(1, format!("the working directory is gone: {error}")))?;
     let folder = working_directory.join(args.file.parent().unwrap_or(Path::new(".")));
     let source = Source { text: &text, file: &name, folder: &folder, working_directory: &working_directory };
     parse(source, &args.overrides).map_err(CliError::usage)

@@ -43,7 +43,8 @@ pub(super) fn job_id(name: &str) -> String {
     let seed = format!("{} {} {name}", clock::now().0, std::process::id());
     let letters = b"abcdefghijkmnpqrstuvwxyz23456789";
     let digest = blake3::hash(seed.as_bytes());
-    let tail: String = digest.as_bytes()[..4].iter().map(|byte| char::from(letters[usize::from(*byte) % letters.len()])).collect();
+    let tail: String =
+        digest.as_bytes()[..4].iter().map(|byte| char::from(letters[usize::from(*byte) % letters.len()])).collect();
     format!("{name}-{tail}")
 }
 
@@ -81,7 +82,9 @@ async fn refuse_to_overwrite(client: &mut Client, recipe: &Recipe, args: &RunArg
 
 pub(super) async fn resume(args: &ResumeArgs, common: &Common) -> Result<u8, CliError> {
     let local = match locate::place(&args.job) {
-        Place::Local { state, job } if common.coordinator.is_none() && locate::address(&state).is_none() => Some((state, job)),
+        Place::Local { state, job } if common.coordinator.is_none() && locate::address(&state).is_none() => {
+            Some((state, job))
+        }
         _ => None,
     };
     let Some((state, job)) = local else { return resume_elsewhere(args, common).await };
@@ -89,7 +92,9 @@ pub(super) async fn resume(args: &ResumeArgs, common: &Common) -> Result<u8, Cli
     let mut client = Client::connect(coordinator.url()).await?;
     let job = match job {
         Some(job) => job,
-        None => newest(&mut client).await?.ok_or_else(|| CliError::usage(format!("{} holds no job", state.display())))?,
+        None => {
+            newest(&mut client).await?.ok_or_else(|| CliError::usage(format!("{} holds no job", state.display())))?
+        }
     };
     let ended = leftovers::end(coordinator.state());
     if ended > 0 {

@@ -58,7 +58,8 @@ fn cause(failure: &Failure) -> Vec<String> {
 
 fn next(status: &JobStatus) -> Vec<String> {
     let checkpoint = status.stages.iter().filter_map(|stage| stage.checkpoint).next_back();
-    let from = checkpoint.map_or_else(|| "from the beginning of its stage".to_owned(), |step| format!("from step {step}"));
+    let from =
+        checkpoint.map_or_else(|| "from the beginning of its stage".to_owned(), |step| format!("from step {step}"));
     match status.phase {
         Phase::Failed { .. } | Phase::Stopped => {
             vec![String::new(), format!("next: llm2clip resume {}   goes on {from}", status.job)]
@@ -92,7 +93,8 @@ mod tests {
 
     #[test]
     fn the_first_loss_is_told_in_full_and_its_followers_in_a_line() {
-        let stage = StageStatus { kind: "clip".into(), done: false, summary: None, checkpoint: Some(Step(8)), progress: None };
+        let stage =
+            StageStatus { kind: "clip".into(), done: false, summary: None, checkpoint: Some(Step(8)), progress: None };
         let status = JobStatus {
             job: "demo-1".parse().unwrap(),
             phase: Phase::Failed { exit_code: 1, message: "rank 1 was lost".into() },

@@ -34,7 +34,8 @@ pub struct CheckpointArgs {
 /// Measures, and returns the figures.
 pub fn run(args: &CheckpointArgs) -> anyhow::Result<Value> {
     anyhow::ensure!(args.million_parameters > 0.0 && args.repeats > 0, "sizes and --repeats must be above 0");
-    let folder = tempfile::tempdir_in(&args.folder).with_context(|| format!("a folder in {}", args.folder.display()))?;
+    let folder =
+        tempfile::tempdir_in(&args.folder).with_context(|| format!("a folder in {}", args.folder.display()))?;
     // Tensors of a million numbers: about the size of a layer's matrices.
     let count = (3.0 * args.million_parameters).ceil() as usize;
     let named: Vec<(String, Tensor)> =

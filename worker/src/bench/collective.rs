@@ -89,7 +89,10 @@ fn measure(args: &CollectiveArgs, rank: u32, listener: &TcpListener, peers: Vec<
         let rows = vec![elements; args.ranks as usize];
         let reduce_s = timed(args, collective.as_ref(), |c| Ok(c.all_reduce_sum(&mut tensor)?))?;
         let mine = Tensor::ones([elements], (Kind::Float, Device::Cpu));
-        let gather_s = timed(args, collective.as_ref(), |c| Ok(drop(c.all_gather_rows(&mine, &rows)?)))?;
+        let gather_s = timed(args, collective.as_ref(), |c| {
+            let _ = c.all_gather_rows(&mine, &rows)?;
+            Ok(())
+        })?;
         let gib = *mib as f64 / 1024.0;
         figures.push(json!({
             "mib": mib, "all_reduce_s": reduce_s, "all_gather_s": gather_s,

@@ -48,7 +48,8 @@ pub fn run(args: &LossArgs) -> anyhow::Result<Value> {
     };
     let (image_BD, text_BD) = (embeddings(), embeddings());
     let scale = Tensor::from(14.285_714f32);
-    let view = |first, rows| Pairs { image_BD: &image_BD, text_BD: &text_BD, scale: &scale, first, rows, tile: args.tile };
+    let view =
+        |first, rows| Pairs { image_BD: &image_BD, text_BD: &text_BD, scale: &scale, first, rows, tile: args.tile };
     let all_B3 = statistics(&view(0, args.global_batch));
     let streamed = measure(args, || {
         let own = view(0, rows);

@@ -82,12 +82,20 @@ pub fn run(args: &StepArgs) -> anyhow::Result<Value> {
     let chunk = args.chunk.unwrap_or(args.batch);
     let sizes: Vec<i64> = (0..args.batch).step_by(chunk.max(1) as usize).map(|at| chunk.min(args.batch - at)).collect();
     let encoder = Fixed { tower, pixels: pixels.split_with_sizes(&sizes, 0), text: text.split_with_sizes(&sizes, 0) };
-    let settings = StepSettings { step: 1, learning_rate: 1e-3, betas: (0.9, 0.98), eps: 1e-6, clip_norm: None, tile: 4096 };
+    let settings =
+        StepSettings { step: 1, learning_rate: 1e-3, betas: (0.9, 0.98), eps: 1e-6, clip_norm: None, tile: 4096 };
     let mut seconds = Vec::new();
     let mut parts: Vec<[f64; 6]> = Vec::new();
     for step in 0..args.warmup + args.repeats {
         let began = Instant::now();
-        let output = contrastive_step(&encoder, (&sizes, &[args.batch]), &Solo, &mut parameters, &log_scale, &StepSettings { step: step as u64 + 1, ..settings })?;
+        let output = contrastive_step(
+            &encoder,
+            (&sizes, &[args.batch]),
+            &Solo,
+            &mut parameters,
+            &log_scale,
+            &StepSettings { step: step as u64 + 1, ..settings },
+        )?;
         if step >= args.warmup {
             seconds.push(began.elapsed().as_secs_f64());
             parts.push(output.times.seconds());

@@ -100,7 +100,7 @@ fn one_way(
         let _ = g_Rt.diagonal(pairs.first - start, 0, 1).g_sub_scalar_(2.0);
         let _ = g_Rt.g_mul_scalar_(0.5 / count);
         gradient_RD = gradient_RD.addmm(&g_Rt, &(targets_BD.narrow(0, start, length) * pairs.scale));
-        scale = scale + (g_Rt * logits_Rt).sum(None::<Kind>) / pairs.scale;
+        scale += (g_Rt * logits_Rt).sum(None::<Kind>) / pairs.scale;
     }
     (gradient_RD, scale)
 }

@@ -88,7 +88,13 @@ impl Context<'_> {
             })?;
             let dataset = Dataset::open(name, spec)?;
             let skipped: u64 = dataset.report().skipped_total();
-            tracing::info!(data = name, samples = dataset.len(), skipped, seconds = started.elapsed().as_secs_f64(), "indexed");
+            tracing::info!(
+                data = name,
+                samples = dataset.len(),
+                skipped,
+                seconds = started.elapsed().as_secs_f64(),
+                "indexed"
+            );
             opened.push(Arc::new(dataset));
         }
         Ok(opened)

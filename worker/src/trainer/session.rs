@@ -81,7 +81,9 @@ fn listen(host: &str) -> Result<TcpListener, TrainerError> {
 }
 
 fn bind_error(host: &str, source: std::io::Error) -> TrainerError {
-    TrainerError::Plan(format!("cannot listen for peers on {host}: {source}; set the worker's --peer-host to an address of this machine"))
+    TrainerError::Plan(format!(
+        "cannot listen for peers on {host}: {source}; set the worker's --peer-host to an address of this machine"
+    ))
 }
 
 fn run_plan(
@@ -92,7 +94,10 @@ fn run_plan(
     threads: usize,
 ) -> Result<(), TrainerError> {
     if plan.schema != 1 {
-        return Err(TrainerError::Plan(format!("this trainer reads plans of schema 1, not {}: update it", plan.schema)));
+        return Err(TrainerError::Plan(format!(
+            "this trainer reads plans of schema 1, not {}: update it",
+            plan.schema
+        )));
     }
     let stage = plan.recipe.stages.get(plan.stage).ok_or_else(|| {
         TrainerError::Plan(format!("the plan names stage {}, its recipe has {}", plan.stage, plan.recipe.stages.len()))

@@ -42,7 +42,8 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let datasets = context.datasets(&stage.data)?;
     let spec = recipe.model.text.as_ref().ok_or_else(|| TrainerError::Plan("`clip` needs [model.text]".to_owned()))?;
     let provenance = Provenance::of_encoder(spec, recipe.seed)?;
-    let vectors = datasets.iter().map(|data| open_vectors(data, &provenance, context)).collect::<Result<Vec<_>, _>>()?;
+    let vectors =
+        datasets.iter().map(|data| open_vectors(data, &provenance, context)).collect::<Result<Vec<_>, _>>()?;
     context.activity("building the towers");
     let width = vectors.first().map_or(0, VectorStore::width);
     let towers = Towers::build(recipe, width, stage.logit_scale_init, context.device)?;
@@ -71,7 +72,9 @@ pub(super) fn gather_vectors<'a>(
     let mut rows = 0;
     for (sample, column) in wanted {
         let row = vectors.get(sample, column).ok_or_else(|| {
-            TrainerError::Plan(format!("the embedding store has no vector of sample {sample}, caption column `{column}`"))
+            TrainerError::Plan(format!(
+                "the embedding store has no vector of sample {sample}, caption column `{column}`"
+            ))
         })?;
         numbers.extend_from_slice(row);
         rows += 1;
@@ -106,7 +109,8 @@ pub(super) fn load_parameters(store: &mut tch::nn::VarStore, loaded: &Loaded) ->
 fn order(stage: &ClipStage, datasets: &[Arc<Dataset>], context: &Context<'_>) -> Result<Order, TrainerError> {
     let sizes: Vec<SourceSize> =
         datasets.iter().map(|data| SourceSize { name: data.name().to_owned(), samples: data.len() }).collect();
-    Order::new(context.plan.recipe.seed, &sizes, stage.global_batch).map_err(|error| TrainerError::Plan(error.to_string()))
+    Order::new(context.plan.recipe.seed, &sizes, stage.global_batch)
+        .map_err(|error| TrainerError::Plan(error.to_string()))
 }
 
 /// Everything of one run of the stage.
@@ -168,7 +172,20 @@ impl<'a, 'b> Run<'a, 'b> {
         }
         let slots = sampler::local_slots(context.rank(), context.world(), stage.global_batch);
         let rows = sampler::rows(context.world(), stage.global_batch).into_iter().map(|n| n as i64).collect();
-        Ok(Self { stage, context, datasets, vectors, towers, parameters, cursor, order: Arc::new(order), total, step, slots, rows })
+        Ok(Self {
+            stage,
+            context,
+            datasets,
+            vectors,
+            towers,
+            parameters,
+            cursor,
+            order: Arc::new(order),
+            total,
+            step,
+            slots,
+            rows,
+        })
     }
 
     fn train(&mut self) -> Result<Outcome, TrainerError> {
@@ -177,7 +194,8 @@ impl<'a, 'b> Run<'a, 'b> {
             let path = path.clone();
             move |source| TrainerError::Io { operation, path: path.clone(), source }
         };
-        let mut metrics = self.context.speaks().then(|| MetricsFile::open(&path, Step(self.step))).transpose().map_err(io("open"))?;
+        let mut metrics =
+            self.context.speaks().then(|| MetricsFile::open(&path, Step(self.step))).transpose().map_err(io("open"))?;
         let mut writer = self.writer();
         let mut loader = self.loader();
         let mut speed = Speed::new(self.step);
@@ -186,7 +204,8 @@ impl<'a, 'b> Run<'a, 'b> {
         let mut skipped = 0;
         while self.step < self.total && !stopped {
             let waited = loader.wait_time();
-            let batch = loader.next().ok_or_else(|| TrainerError::Plan("the loader ended before the stage".to_owned()))??;
+            let batch =
+                loader.next().ok_or_else(|| TrainerError::Plan("the loader ended before the stage".to_owned()))??;
             let data_wait = loader.wait_time().saturating_sub(waited);
             skipped += batch.skipped.len() as u64;
             let learning_rate = schedule::learning_rate(
@@ -201,7 +220,7 @@ impl<'a, 'b> Run<'a, 'b> {
             }
             self.step += 1;
             stopped = agree(self.context.collective, self.context.link.stop_requested().is_some())?;
-            let due = self.step % self.stage.checkpoint.every_steps == 0 || self.step == self.total || stopped;
+            let due = self.step.is_multiple_of(self.stage.checkpoint.every_steps) || self.step == self.total || stopped;
             let stall = if due { self.save(&mut writer)? } else { Duration::ZERO };
             if due {
                 saved = Some(self.step);
@@ -223,7 +242,11 @@ impl<'a, 'b> Run<'a, 'b> {
         let pixels = pixels_to_tensor(batch, self.context.device);
         let text = self.text(batch)?;
         let sizes: Vec<i64> = chunks.iter().map(|chunk| (chunk.end - chunk.start) as i64).collect();
-        let encoder = Chunks { towers: &self.towers, pixels: pixels.split_with_sizes(&sizes, 0), text: text.split_with_sizes(&sizes, 0) };
+        let encoder = Chunks {
+            towers: &self.towers,
+            pixels: pixels.split_with_sizes(&sizes, 0),
+            text: text.split_with_sizes(&sizes, 0),
+        };
         let settings = StepSettings {
             step: self.step + 1,
             learning_rate,
@@ -318,7 +341,11 @@ fn same_order(written: &DataCursor, now: &DataCursor) -> Result<(), TrainerError
         return refuse(format!("its seed is {}, the recipe's is {}", written.seed, now.seed));
     }
     if written.sources.len() != now.sources.len() {
-        return refuse(format!("it was trained on {} data sets, the recipe names {}", written.sources.len(), now.sources.len()));
+        return refuse(format!(
+            "it was trained on {} data sets, the recipe names {}",
+            written.sources.len(),
+            now.sources.len()
+        ));
     }
     for (then, now) in written.sources.iter().zip(&now.sources) {
         if then.name != now.name || then.samples != now.samples || then.fingerprint != now.fingerprint {

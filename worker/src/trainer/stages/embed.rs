@@ -32,7 +32,8 @@ pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, Tra
 
     let units = units(&datasets, context);
     let mine: Vec<&Unit> = units.iter().skip(context.rank().0 as usize).step_by(context.world().0 as usize).collect();
-    let captions: u64 = mine.iter().map(|unit| (unit.rows.end - unit.rows.start) * columns(&unit.dataset).count() as u64).sum();
+    let captions: u64 =
+        mine.iter().map(|unit| (unit.rows.end - unit.rows.start) * columns(&unit.dataset).count() as u64).sum();
     let mut meter = Meter { done: 0, total: captions, started: Instant::now(), computed: 0 };
     let mut stopped = false;
     for unit in mine {
@@ -48,7 +49,12 @@ pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, Tra
 
 /// Columns whose vectors are needed: those that are drawn.
 pub(super) fn columns(dataset: &Dataset) -> impl Iterator<Item = (usize, &str)> {
-    dataset.columns().iter().enumerate().filter(|(_, column)| column.weight > 0).map(|(i, column)| (i, column.name.as_str()))
+    dataset
+        .columns()
+        .iter()
+        .enumerate()
+        .filter(|(_, column)| column.weight > 0)
+        .map(|(i, column)| (i, column.name.as_str()))
 }
 
 fn units(datasets: &[Arc<Dataset>], context: &Context<'_>) -> Vec<Unit> {
@@ -91,9 +97,10 @@ fn embed_unit(
     let mut written = Vec::new();
     for (column, name) in columns(&unit.dataset) {
         let mut out = vec![bf16::ZERO; rows * encoder.width()];
-        let captions = unit.rows.clone().enumerate().map(|(row, sample)| {
-            encoder.tokens(row, unit.dataset.caption(common::ids::SampleIndex(sample), column))
-        });
+        let captions =
+            unit.rows.clone().enumerate().map(|(row, sample)| {
+                encoder.tokens(row, unit.dataset.caption(common::ids::SampleIndex(sample), column))
+            });
         for batch in CaptionEncoder::batches(captions.collect::<Result<_, _>>()?, batch_tokens) {
             encoder.encode_into(&batch, &mut out)?;
             meter.done += batch.len() as u64;

@@ -3,10 +3,7 @@
 //! What was ranked is left in `OUTPUT/eval/DATA_SET.safetensors` (`image`, and `text/COLUMN`, each [N, width] fp32,
 //! normalised), and the figures in `OUTPUT/eval/results.json`, so that anyone can compute the table again.
 
-use super::{
-    clip, embed, retrieval,
-    towers::Towers,
-};
+use super::{clip, embed, retrieval, towers::Towers};
 use crate::{
     checkpoint,
     data::{BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform, batch::pixels_to_tensor},
@@ -45,7 +42,8 @@ pub fn run(stage: &EvalStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let recipe = &context.plan.recipe;
     let spec = recipe.model.text.as_ref().ok_or_else(|| TrainerError::Plan("`eval` needs [model.text]".to_owned()))?;
     let provenance = Provenance::of_encoder(spec, recipe.seed)?;
-    let stores = datasets.iter().map(|data| clip::open_vectors(data, &provenance, context)).collect::<Result<Vec<_>, _>>()?;
+    let stores =
+        datasets.iter().map(|data| clip::open_vectors(data, &provenance, context)).collect::<Result<Vec<_>, _>>()?;
     let width = stores.first().map_or(0, VectorStore::width);
     let (towers, step) = trained(width, context)?;
     let mut figures = Vec::new();
@@ -59,14 +57,17 @@ pub fn run(stage: &EvalStage, context: &mut Context<'_>) -> Result<Outcome, Trai
             }
         }
         if context.speaks() {
-            features.save(&context.plan.output.join("eval").join(format!("{}.safetensors", dataset.name())), dataset)?;
+            features
+                .save(&context.plan.output.join("eval").join(format!("{}.safetensors", dataset.name())), dataset)?;
         }
     }
     let summary = summary(&figures, notes, step);
     if context.speaks() {
         let path = context.plan.output.join("eval/results.json");
-        let text = serde_json::to_string_pretty(&serde_json::json!({ "schema": 1, "checkpoint_step": step, "retrieval": figures }))
-            .expect("figures are JSON");
+        let text = serde_json::to_string_pretty(
+            &serde_json::json!({ "schema": 1, "checkpoint_step": step, "retrieval": figures }),
+        )
+        .expect("figures are JSON");
         std::fs::write(&path, text).map_err(|source| TrainerError::Io { operation: "write", path, source })?;
     }
     Ok(Outcome { summary: Some(summary), stopped: false })
@@ -83,7 +84,10 @@ fn trained(text_width: usize, context: &Context<'_>) -> Result<(Towers, Step), T
     context.activity("loading the newest checkpoint");
     let mut towers = Towers::build(recipe, text_width, clip.logit_scale_init, context.device)?;
     let loaded = checkpoint::newest(&context.plan.output, "clip")?.ok_or_else(|| {
-        TrainerError::Plan(format!("there is no checkpoint below {}: run the `clip` stage first", context.plan.output.join("clip").display()))
+        TrainerError::Plan(format!(
+            "there is no checkpoint below {}: run the `clip` stage first",
+            context.plan.output.join("clip").display()
+        ))
     })?;
     clip::load_parameters(&mut towers.store, &loaded)?;
     towers.store.freeze();
@@ -227,8 +231,14 @@ fn summary(figures: &[Figures], notes: Vec<String>, step: Step) -> serde_json::V
         .map(|f| {
             let chance = 1.0 / f.pairs.max(1) as f64;
             serde_json::json!([
-                f.data, f.captions, f.direction, f.pairs.to_string(),
-                percent(f.recall_at_1), percent(f.recall_at_5), percent(f.recall_at_10), percent(chance),
+                f.data,
+                f.captions,
+                f.direction,
+                f.pairs.to_string(),
+                percent(f.recall_at_1),
+                percent(f.recall_at_5),
+                percent(f.recall_at_10),
+                percent(chance),
             ])
         })
         .collect();

@@ -30,7 +30,12 @@ pub struct Towers {
 
 impl Towers {
     /// Builds the towers of a recipe for text vectors of width `text_width`.
-    pub fn build(recipe: &Recipe, text_width: usize, log_scale_init: f64, device: Device) -> Result<Self, TrainerError> {
+    pub fn build(
+        recipe: &Recipe,
+        text_width: usize,
+        log_scale_init: f64,
+        device: Device,
+    ) -> Result<Self, TrainerError> {
         let (Some(vision), Some(adapter)) = (&recipe.model.vision, &recipe.model.adapter) else {
             return Err(TrainerError::Plan("this stage needs [model.vision] and [model.adapter]".to_owned()));
         };
@@ -53,7 +58,14 @@ impl Towers {
         let adapter = Adapter::new(&store.root(), &adapter_config);
         crate::model::init::random_adapter(&store, recipe.seed);
         let log_scale = store.root().var("logit_scale", &[], nn::Init::Const(log_scale_init));
-        Ok(Self { image_size: config.image_size, width: config.projection_dim, vision: tower, adapter, log_scale, store })
+        Ok(Self {
+            image_size: config.image_size,
+            width: config.projection_dim,
+            vision: tower,
+            adapter,
+            log_scale,
+            store,
+        })
     }
 
     /// Image embeddings, normalised: [B, width] fp32.
