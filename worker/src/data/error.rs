@@ -17,7 +17,7 @@ pub enum DataError {
     },
     /// A pattern of `shards` has no match.
     #[error(
-        "no file matches {pattern}: check `shards` of the data set, and that the storage is mounted on this machine"
+        "no file matches {pattern}: check the path (`shards` in a recipe), and that the storage is mounted on this machine"
     )]
     NoMatch {
         /// The pattern.
