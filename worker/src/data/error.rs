@@ -16,9 +16,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// A pattern of `shards` has no match.
-    #[error(
-        "no file matches {pattern}: check `shards` of the data set, and that the storage is mounted on this machine"
-    )]
+    #[error("no file matches {pattern}: check the path (`shards` in a recipe), and that the storage is mounted here")]
     NoMatch {
         /// The pattern.
         pattern: PathBuf,
