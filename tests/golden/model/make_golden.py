@@ -1,0 +1,115 @@
+"""Makes the reference tensors of the model tests: tiny random networks, their inputs, outputs and every gradient.
+
+    python3 -m venv venv && venv/bin/pip install torch==2.11.0 transformers==4.57.6 safetensors==0.8.0
+    venv/bin/python tests/golden/model/make_golden.py
+
+Writes beside itself `vit/` and `llama/` (model folders as users have them) and one safetensors a case with the inputs,
+`output`, `probe` and `grad.NAME` of every parameter. The loss is sum(output * probe). CLIP and the adapter are computed
+in fp64 and rounded once; Hugging Face's Llama computes norms and angles in fp32 whatever its kind, so it is run in fp32.
+"""
+
+import pathlib
+
+import torch
+import torch.nn as nn
+import transformers
+from safetensors.torch import save_file
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, LlamaConfig, LlamaModel
+
+HERE = pathlib.Path(__file__).parent
+assert torch.__version__.startswith("2.11."), torch.__version__
+assert transformers.__version__ == "4.57.6", transformers.__version__
+torch.set_num_threads(1)
+
+
+def randomise(model, seed):
+    """Every parameter random, norms and biases too: a gradient that is wrong anywhere shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in sorted(model.named_parameters()):
+            noise = torch.randn(p.shape, generator=generator)
+            is_norm = p.dim() == 1 and name.endswith("weight")
+            p.copy_(1 + 0.2 * noise if is_norm else noise * (p.shape[-1] ** -0.5 if p.dim() > 1 else 0.2))
+
+
+def rounded(tensors):
+    return {k: (v.float() if v.is_floating_point() else v).detach().contiguous() for k, v in tensors.items()}
+
+
+def save_case(file, model, inputs, output, probe):
+    model.zero_grad()
+    (output * probe).sum().backward()
+    tensors = dict(inputs, output=output, probe=probe)
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), name
+        tensors["grad." + name] = p.grad
+    save_file(rounded(tensors), HERE / file)
+
+
+def vision():
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(3, 3, 24, 24, generator=generator)
+    probe = torch.randn(3, 20, generator=generator)
+    for activation in ("gelu", "quick_gelu"):
+        config = CLIPVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=24, patch_size=8,
+            projection_dim=20, hidden_act=activation, attn_implementation="sdpa",
+        )
+        model = CLIPVisionModelWithProjection(config)
+        randomise(model, 2)
+        if activation == "quick_gelu":
+            model.save_pretrained(HERE / "vit")
+        model = model.double()
+        output = model(pixels.double()).image_embeds
+        save_case(f"vit-{activation.replace('_', '-')}.safetensors", model, {"pixels": pixels}, output, probe.double())
+
+
+def llama():
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        head_dim=8, rms_norm_eps=1e-5, rope_theta=100.0, max_position_embeddings=128, attn_implementation="sdpa",
+        # So short a first context that one head has kept, interpolated and stretched wavelengths.
+        rope_scaling={"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                      "original_max_position_embeddings": 64},
+    )
+    model = LlamaModel(config)
+    randomise(model, 3)
+    model.save_pretrained(HERE / "llama")
+    generator = torch.Generator().manual_seed(4)
+    lengths, longest = torch.tensor([9, 5, 1]), 9
+    keep = torch.arange(longest)[None] >= longest - lengths[:, None]
+    ids = torch.where(keep, torch.randint(1, 40, keep.shape, generator=generator), 0)
+    # Zero at padding: what stands there means nothing.
+    probe = torch.randn(3, longest, 32, generator=generator) * keep[..., None]
+    everyone = keep[:, None, None, :].expand(-1, 1, longest, -1) | torch.eye(longest, dtype=torch.bool)
+    for name, mask in (("causal", keep.long()), ("bidirectional", everyone)):
+        output = model(input_ids=ids, attention_mask=mask).last_hidden_state * keep[..., None]
+        save_case(f"llama-{name}.safetensors", model, {"ids": ids, "keep": keep}, output, probe)
+
+
+class Block(nn.Module):
+    def __init__(self, width, expansion):
+        super().__init__()
+        self.ln = nn.LayerNorm(width)
+        self.fn = nn.Sequential(nn.Linear(width, width * expansion), nn.GELU(), nn.Dropout(0.0), nn.Linear(width * expansion, width))
+
+    def forward(self, x):
+        return x + self.fn(self.ln(x))
+
+
+def adapter():
+    generator = torch.Generator().manual_seed(5)
+    vectors = torch.randn(4, 24, generator=generator)
+    probe = torch.randn(4, 20, generator=generator)
+    model = nn.Sequential(*[Block(24, 2) for _ in range(4)], nn.LayerNorm(24), nn.Linear(24, 20))
+    randomise(model, 6)
+    weights = {"weight." + k: v.clone() for k, v in model.state_dict().items()}
+    model = model.double()
+    x = vectors.double()
+    output = model(x / x.norm(dim=-1, keepdim=True))
+    save_case("adapter.safetensors", model, {"vectors": vectors, **weights}, output, probe.double())
+
+
+vision()
+llama()
+adapter()
