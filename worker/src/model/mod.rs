@@ -1,1 +1,21 @@
-//! To be written.
+//! The networks, one architecture a file, each read like its paper: configuration, blocks, model; parameter names are
+//! those of the checkpoints that users have.
+//!
+//! Knows tensors, weights and tokenizers. Must not know ranks, stages, data sets or how a tensor is reduced.
+
+pub mod adapter;
+pub mod config;
+mod error;
+pub mod init;
+mod layers;
+pub mod llama;
+pub mod pooling;
+mod safetensors_file;
+pub mod tokenizer;
+pub mod vit;
+pub mod weights;
+
+pub use error::ModelError;
+
+#[cfg(test)]
+mod golden;

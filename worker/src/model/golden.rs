@@ -1,0 +1,150 @@
+//! Outputs and every gradient against Hugging Face's implementations: `tests/golden/model/make_golden.py` made the
+//! references.
+
+use super::{
+    adapter::{Adapter, AdapterConfig},
+    config,
+    llama::{Llama, LlamaConfig},
+    vit::{Activation, ClipVision, ClipVisionConfig},
+    weights::{self, NameMap},
+};
+use common::recipe::Attention;
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+use tch::{Device, Kind, Tensor, nn};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model").join(name)
+}
+
+struct Case(HashMap<String, Tensor>);
+
+impl Case {
+    fn open(name: &str) -> Self {
+        Case(Tensor::read_safetensors(golden(name)).unwrap().into_iter().collect())
+    }
+
+    fn get(&self, name: &str) -> Tensor {
+        self.0[name].shallow_clone()
+    }
+
+    /// Compares the output, then every gradient of sum(output · probe); `prefix` is what our names have before theirs.
+    fn check(&self, store: &nn::VarStore, output: &Tensor, prefix: &str) {
+        near("output", output, &self.get("output"), 0.0);
+        (output * self.get("probe")).sum(Kind::Float).backward();
+        let variables = store.variables();
+        let gradients = self.0.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("grad.")?, tensor)));
+        let mut checked = 0;
+        for (name, expected) in gradients {
+            let gradient = variables[&format!("{prefix}{name}")].grad();
+            // A constant added to every key changes no softmax: this gradient is exactly zero, and what fp32 leaves of
+            // it is held against the weight's.
+            let scale = match name.strip_suffix("k_proj.bias") {
+                Some(layer) => norm(&self.get(&format!("grad.{layer}k_proj.weight"))),
+                None => 0.0,
+            };
+            near(name, &gradient, expected, scale);
+            checked += 1;
+        }
+        assert_eq!(checked, variables.len(), "every parameter has a reference gradient");
+    }
+}
+
+fn norm(tensor: &Tensor) -> f64 {
+    tensor.to_kind(Kind::Double).norm().double_value(&[])
+}
+
+fn near(name: &str, found: &Tensor, expected: &Tensor, scale: f64) {
+    assert_eq!(found.size(), expected.size(), "{name}");
+    let off = norm(&(found.to_kind(Kind::Double) - expected.to_kind(Kind::Double))) / norm(expected).max(scale);
+    assert!(off <= 1e-5, "{name}: off by {off:.2e} of its norm");
+}
+
+fn vision(case: &str, activation: Activation) {
+    let mut config: ClipVisionConfig = config::read(&golden("vit")).unwrap();
+    config.hidden_act = activation;
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let tower = ClipVision::new(&store.root(), &config);
+    weights::load(&mut store, &golden("vit"), NameMap::ClipVision).unwrap();
+    let case = Case::open(case);
+    case.check(&store, &tower.forward(&case.get("pixels")), "");
+}
+
+#[test]
+fn clip_vision_with_quick_gelu_equals_hugging_face() {
+    vision("vit-quick-gelu.safetensors", Activation::QuickGelu);
+}
+
+#[test]
+fn clip_vision_with_gelu_equals_hugging_face() {
+    vision("vit-gelu.safetensors", Activation::Gelu);
+}
+
+fn body(attention: Attention) -> (nn::VarStore, Llama) {
+    let config: LlamaConfig = config::read(&golden("llama")).unwrap();
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let llama = Llama::new(&store.root(), &config, attention);
+    weights::load(&mut store, &golden("llama"), NameMap::Llama).unwrap();
+    (store, llama)
+}
+
+fn llama(case: &str, attention: Attention) {
+    let (store, llama) = body(attention);
+    let case = Case::open(case);
+    let keep = case.get("keep");
+    let hidden = llama.forward(&case.get("ids"), &keep);
+    assert!(hidden.isfinite().all().int64_value(&[]) == 1, "padding is finite");
+    case.check(&store, &(hidden * keep.unsqueeze(-1)), "");
+}
+
+#[test]
+fn causal_llama_with_left_padding_equals_hugging_face() {
+    llama("llama-causal.safetensors", Attention::Causal);
+}
+
+#[test]
+fn bidirectional_llama_with_left_padding_equals_hugging_face() {
+    llama("llama-bidirectional.safetensors", Attention::Bidirectional);
+}
+
+#[test]
+fn padding_on_the_left_changes_no_vector() {
+    for attention in [Attention::Causal, Attention::Bidirectional] {
+        let (_store, llama) = body(attention);
+        let ids = Tensor::from_slice(&[3i64, 14, 15, 9]).view([1, 4]);
+        let alone = llama.forward(&ids, &ids.gt(0));
+        let padded = Tensor::cat(&[Tensor::zeros([1, 5], (Kind::Int64, Device::Cpu)), ids], 1);
+        let hidden = llama.forward(&padded, &padded.gt(0)).narrow(1, 5, 4);
+        near("hidden", &hidden, &alone, 0.0);
+    }
+}
+
+#[test]
+fn a_row_of_padding_alone_is_finite_and_so_are_its_gradients() {
+    for attention in [Attention::Causal, Attention::Bidirectional] {
+        let (store, llama) = body(attention);
+        let ids = Tensor::from_slice(&[0i64, 0, 0, 5, 6, 7]).view([2, 3]);
+        let keep = ids.gt(0);
+        let hidden = llama.forward(&ids, &keep);
+        assert_eq!(hidden.isfinite().all().int64_value(&[]), 1);
+        (hidden * keep.unsqueeze(-1)).sum(Kind::Float).backward();
+        for (name, variable) in store.variables() {
+            assert_eq!(variable.grad().isfinite().all().int64_value(&[]), 1, "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_adapter_equals_its_definition() {
+    let config = AdapterConfig { input: 24, output: 20, blocks: 4, expansion: 2, l2_norm: true };
+    let store = nn::VarStore::new(Device::Cpu);
+    let adapter = Adapter::new(&store.root(), &config);
+    let case = Case::open("adapter.safetensors");
+    for (name, mut variable) in store.variables() {
+        let weight = case.get(&name.replace("adapter.", "weight."));
+        tch::no_grad(|| variable.copy_(&weight));
+    }
+    case.check(&store, &adapter.forward(&case.get("vectors")), "adapter.");
+}

@@ -1,0 +1,190 @@
+//! OpenAI's CLIP vision transformer (Radford et al. 2021) with the parameter names of Hugging Face's
+//! `CLIPVisionModelWithProjection`.
+//!
+//! Shapes: B batch, C channels, H and W pixels, G patches a side, N = G² + 1 tokens, D width, P shared width.
+
+mod config;
+
+pub use config::{Activation, ClipVisionConfig};
+
+use super::layers::{LayerNorm, Linear, Widths, merge_heads, split_heads};
+use tch::{Tensor, nn};
+
+const CHANNELS: i64 = 3;
+// The constant of QuickGELU.
+const QUICK: f64 = 1.702;
+
+#[derive(Debug)]
+struct Embeddings {
+    class_embedding: Tensor,
+    patch_embedding: Tensor,
+    position_embedding: Tensor,
+    patch: i64,
+}
+
+impl Embeddings {
+    fn new(path: &nn::Path, config: &ClipVisionConfig) -> Self {
+        let (width, patch, tokens) = (config.hidden_size, config.patch_size, config.grid().pow(2) + 1);
+        let zero = nn::Init::Const(0.0);
+        Self {
+            class_embedding: path.var("class_embedding", &[width], zero),
+            patch_embedding: (path / "patch_embedding").var("weight", &[width, CHANNELS, patch, patch], zero),
+            position_embedding: (path / "position_embedding").var("weight", &[tokens, width], zero),
+            patch,
+        }
+    }
+
+    fn forward(&self, pixels_BCHW: &Tensor) -> Tensor {
+        let (batch, channels, height, _) = pixels_BCHW.size4().expect("pixels have four dimensions");
+        let (grid, patch) = (height / self.patch, self.patch);
+        // A convolution whose stride is its kernel is one matrix product over the cut-out patches.
+        let patches = pixels_BCHW
+            .view([batch, channels, grid, patch, grid, patch])
+            .permute([0, 2, 4, 1, 3, 5])
+            .reshape([batch, grid * grid, channels * patch * patch]);
+        let x_BND = patches.linear(&self.patch_embedding.flatten(1, -1), None::<&Tensor>);
+        let class_B1D = self.class_embedding.expand([batch, 1, -1], true).to_kind(x_BND.kind());
+        Tensor::cat(&[class_B1D, x_BND], 1) + &self.position_embedding
+    }
+}
+
+#[derive(Debug)]
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    heads: i64,
+}
+
+impl Attention {
+    fn new(path: &nn::Path, config: &ClipVisionConfig) -> Self {
+        let widths = Widths { input: config.hidden_size, output: config.hidden_size };
+        let linear = |name: &str| Linear::new(&(path / name), widths, true);
+        Self {
+            q_proj: linear("q_proj"),
+            k_proj: linear("k_proj"),
+            v_proj: linear("v_proj"),
+            out_proj: linear("out_proj"),
+            heads: config.num_attention_heads,
+        }
+    }
+
+    fn forward(&self, x_BND: &Tensor) -> Tensor {
+        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj]
+            .map(|projection| split_heads(&projection.forward(x_BND), self.heads));
+        let x = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false);
+        self.out_proj.forward(&merge_heads(&x))
+    }
+}
+
+#[derive(Debug)]
+struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+    activation: Activation,
+}
+
+impl Mlp {
+    fn new(path: &nn::Path, config: &ClipVisionConfig) -> Self {
+        let (outer, inner) = (config.hidden_size, config.intermediate_size);
+        Self {
+            fc1: Linear::new(&(path / "fc1"), Widths { input: outer, output: inner }, true),
+            fc2: Linear::new(&(path / "fc2"), Widths { input: inner, output: outer }, true),
+            activation: config.hidden_act,
+        }
+    }
+
+    fn forward(&self, x_BND: &Tensor) -> Tensor {
+        match self.activation {
+            Activation::Gelu => self.fc2.forward(&self.fc1.forward(x_BND).gelu("none")),
+            // x·σ(a·x) = silu(a·x) / a, with both factors in the weights: one pass over the activations, not three.
+            Activation::QuickGelu => {
+                let inside = self.fc1.scaled(QUICK, QUICK).forward(x_BND).silu();
+                self.fc2.scaled(1.0 / QUICK, 1.0).forward(&inside)
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Block {
+    layer_norm1: LayerNorm,
+    self_attn: Attention,
+    layer_norm2: LayerNorm,
+    mlp: Mlp,
+}
+
+impl Block {
+    fn new(path: &nn::Path, config: &ClipVisionConfig) -> Self {
+        let norm = |name: &str| LayerNorm::new(&(path / name), config.hidden_size, config.layer_norm_eps);
+        Self {
+            layer_norm1: norm("layer_norm1"),
+            self_attn: Attention::new(&(path / "self_attn"), config),
+            layer_norm2: norm("layer_norm2"),
+            mlp: Mlp::new(&(path / "mlp"), config),
+        }
+    }
+
+    fn forward(&self, x_BND: &Tensor) -> Tensor {
+        let x_BND = x_BND + self.self_attn.forward(&self.layer_norm1.forward(x_BND));
+        &x_BND + self.mlp.forward(&self.layer_norm2.forward(&x_BND))
+    }
+}
+
+/// The vision tower with its projection into the shared space.
+#[derive(Debug)]
+pub struct ClipVision {
+    embeddings: Embeddings,
+    pre_layrnorm: LayerNorm, // misspelt in every checkpoint
+    layers: Vec<Block>,
+    post_layernorm: LayerNorm,
+    visual_projection: Linear,
+}
+
+impl ClipVision {
+    /// Adds the tower's parameters below `path`; `init::random` or `weights::load` fills them.
+    pub fn new(path: &nn::Path, config: &ClipVisionConfig) -> Self {
+        let root = path / "vision_model";
+        let norm = |name: &str| LayerNorm::new(&(&root / name), config.hidden_size, config.layer_norm_eps);
+        let layers = &root / "encoder" / "layers";
+        Self {
+            embeddings: Embeddings::new(&(&root / "embeddings"), config),
+            pre_layrnorm: norm("pre_layrnorm"),
+            layers: (0..config.num_hidden_layers).map(|i| Block::new(&(&layers / i), config)).collect(),
+            post_layernorm: norm("post_layernorm"),
+            visual_projection: Linear::new(
+                &(path / "visual_projection"),
+                Widths { input: config.hidden_size, output: config.projection_dim },
+                false,
+            ),
+        }
+    }
+
+    /// Pixels [B, 3, S, S], normalised, to embeddings [B, P], not normalised.
+    pub fn forward(&self, pixels_BCHW: &Tensor) -> Tensor {
+        let mut x_BND = self.pre_layrnorm.forward(&self.embeddings.forward(pixels_BCHW));
+        for layer in &self.layers {
+            x_BND = layer.forward(&x_BND);
+        }
+        let class_BD = x_BND.select(1, 0);
+        self.visual_projection.forward(&self.post_layernorm.forward(&class_BD))
+    }
+
+    /// L, the number of blocks.
+    pub fn layers(&self) -> i64 {
+        self.layers.len() as i64
+    }
+
+    /// The depth of a parameter for layer-wise learning rates: 0 embeddings, 1..=L blocks, L + 1 the head and whatever
+    /// is not of the tower.
+    pub fn layer_id(&self, name: &str) -> i64 {
+        let head = self.layers() + 1;
+        let Some(inside) = name.strip_prefix("vision_model.") else { return head };
+        if inside.starts_with("embeddings.") || inside.starts_with("pre_layrnorm.") {
+            return 0;
+        }
+        let block = inside.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next()?.parse::<i64>().ok());
+        block.map_or(head, |block| block + 1)
+    }
+}
