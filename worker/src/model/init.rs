@@ -143,7 +143,7 @@ mod tests {
         let two = nn::VarStore::new(Device::Cpu);
         Adapter::new(&two.root(), &ADAPTER);
         random_adapter(&two, 7);
-        two.root().var("logit_scale", &[], nn::Init::Const(2.5));
+        let _ = two.root().var("logit_scale", &[], nn::Init::Const(2.5));
         ClipVision::new(&two.root(), &config);
         random(&two, 7, &config);
         random_adapter(&two, 7);
