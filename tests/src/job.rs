@@ -105,7 +105,8 @@ impl Job {
     /// Waits until a checkpoint of this step or a later one is committed; returns its folder.
     pub fn wait_for_checkpoint(&self, step: u64) -> PathBuf {
         let folder = self.output().join("clip").join(format!("step-{step:09}"));
-        wait_for(&folder, &format!("checkpoint of step {step}"), DEADLINE, || {
+        // Woken by the metrics of later steps: the step's own folder is the trainers' to create.
+        wait_for(&self.output().join("clip"), &format!("checkpoint of step {step}"), DEADLINE, || {
             folder.join("manifest.json").exists().then(|| folder.clone())
         })
     }

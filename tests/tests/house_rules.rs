@@ -26,7 +26,10 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
 }
 
 fn sources() -> Vec<PathBuf> {
-    ["common", "proto", "coordinator", "worker", "tests"].iter().flat_map(|name| files(&root().join(name), "rs")).collect()
+    ["common", "proto", "coordinator", "worker", "tests"]
+        .iter()
+        .flat_map(|name| files(&root().join(name), "rs"))
+        .collect()
 }
 
 /// The part of a file before its tests.
@@ -37,12 +40,18 @@ fn product(path: &Path) -> String {
 
 #[test]
 fn crates_know_only_those_below_them() {
-    let allowed: [(&str, &[&str]); 4] =
-        [("common", &[]), ("proto", &["common"]), ("coordinator", &["common", "proto"]), ("worker", &["common", "proto"])];
+    let allowed: [(&str, &[&str]); 4] = [
+        ("common", &[]),
+        ("proto", &["common"]),
+        ("coordinator", &["common", "proto"]),
+        ("worker", &["common", "proto"]),
+    ];
     for (name, below) in allowed {
         let text = fs::read_to_string(root().join(name).join("Cargo.toml")).unwrap();
         for other in ["common", "proto", "coordinator", "worker", "tests"] {
-            let known = text.lines().any(|line| line.starts_with(&format!("{other}.")) || line.starts_with(&format!("{other} =")));
+            let known = text
+                .lines()
+                .any(|line| line.starts_with(&format!("{other}.")) || line.starts_with(&format!("{other} =")));
             assert!(!known || below.contains(&other), "{name} must not know {other}");
         }
     }
@@ -85,7 +94,11 @@ fn every_file_says_what_it_is_and_none_is_a_stub() {
     for path in sources() {
         let text = fs::read_to_string(&path).unwrap();
         assert!(text.starts_with("//!"), "{} begins without //!", path.display());
-        assert!(text.lines().all(|line| line.chars().count() <= 140), "{} has a line of more than 140 columns", path.display());
+        assert!(
+            text.lines().all(|line| line.chars().count() <= 140),
+            "{} has a line of more than 140 columns",
+            path.display()
+        );
         assert!(text.lines().count() <= 500, "{} has more than 500 lines", path.display());
         if !path.ends_with("house_rules.rs") {
             for word in ["todo!", "unimplemented!", "thread::sleep"] {
@@ -111,7 +124,8 @@ fn the_daemons_do_not_link_libtorch() {
     let here = std::env::current_exe().unwrap();
     let folder = here.parent().and_then(Path::parent).unwrap();
     let links = |name: &str| {
-        let bytes = fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}: build the binaries first"));
+        let bytes =
+            fs::read(folder.join(name)).unwrap_or_else(|error| panic!("{name}: {error}: build the binaries first"));
         let wanted = b"libtorch_cpu.so\0";
         bytes.windows(wanted.len()).any(|window| window == wanted)
     };

@@ -1,10 +1,18 @@
 //! `llm2clip-worker`: the daemon of one machine. It starts trainers when the coordinator says so, and computes nothing.
 
+// Compiled into the daemon itself: through the library the linker would bring libtorch's initialisers along.
+#[allow(unused_imports, reason = "what the library's other users need")]
+#[path = "../agent/mod.rs"]
+mod agent;
+#[allow(dead_code, unused_imports, reason = "what the library's other users need")]
+#[path = "../supervisor/mod.rs"]
+mod supervisor;
+
+use agent::{Config, ConfigError, Leaving, Machine, Options, config};
 use clap::Parser;
 use common::daemon::{shutdown, telemetry};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use std::{path::PathBuf, process::ExitCode};
-use worker::agent::{self, Config, ConfigError, Leaving, Machine, Options, config};
 
 /// Exit code for settings that cannot be.
 const USAGE: u8 = 2;
