@@ -1,5 +1,7 @@
 //! What is wrong with the input is said in one paragraph: what, where, what to do. Nothing panics.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::{fs, path::PathBuf};
 use tests::{Job, Recipe, data};
 

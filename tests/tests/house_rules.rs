@@ -1,5 +1,7 @@
 //! The rules of the house, checked on the source itself.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use common::recipe::{Source, parse};
 use std::{
     fs,

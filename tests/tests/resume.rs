@@ -1,5 +1,7 @@
 //! What is killed goes on where its newest checkpoint is, with the same losses in every bit.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use rustix::process::{Pid, Signal, kill_process};
 use tests::{Job, Recipe, losses};
 

@@ -1,5 +1,7 @@
 //! The global batch is the contract, the number of workers is not.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use tests::{Job, Recipe, losses};
 
 #[test]
