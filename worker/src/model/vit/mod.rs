@@ -1,7 +1,8 @@
 //! OpenAI's CLIP vision transformer (Radford et al. 2021) with the parameter names of Hugging Face's
 //! `CLIPVisionModelWithProjection`.
 //!
-//! Shapes: B batch, C channels, H and W pixels, G patches a side, N = G² + 1 tokens, D width, P shared width.
+//! Shapes: B batch, C channels, H and W pixels, G patches a side, N = G² + 1 tokens, Q of them queries, D width, P shared
+//! width.
 
 mod config;
 
@@ -70,9 +71,11 @@ impl Attention {
         }
     }
 
-    fn forward(&self, x_BND: &Tensor) -> Tensor {
-        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj]
-            .map(|projection| split_heads(&projection.forward(x_BND), self.heads));
+    /// What the queries [B, Q, D] gather from all tokens [B, N, D].
+    fn forward(&self, queries_BQD: &Tensor, x_BND: &Tensor) -> Tensor {
+        let heads = |projection: &Linear, x: &Tensor| split_heads(&projection.forward(x), self.heads);
+        let q = heads(&self.q_proj, queries_BQD);
+        let (k, v) = (heads(&self.k_proj, x_BND), heads(&self.v_proj, x_BND));
         let x = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false);
         self.out_proj.forward(&merge_heads(&x))
     }
@@ -126,9 +129,12 @@ impl Block {
         }
     }
 
-    fn forward(&self, x_BND: &Tensor) -> Tensor {
-        let x_BND = x_BND + self.self_attn.forward(&self.layer_norm1.forward(x_BND));
-        &x_BND + self.mlp.forward(&self.layer_norm2.forward(&x_BND))
+    /// The first `tokens` of the block's output: [B, tokens, D]. What nobody reads is not computed.
+    fn forward(&self, x_BND: &Tensor, tokens: i64) -> Tensor {
+        let normed_BND = self.layer_norm1.forward(x_BND);
+        let attended = self.self_attn.forward(&normed_BND.narrow(1, 0, tokens), &normed_BND);
+        let x_BQD = x_BND.narrow(1, 0, tokens) + attended;
+        &x_BQD + self.mlp.forward(&self.layer_norm2.forward(&x_BQD))
     }
 }
 
@@ -164,8 +170,11 @@ impl ClipVision {
     /// Pixels [B, 3, S, S], normalised, to embeddings [B, P], not normalised.
     pub fn forward(&self, pixels_BCHW: &Tensor) -> Tensor {
         let mut x_BND = self.pre_layrnorm.forward(&self.embeddings.forward(pixels_BCHW));
-        for layer in &self.layers {
-            x_BND = layer.forward(&x_BND);
+        let tokens = x_BND.size()[1];
+        let last = self.layers.len().saturating_sub(1);
+        for (i, layer) in self.layers.iter().enumerate() {
+            // Only the class token is read after the last block.
+            x_BND = layer.forward(&x_BND, if i == last { 1 } else { tokens });
         }
         let class_BD = x_BND.select(1, 0);
         self.visual_projection.forward(&self.post_layernorm.forward(&class_BD))
