@@ -1,5 +1,6 @@
 //! What both daemons need and the pure part must not see: the clock, logs, signals and an orderly end, waits between tries.
 
+pub mod allocator;
 pub mod backoff;
 pub mod clock;
 pub mod shutdown;

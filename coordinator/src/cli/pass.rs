@@ -20,7 +20,9 @@ pub(super) fn program(name: &str) -> PathBuf {
 pub(super) fn to_trainer(verb: &str, args: &PassArgs, common: &Common) -> Result<u8, CliError> {
     let trainer = program("llm2clip-trainer");
     let mut command = Command::new(&trainer);
-    command.arg(verb).args(&args.arguments);
+    // What it says of itself, in its help, is what was typed.
+    command.arg0("llm2clip");
+    command.arg(verb).args(&args.arguments).envs(common::daemon::allocator::environment());
     if common.format == Format::Json {
         command.args(["-o", "json"]);
     }

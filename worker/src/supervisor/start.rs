@@ -7,7 +7,10 @@ use super::{
     socket,
     trainer::{End, Handle, SupervisorEvent, Trainer},
 };
-use common::ids::{Generation, JobId, Slot, WorkerId};
+use common::{
+    daemon::allocator,
+    ids::{Generation, JobId, Slot, WorkerId},
+};
 use rustix::fs::FlockOperation;
 use std::{
     env,
@@ -203,6 +206,7 @@ impl Supervisor {
         command.args(["--threads", &self.settings.threads.to_string(), "--slot", &slot.to_string()]);
         command.args(["--peer-host", &self.settings.peer_host]);
         command.args(["--lease-s", &self.settings.lease.as_secs().to_string()]);
+        command.envs(allocator::environment());
         command.env("OMP_NUM_THREADS", self.settings.threads.to_string());
         command.stdin(Stdio::null()).stdout(file.try_clone().map_err(failed)?).stderr(file);
         Ok(command)
