@@ -1,5 +1,7 @@
-//! The contrastive step over several ranks and chunks equals plain autograd on the full batch: loss, every gradient, ten
-//! optimizer steps.
+//! The contrastive step over several processes and chunks equals plain autograd on the full batch: loss, every gradient,
+//! ten optimizer steps.
+//!
+//! Each rank is a process of its own: this program again, told by its environment to be one.
 
 #![allow(clippy::unwrap_used, non_snake_case, reason = "a test; shapes in names")]
 
@@ -7,10 +9,18 @@ use common::{
     ids::{Generation, Rank},
     sampler,
 };
-use std::{net::TcpListener, time::Duration};
+use std::{
+    collections::BTreeMap,
+    env,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpListener,
+    path::Path,
+    process::{Child, ChildStdout, Command, Stdio},
+    time::Duration,
+};
 use tch::{Device, Kind, Tensor, nn};
 use worker::{
-    collective::{Collective, Identity, Solo, join},
+    collective::{Collective, Identity, join},
     torch::shim::AdamW,
     trainer::{
         parameters::{FlatParameters, clip_groups},
@@ -21,6 +31,10 @@ use worker::{
 const BATCH: u64 = 23;
 const WIDTH: i64 = 12;
 const LIMIT: Duration = Duration::from_secs(60);
+/// Set for a process that is to be a rank: what it is, as `RANK KIND CHUNK FILE`.
+const RANK_VARIABLE: &str = "LLM2CLIP_TEST_RANK";
+/// Before the address that a rank says.
+const ADDRESS: &str = "listens on ";
 
 /// Two small towers with dropout; whoever builds it gets the same weights.
 struct Towers {
@@ -30,8 +44,8 @@ struct Towers {
 }
 
 impl Towers {
-    fn new() -> Self {
-        let store = nn::VarStore::new(Device::Cpu);
+    fn new(kind: Kind) -> Self {
+        let mut store = nn::VarStore::new(Device::Cpu);
         let shapes =
             [("image.a", [20, WIDTH]), ("image.b", [WIDTH, WIDTH]), ("text.a", [9, WIDTH]), ("text.b", [WIDTH, WIDTH])];
         let mut w = Vec::new();
@@ -41,6 +55,11 @@ impl Towers {
             w.push(variable);
         }
         let log_scale = store.root().var("logit_scale", &[], nn::Init::Const(2.659));
+        // In place: the handles above stay those of the store.
+        match kind {
+            Kind::Double => store.double(),
+            _ => store.float(),
+        }
         Self { store, w, log_scale }
     }
 
@@ -54,11 +73,9 @@ impl Towers {
         let (first, count) = (slots.start as i64, (slots.end - slots.start) as i64);
         let tower = |kind: i64, inputs: i64, a: &Tensor, b: &Tensor| {
             let x = waves(100 * step + kind, BATCH as i64, inputs).narrow(0, first, count);
-            let mask = waves(100 * step + kind + 50, BATCH as i64, WIDTH)
-                .narrow(0, first, count)
-                .gt(-0.5)
-                .to_kind(Kind::Float);
-            ((x.matmul(a).tanh() * mask) * 1.25).matmul(b)
+            let mask =
+                waves(100 * step + kind + 50, BATCH as i64, WIDTH).narrow(0, first, count).gt(-0.5).to_kind(a.kind());
+            ((x.to_kind(a.kind()).matmul(a).tanh() * mask) * 1.25).matmul(b)
         };
         (tower(10, 20, &self.w[0], &self.w[1]), tower(20, 9, &self.w[2], &self.w[3]))
     }
@@ -82,27 +99,29 @@ impl PairEncoder for Slice<'_> {
     }
 }
 
-/// What a run leaves: the loss of each step, the first step's gradients, the weights at the end.
-struct Trace {
-    losses: Vec<f64>,
-    gradients: Vec<(String, Tensor)>,
-    weights: Vec<(String, Tensor)>,
-}
+/// What a run leaves: `losses` of each step, `gradient.X` of the first step, `weight.X` at the end.
+type Trace = BTreeMap<String, Tensor>;
 
 fn settings(step: u64) -> StepSettings {
     StepSettings { step, learning_rate: 1e-2, betas: (0.9, 0.98), eps: 1e-6, clip_norm: Some(0.5), tile: 7 }
 }
 
-fn sorted(towers: &Towers, of: impl Fn(&str, &Tensor) -> Tensor) -> Vec<(String, Tensor)> {
-    let mut all: Vec<(String, Tensor)> =
-        towers.store.variables().into_iter().map(|(name, variable)| (name.clone(), of(&name, &variable))).collect();
-    all.sort_by(|a, b| a.0.cmp(&b.0));
+fn trace(losses: &[f64], gradients: Trace, towers: &Towers) -> Trace {
+    let weights = towers.store.variables().into_iter();
+    let mut all = gradients;
+    all.extend(weights.map(|(name, variable)| (format!("weight.{name}"), variable.detach().copy())));
+    all.insert("losses".to_owned(), Tensor::from_slice(losses));
     all
 }
 
+fn gradients(towers: &Towers, parameters: &FlatParameters) -> Trace {
+    let names = towers.store.variables().into_keys();
+    names.map(|name| (format!("gradient.{name}"), parameters.gradient(&name).unwrap().copy())).collect()
+}
+
 /// Ten steps as one rank of several.
-fn train(collective: &dyn Collective, chunk: u64) -> Trace {
-    let towers = Towers::new();
+fn train(collective: &dyn Collective, kind: Kind, chunk: u64) -> Trace {
+    let towers = Towers::new(kind);
     let mut parameters = towers.parameters();
     let slots = sampler::local_slots(collective.rank(), collective.world(), BATCH);
     let chunks = sampler::chunks(slots, chunk);
@@ -112,20 +131,20 @@ fn train(collective: &dyn Collective, chunk: u64) -> Trace {
     let mut times = StepTimes::default();
     let _ =
         accumulate(&slice(1), (&sizes, &rows), collective, &mut parameters, &towers.log_scale, 7, &mut times).unwrap();
-    let gradients = sorted(&towers, |name, _| parameters.gradient(name).unwrap().copy());
+    let first = gradients(&towers, &parameters);
     let step = |step: u64| {
         let slice = slice(step as i64);
         contrastive_step(&slice, (&sizes, &rows), collective, &mut parameters, &towers.log_scale, &settings(step))
             .unwrap()
             .loss
     };
-    let losses = (1..=10).map(step).collect();
-    Trace { losses, gradients, weights: sorted(&towers, |_, variable| variable.detach().copy()) }
+    let losses: Vec<f64> = (1..=10).map(step).collect();
+    trace(&losses, first, &towers)
 }
 
 /// Ten steps of plain autograd on the full matrix, with the same optimizer.
-fn reference() -> Trace {
-    let towers = Towers::new();
+fn reference(kind: Kind) -> Trace {
+    let towers = Towers::new(kind);
     let mut parameters = towers.parameters();
     let mut first = None;
     let mut losses = Vec::new();
@@ -134,54 +153,107 @@ fn reference() -> Trace {
         let (image, text) = towers.encode(step, 0..BATCH);
         let logits_BB = normalise(&image).matmul(&normalise(&text).tr()) * towers.log_scale.exp();
         let targets = Tensor::arange(BATCH as i64, (Kind::Int64, Device::Cpu));
-        let loss =
-            (logits_BB.cross_entropy_for_logits(&targets) + logits_BB.tr().cross_entropy_for_logits(&targets)) * 0.5;
+        // `cross_entropy_for_logits` of tch computes in fp32.
+        let one_way = |logits: &Tensor| logits.log_softmax(-1, kind).nll_loss(&targets);
+        let loss = (one_way(&logits_BB) + one_way(&logits_BB.tr())) * 0.5;
         loss.backward();
-        first.get_or_insert_with(|| sorted(&towers, |name, _| parameters.gradient(name).unwrap().copy()));
+        first.get_or_insert_with(|| gradients(&towers, &parameters));
         losses.push(loss.double_value(&[]));
         let _ = parameters.clip(Some(0.5));
         let constants =
             AdamW { step: step as u64, learning_rate: 1e-2, betas: (0.9, 0.98), weight_decay: 0.0, eps: 1e-6 };
         parameters.update(&constants).unwrap();
     }
-    Trace { losses, gradients: first.unwrap(), weights: sorted(&towers, |_, variable| variable.detach().copy()) }
+    trace(&losses, first.unwrap(), &towers)
 }
 
-fn ring(world: u32, chunk: u64) -> Vec<Trace> {
-    if world == 1 {
-        return vec![train(&Solo, chunk)];
-    }
-    let listeners: Vec<TcpListener> = (0..world).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
-    std::thread::scope(|scope| {
-        let rank = |(listener, rank)| {
-            let identity = Identity { generation: Generation(1), rank: Rank(rank), peers: peers.clone() };
-            scope.spawn(move || train(join(listener, identity, LIMIT, LIMIT).unwrap().as_ref(), chunk))
-        };
-        let ranks: Vec<_> = listeners.iter().zip(0..).map(rank).collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
-    })
+/// Not a test: a rank. It says its address, is told those of all, trains, and leaves its trace in a file.
+#[test]
+fn rank() {
+    let Ok(told) = env::var(RANK_VARIABLE) else { return };
+    let words: Vec<&str> = told.splitn(4, ' ').collect();
+    let [rank, kind, chunk, file] = words[..] else { panic!("what rank is `{told}`?") };
+    tch::set_num_threads(1);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    println!("{ADDRESS}{}", listener.local_addr().unwrap());
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).unwrap();
+    let peers = line.split_whitespace().map(str::to_owned).collect();
+    let identity = Identity { generation: Generation(1), rank: Rank(rank.parse().unwrap()), peers };
+    let collective = join(&listener, identity, LIMIT, LIMIT).unwrap();
+    let kind = if kind == "fp64" { Kind::Double } else { Kind::Float };
+    let trace: Vec<(String, Tensor)> = train(collective.as_ref(), kind, chunk.parse().unwrap()).into_iter().collect();
+    Tensor::write_safetensors(&trace, file).unwrap();
 }
 
-fn close(what: &str, found: &[(String, Tensor)], expected: &[(String, Tensor)], relative: f64) {
-    for ((name, found), (_, expected)) in found.iter().zip(expected) {
-        let difference = (found - expected).norm().double_value(&[]);
-        let size = expected.norm().double_value(&[]);
-        assert!(difference <= relative * size, "{what}, {name}: differs by {difference} of {size}");
+/// A rank's process. It is killed if the test gives up.
+struct Process {
+    child: Child,
+    /// Kept open: the test runner's last words go there.
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl Process {
+    /// Starts a rank, and waits for its address.
+    fn start(told: &str) -> (Self, String) {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command.args(["--exact", "rank", "--nocapture"]).env(RANK_VARIABLE, told);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        // The test runner's own words may stand before it, on the same line.
+        let said = |line: String| line.split_once(ADDRESS).map(|(_, address)| address.to_owned());
+        let address = stdout.by_ref().lines().find_map(|line| said(line.unwrap())).unwrap();
+        (Self { child, _stdout: stdout }, address)
     }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has ended already unless the test gave up.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn ring(world: u32, kind: &str, chunk: u64) -> Vec<Trace> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |rank: u32| folder.path().join(format!("{rank}.safetensors"));
+    let start = |rank: u32| Process::start(&format!("{rank} {kind} {chunk} {}", file(rank).display()));
+    let (mut ranks, addresses): (Vec<_>, Vec<_>) = (0..world).map(start).unzip();
+    for rank in &mut ranks {
+        writeln!(rank.child.stdin.take().unwrap(), "{}", addresses.join(" ")).unwrap();
+    }
+    for rank in &mut ranks {
+        assert!(rank.child.wait().unwrap().success());
+    }
+    let read = |file: &Path| Tensor::read_safetensors(file).unwrap().into_iter().collect();
+    (0..world).map(|rank| read(&file(rank))).collect()
+}
+
+fn check(kind: &str, relative: f64) {
+    let expected = reference(if kind == "fp64" { Kind::Double } else { Kind::Float });
+    let mut worst = 0f64;
+    for (world, chunk) in [(1, 23), (1, 4), (2, 23), (2, 5), (3, 23), (3, 2), (4, 6), (4, 1)] {
+        for found in ring(world, kind, chunk) {
+            assert!(found.keys().eq(expected.keys()));
+            for (name, expected) in &expected {
+                let difference = (&found[name] - expected).norm().double_value(&[]);
+                let size = expected.norm().double_value(&[]);
+                worst = worst.max(difference / size);
+                let what = || format!("{world} ranks, chunks of {chunk}, {kind}, {name}");
+                assert!(difference <= relative * size, "{}: differs by {difference} of {size}", what());
+            }
+        }
+    }
+    println!("{kind}: the largest relative difference is {worst:.1e}");
 }
 
 #[test]
-fn any_world_and_any_chunks_equal_one_process_on_the_full_batch() {
-    let expected = reference();
-    for (world, chunk) in [(1, 23), (1, 4), (2, 23), (2, 5), (3, 23), (3, 2), (4, 6), (4, 1)] {
-        for trace in ring(world, chunk) {
-            let what = format!("{world} ranks, chunks of {chunk}");
-            close(&what, &trace.gradients, &expected.gradients, 1e-5);
-            for (found, expected) in trace.losses.iter().zip(&expected.losses) {
-                assert!((found - expected).abs() <= 1e-5 * expected.abs(), "{what}: loss {found}, expected {expected}");
-            }
-            close(&what, &trace.weights, &expected.weights, 1e-4);
-        }
-    }
+fn any_world_and_any_chunks_equal_one_process_on_the_full_batch_in_fp32() {
+    check("fp32", 1e-5);
+}
+
+#[test]
+fn any_world_and_any_chunks_equal_one_process_on_the_full_batch_in_fp64() {
+    check("fp64", 1e-12);
 }

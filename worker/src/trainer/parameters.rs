@@ -58,17 +58,18 @@ pub struct FlatParameters {
 }
 
 impl FlatParameters {
-    /// Moves the variables (fp32, requiring gradients) into a flat buffer; they stay usable under their names. Their
-    /// order is by group, then by name: the same on every rank.
+    /// Moves the variables (of one type, fp32 or fp64, requiring gradients) into a flat buffer; they stay usable under
+    /// their names. Their order is by group, then by name: the same on every rank.
     ///
     /// # Errors
-    /// When libtorch refuses.
+    /// When libtorch refuses: variables of several types, say.
     pub fn new(
         mut variables: Vec<(String, Tensor)>,
         group_of: impl Fn(&str, &Tensor) -> Group,
         device: Device,
     ) -> Result<Self, TrainerError> {
         variables.sort_by(|a, b| a.0.cmp(&b.0));
+        let kind = variables.first().map_or(Kind::Float, |(_, tensor)| tensor.kind());
         let mut grouped: Vec<(Group, Vec<(String, Tensor)>)> = Vec::new();
         for (name, tensor) in variables {
             let group = group_of(&name, &tensor);
@@ -89,7 +90,7 @@ impl FlatParameters {
             }
             groups.push((group, start..end));
         }
-        let flat = || Tensor::zeros([end], (Kind::Float, device));
+        let flat = || Tensor::zeros([end], (kind, device));
         let mut flat = Self {
             variables: laid_out,
             groups,
