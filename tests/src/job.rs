@@ -50,10 +50,25 @@ impl Job {
 
     /// `llm2clip` with these arguments, in an environment of its own.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary("llm2clip"));
-        command.args(arguments).current_dir(self.folder.path()).env("XDG_STATE_HOME", self.folder.path().join("state"));
+        let mut command = self.around(Command::new(Self::binary("llm2clip")));
+        command.args(arguments);
+        command
+    }
+
+    /// A command in this job's environment.
+    pub fn around(&self, mut command: Command) -> Command {
+        command.current_dir(self.folder.path()).env("XDG_STATE_HOME", self.folder.path().join("state"));
         command.env_remove("LLM2CLIP_COORDINATOR").stdin(Stdio::null());
         command
+    }
+
+    /// A program of this build.
+    pub fn binary(name: &str) -> PathBuf {
+        let here = std::env::current_exe().unwrap();
+        let folder = here.parent().and_then(Path::parent).unwrap();
+        let path = folder.join(name);
+        assert!(path.exists(), "{} is missing: `cargo build --release --bins` first, or `make test`", path.display());
+        path
     }
 
     /// Runs a command to its end.
@@ -111,6 +126,14 @@ impl Job {
         })
     }
 
+    /// The worker daemons of a `run`.
+    pub fn workers(run: &Child) -> Vec<i32> {
+        // A child belongs to the thread that started it.
+        let threads = std::fs::read_dir(format!("/proc/{}/task", run.id())).unwrap();
+        let children = threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("children")).unwrap());
+        children.collect::<String>().split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+    }
+
     /// The trainers' processes, by rank.
     pub fn trainers(&self) -> Vec<i32> {
         let status = self.json("status");
@@ -122,15 +145,6 @@ impl Job {
 /// The loss by step; of a step that was computed again, the last.
 pub fn losses(steps: &[Step]) -> BTreeMap<u64, f64> {
     steps.iter().map(|step| (step.step, step.loss)).collect()
-}
-
-/// A program of this build.
-fn binary(name: &str) -> PathBuf {
-    let here = std::env::current_exe().unwrap();
-    let folder = here.parent().and_then(Path::parent).unwrap();
-    let path = folder.join(name);
-    assert!(path.exists(), "{} is missing: `cargo build --release --bins` first, or `make test`", path.display());
-    path
 }
 
 fn text(output: &Output) -> String {

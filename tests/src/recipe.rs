@@ -18,6 +18,8 @@ pub struct Recipe {
     pub key: String,
     /// Folder of the vision tower's config.json.
     pub vision: PathBuf,
+    /// How the vision tower begins: `random` or `pretrained`.
+    pub init: &'static str,
     /// Optimizer steps.
     pub steps: u64,
     /// Pairs a step.
@@ -40,6 +42,7 @@ impl Default for Recipe {
             table: data("emoji-dense-train.parquet"),
             key: "key".to_owned(),
             vision: models.join("vit-tiny"),
+            init: "random",
             steps: 12,
             global_batch: 48,
             chunk: 16,
@@ -71,7 +74,7 @@ max_length = 64
 
 [model.vision]
 folder = {vision:?}
-init = "random"
+init = {init:?}
 
 [model.adapter]
 blocks = 1
@@ -100,6 +103,7 @@ max_failures = {max_failures}
             key = self.key,
             text = models.join("llama-tiny"),
             vision = self.vision,
+            init = self.init,
             global_batch = self.global_batch,
             chunk = self.chunk,
             steps = self.steps,

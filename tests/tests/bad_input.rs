@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::Command};
 use tests::{Job, Recipe, data};
 
 /// Runs a recipe that must fail; returns the exit code and everything that was said.
@@ -46,12 +46,74 @@ fn a_caption_table_without_the_key_column_names_the_columns_there_are() {
 }
 
 #[test]
-fn weights_of_another_width_are_refused_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("config.json"), "{\"hidden_size\": 192}").unwrap();
+fn a_config_that_is_none_is_named_with_its_field() {
+    let (folder, _) = scratch("config.json", b"{\"hidden_size\": 192}");
     let (code, text) = fails(&Recipe { vision: folder.path().to_owned(), ..Recipe::default() });
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("config.json"), "{text}");
+}
+
+#[test]
+fn a_config_for_another_width_than_its_weights_names_tensor_and_shapes() {
+    let model = data("../../golden/model/vit");
+    let config = fs::read_to_string(model.join("config.json")).unwrap();
+    let (folder, _) = scratch("config.json", config.replace("\"hidden_size\": 32", "\"hidden_size\": 48").as_bytes());
+    fs::copy(model.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let recipe = Recipe { vision: folder.path().to_owned(), init: "pretrained", ..Recipe::default() };
+    let (code, text) = fails(&recipe);
+    assert_eq!(code, Some(1), "{text}");
+    for part in ["model.safetensors", "vision_model.", "48", "32", "config.json"] {
+        assert!(text.contains(part), "{part} is not in: {text}");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_width_than_the_recipe_names_tensor_and_shapes() {
+    let (folder, _) = scratch("config.json", &fs::read(Recipe::default().vision.join("config.json")).unwrap());
+    let recipe = Recipe { steps: 8, vision: folder.path().to_owned(), ..Recipe::default() };
+    let job = Job::new(&recipe);
+    let run = job.start(1);
+    job.wait_for_checkpoint(4);
+    let (code, text) = job.say(&["stop"]);
+    assert_eq!(code, Some(0), "{text}");
+    drop(run.wait_with_output());
+    let path = folder.path().join("config.json");
+    let narrower =
+        fs::read_to_string(&path).unwrap().replace("\"intermediate_size\": 768", "\"intermediate_size\": 384");
+    fs::write(&path, narrower).unwrap();
+    let (code, text) = job.say(&["resume"]);
+    assert_eq!(code, Some(1), "{text}");
+    for part in ["mlp.fc1", "768", "384", "config.json"] {
+        assert!(text.contains(part), "{part} is not in: {text}");
+    }
+}
+
+#[test]
+fn a_png_named_jpg_is_used_and_an_empty_image_is_skipped_counted_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let tar = |arguments: &[&str]| {
+        assert!(Command::new("tar").args(arguments).current_dir(folder.path()).status().unwrap().success());
+    };
+    tar(&["-xf", data("emoji-wds/train/00000.tar").to_str().unwrap()]);
+    let mut images: Vec<PathBuf> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    images.retain(|path| path.extension().is_some_and(|extension| extension == "jpg"));
+    images.sort();
+    fs::copy(data("../../golden/data/images/rgb.png"), &images[0]).unwrap();
+    fs::write(&images[1], b"").unwrap();
+    tar(&["-cf", "broken.tar", "--sort=name", "--exclude=broken.tar", "."]);
+
+    let shards = folder.path().join("broken.tar");
+    let empty = images[1].file_stem().unwrap().to_str().unwrap();
+    let job = Job::new(&Recipe { shards: shards.clone(), steps: 3, every_steps: 3, ..Recipe::default() });
+    let output = job.llm2clip(&["data", "inspect", shards.to_str().unwrap(), "-o", "json"]);
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(summary["samples"].as_u64().unwrap(), images.len() as u64, "{summary}");
+    assert_eq!(summary["usable"].as_u64().unwrap(), images.len() as u64 - 1, "{summary}");
+    assert_eq!(summary["images"]["png"], 1, "{summary}");
+    assert!(summary.to_string().contains(empty), "{summary}");
+    job.run(1);
+    let (_, logs) = job.say(&["logs"]);
+    assert!(logs.contains("skipped=1"), "{logs}");
 }
 
 #[test]

@@ -39,6 +39,26 @@ fn trainers_killed_by_signal_9_are_named_and_the_job_resumes_bitwise() {
 }
 
 #[test]
+fn trainers_and_workers_killed_at_once_resume_bitwise() {
+    let recipe = Recipe { steps: 40, ..Recipe::default() };
+    let job = Job::new(&recipe);
+    let run = job.start(2);
+    job.wait_for_checkpoint(8);
+    let workers = Job::workers(&run);
+    assert_eq!(workers.len(), 2);
+    for pid in workers.into_iter().chain(job.trainers()) {
+        kill(pid, Signal::KILL);
+    }
+    let ended = run.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("started it again"), "{said}");
+    let (code, text) = job.say(&["resume"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert_eq!(losses(&job.steps()), undisturbed(&recipe));
+}
+
+#[test]
 fn the_coordinator_killed_by_signal_9_resumes() {
     let recipe = Recipe { steps: 40, ..Recipe::default() };
     let job = Job::new(&recipe);

@@ -36,6 +36,8 @@ fn main() -> ExitCode {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         print(panic);
+        // Once more, at the end: `why` shows the last lines, and a backtrace would push the message out of them.
+        eprintln!("error: {panic}");
         std::process::exit(101);
     }));
     let cli = Cli::parse();

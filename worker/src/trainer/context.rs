@@ -1,6 +1,6 @@
 //! What every stage is given: the plan, its peers, and where to report.
 
-use super::{commits::Committed, error::TrainerError, link::Link};
+use super::{commits::Committed, error::TrainerError, failpoints::Failpoints, link::Link};
 use crate::{collective::Collective, data::Dataset, supervisor::ipc::Report};
 use common::{
     ids::{Rank, Step, WorldSize},
@@ -23,6 +23,8 @@ pub struct Context<'a> {
     pub device: tch::Device,
     /// CPU threads this trainer may use.
     pub threads: usize,
+    /// Faults on purpose.
+    pub failpoints: &'a Failpoints,
 }
 
 /// How a stage ended.

@@ -6,6 +6,7 @@
 pub mod commits;
 pub mod context;
 pub mod error;
+pub mod failpoints;
 pub mod link;
 pub mod metrics;
 pub mod parameters;

@@ -4,6 +4,7 @@ use super::{
     commits::{self, Committed},
     context::{Context, Outcome},
     error::TrainerError,
+    failpoints::{self, Failpoints},
     link::Link,
     stages,
 };
@@ -61,10 +62,13 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
         let (link, current, committed) = (link.clone(), current.clone(), committed.clone());
         std::thread::spawn(move || commits::obey(&link, &current, &committed));
     }
+    let failpoints = failpoints()?;
     while let Some(plan) = link.next_plan()? {
         committed.reset();
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
-        let result = run_plan(&plan, &listener, &link, &committed, args.threads);
+        let surroundings =
+            Surroundings { link: &link, committed: &committed, failpoints: &failpoints, threads: args.threads };
+        let result = run_plan(&plan, &listener, &surroundings);
         if let Err(error) = result {
             tracing::error!(%error, "the stage failed");
             link.report(Report::Failed { generation: Some(plan.generation), message: error.to_string() });
@@ -86,13 +90,20 @@ fn bind_error(host: &str, source: std::io::Error) -> TrainerError {
     ))
 }
 
-fn run_plan(
-    plan: &TrainPlan,
-    listener: &TcpListener,
-    link: &Link,
-    committed: &Committed,
+fn failpoints() -> Result<Failpoints, TrainerError> {
+    let text = std::env::var(failpoints::VARIABLE).unwrap_or_default();
+    text.parse().map_err(TrainerError::Plan)
+}
+
+/// What outlives a plan.
+struct Surroundings<'a> {
+    link: &'a Link,
+    committed: &'a Committed,
+    failpoints: &'a Failpoints,
     threads: usize,
-) -> Result<(), TrainerError> {
+}
+
+fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>) -> Result<(), TrainerError> {
     if plan.schema != 1 {
         return Err(TrainerError::Plan(format!(
             "this trainer reads plans of schema 1, not {}: update it",
@@ -107,8 +118,9 @@ fn run_plan(
     tracing::info!(world = plan.world().0, "started");
     let identity = Identity { generation: plan.generation, rank: plan.rank, peers: plan.peers.clone() };
     let collective = collective::join(listener, identity, OPERATION_DEADLINE, JOIN_DEADLINE)?;
-    let mut context =
-        Context { plan, collective: collective.as_ref(), link, committed, device: tch::Device::Cpu, threads };
+    let Surroundings { link, committed, failpoints, threads } = *around;
+    let device = tch::Device::Cpu;
+    let mut context = Context { plan, collective: collective.as_ref(), link, committed, device, threads, failpoints };
     let result = match stage {
         Stage::Embed(stage) => stages::embed::run(stage, &mut context),
         Stage::Clip(stage) => stages::clip::run(stage, &mut context),

@@ -10,6 +10,7 @@ use crate::{
         commits,
         context::{Context, Outcome},
         error::TrainerError,
+        failpoints::Point,
         metrics::{MetricsFile, StepMetrics},
         parameters::{FlatParameters, clip_groups},
         schedule,
@@ -214,6 +215,7 @@ impl<'a, 'b> Run<'a, 'b> {
                 self.stage.schedule.warmup_steps,
                 self.stage.optimizer.learning_rate,
             );
+            self.context.failpoints.hit(Point::ClipStep, self.step + 1);
             let output = self.optimizer_step(&batch, learning_rate)?;
             if !output.loss.is_finite() {
                 return Err(TrainerError::Diverged { step: self.step + 1, loss: output.loss });

@@ -1,0 +1,82 @@
+//! Faults on purpose, so that scenarios can see what a fault does: `LLM2CLIP_FAILPOINTS="clip.step=panic@5"` in a trainer's
+//! environment. Without the variable nothing is ever hit.
+
+use std::str::FromStr;
+
+/// The environment variable that arms them.
+pub const VARIABLE: &str = "LLM2CLIP_FAILPOINTS";
+
+/// Where a trainer can be made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// `clip.step`: before the optimizer step of that number, from 1.
+    ClipStep,
+}
+
+/// What happens there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Panic,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Failpoint {
+    point: Point,
+    action: Action,
+    at: u64,
+}
+
+/// The faults that this process was told to have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Failpoints(Vec<Failpoint>);
+
+impl Failpoints {
+    /// Does what was asked for at this point, if anything was.
+    ///
+    /// # Panics
+    /// When that is what was asked for.
+    pub fn hit(&self, point: Point, number: u64) {
+        for failpoint in self.0.iter().filter(|failpoint| failpoint.point == point && failpoint.at == number) {
+            match failpoint.action {
+                Action::Panic => panic!("{VARIABLE} asks for a panic at {point:?} {number}"),
+            }
+        }
+    }
+}
+
+impl FromStr for Failpoints {
+    type Err = String;
+
+    /// `POINT=ACTION@NUMBER`, several parted by commas.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let one = |text: &str| {
+            let (point, what) = text.split_once('=')?;
+            let (action, at) = what.split_once('@')?;
+            let point = (point == "clip.step").then_some(Point::ClipStep)?;
+            let action = (action == "panic").then_some(Action::Panic)?;
+            Some(Failpoint { point, action, at: at.parse().ok()? })
+        };
+        let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+        let all = parts.map(|part| {
+            one(part).ok_or_else(|| format!("{VARIABLE}: `{part}` is no failpoint, such as clip.step=panic@5"))
+        });
+        Ok(Self(all.collect::<Result<_, _>>()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failpoint_is_hit_where_it_says_and_nowhere_else() {
+        let failpoints: Failpoints = "clip.step=panic@5".parse().unwrap();
+        failpoints.hit(Point::ClipStep, 4);
+        Failpoints::default().hit(Point::ClipStep, 5);
+        assert!(std::panic::catch_unwind(|| failpoints.hit(Point::ClipStep, 5)).is_err());
+        for wrong in ["clip.step", "clip.step=panic", "clip.step=panic@x", "nowhere=panic@5", "clip.step=dance@5"] {
+            let error = wrong.parse::<Failpoints>().unwrap_err();
+            assert!(error.contains(wrong) && error.contains(VARIABLE), "{error}");
+        }
+    }
+}
