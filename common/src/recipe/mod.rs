@@ -39,6 +39,14 @@ pub struct Recipe {
     pub faults: Faults,
 }
 
+impl Recipe {
+    /// What the text vectors are computed in: `embed`'s precision, fp32 when the recipe has no such stage.
+    pub fn embed_precision(&self) -> Precision {
+        let of = |stage: &Stage| if let Stage::Embed(embed) = stage { Some(embed.precision) } else { None };
+        self.stages.iter().find_map(of).unwrap_or_default()
+    }
+}
+
 /// A data set: where its samples lie, what describes them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DataSet {
@@ -196,6 +204,9 @@ pub struct EmbedStage {
     pub data: Vec<String>,
     /// How many tokens, padding included, a batch may have.
     pub batch_tokens: usize,
+    /// The number format of the LLM's weights and of its forward pass.
+    #[serde(default)]
+    pub precision: Precision,
 }
 
 /// Settings of `clip`.
@@ -213,6 +224,9 @@ pub struct ClipStage {
     pub precision: Precision,
     /// How images are cropped.
     pub augment: Augment,
+    /// The share of an image's patches that a step does not see, drawn anew for each sample and epoch.
+    #[serde(default)]
+    pub patch_dropout: f64,
     /// AdamW's settings.
     pub optimizer: Optimizer,
     /// The learning rate over time.
@@ -234,12 +248,13 @@ pub enum Length {
 }
 
 /// The number format of compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
     /// 32-bit floats.
+    #[default]
     Fp32,
-    /// bfloat16 compute with fp32 master weights.
+    /// bfloat16 compute; what is trained has fp32 master weights.
     Bf16,
 }
 

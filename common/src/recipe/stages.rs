@@ -33,7 +33,7 @@ fn stage(mut table: Table<'_>) -> Result<Stage, RecipeError> {
     let read = match kind.as_str() {
         "embed" => {
             let batch_tokens = table.get("batch_tokens", positive)?.unwrap_or(16_384) as usize;
-            Stage::Embed(EmbedStage { data, batch_tokens })
+            Stage::Embed(EmbedStage { data, batch_tokens, precision: precision(&mut table)? })
         }
         "clip" => Stage::Clip(clip(&mut table, data)?),
         _ => Stage::Eval(EvalStage { data, chunk: table.get("chunk", positive)?.unwrap_or(64) }),
@@ -42,17 +42,22 @@ fn stage(mut table: Table<'_>) -> Result<Stage, RecipeError> {
     Ok(read)
 }
 
+fn precision(table: &mut Table<'_>) -> Result<Precision, RecipeError> {
+    let precisions = [("fp32", Precision::Fp32), ("bf16", Precision::Bf16)];
+    Ok(table.get("precision", |value| choice(value, &precisions))?.unwrap_or_default())
+}
+
 fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeError> {
     let global_batch = table.need("global_batch", positive)?;
     let chunk = table.get("chunk", positive)?.unwrap_or(global_batch);
-    let precisions = [("fp32", Precision::Fp32), ("bf16", Precision::Bf16)];
     Ok(ClipStage {
         data,
         global_batch,
         chunk,
         length: length(table)?,
-        precision: table.get("precision", |value| choice(value, &precisions))?.unwrap_or(Precision::Fp32),
+        precision: precision(table)?,
         augment: augment(table)?,
+        patch_dropout: table.get("patch_dropout", |value| within(value, 0.0, 0.95))?.unwrap_or(0.0),
         optimizer: optimizer(table)?,
         schedule: schedule(table)?,
         checkpoint: checkpoint(table)?,

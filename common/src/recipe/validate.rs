@@ -1,6 +1,6 @@
 //! What must hold between the parts of a recipe.
 
-use super::{Length, Precision, Recipe, Stage, error::nearest};
+use super::{Length, Recipe, Stage, error::nearest};
 
 /// The first thing that does not fit.
 pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
@@ -21,9 +21,6 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
         }
         models(recipe, stage)?;
         if let Stage::Clip(clip) = stage {
-            if clip.precision == Precision::Bf16 {
-                return Err("`precision = \"bf16\"` is not built yet: use fp32".to_owned());
-            }
             if let Length::Steps(steps) = clip.length
                 && clip.schedule.warmup_steps >= steps
             {

@@ -34,6 +34,8 @@ pub enum Purpose {
     Caption = 3,
     /// Where an image is cropped.
     Crop = 4,
+    /// Which patches of an image are seen.
+    Patches = 5,
 }
 
 /// The key of all numbers of a purpose, a data set and an epoch.

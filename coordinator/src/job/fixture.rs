@@ -5,7 +5,7 @@ use crate::rendezvous::Place;
 use common::{
     ids::{Generation, Rank, Slot, Step, WorldSize},
     manifest::{DataCursor, Part, Share, paths},
-    recipe::{EmbedStage, EvalStage, Faults, Models, Recipe, Stage},
+    recipe::{EmbedStage, EvalStage, Faults, Models, Precision, Recipe, Stage},
     status::{FailureCause, Progress},
     time::Timestamp,
 };
@@ -30,7 +30,7 @@ pub(super) fn recipe() -> Recipe {
         data: Default::default(),
         model: Models { text: None, vision: None, adapter: None },
         stages: vec![
-            Stage::Embed(EmbedStage { data: data.clone(), batch_tokens: 64 }),
+            Stage::Embed(EmbedStage { data: data.clone(), batch_tokens: 64, precision: Precision::Fp32 }),
             serde_json::from_value(clip).unwrap(),
             Stage::Eval(EvalStage { data, chunk: 4 }),
         ],

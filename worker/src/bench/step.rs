@@ -29,6 +29,9 @@ pub struct StepArgs {
     /// Folder of a config.json; without it a small tower (112 pixels, 6 layers, width 256)
     #[arg(long)]
     pub vision: Option<PathBuf>,
+    /// What to compute in; weights and optimizer are fp32 in any case
+    #[arg(long, value_enum, default_value_t = Compute::Fp32)]
+    pub precision: Compute,
     /// CPU threads
     #[arg(long, default_value_t = 2)]
     pub threads: i32,
@@ -43,7 +46,33 @@ pub struct StepArgs {
     pub output: String,
 }
 
+/// What to compute in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Compute {
+    /// 32-bit floats.
+    Fp32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Compute {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Fp32 => Kind::Float,
+            Self::Bf16 => Kind::BFloat16,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
 struct Fixed {
+    compute: Kind,
     tower: ClipVision,
     pixels: Vec<Tensor>,
     text: Vec<Tensor>,
@@ -51,7 +80,7 @@ struct Fixed {
 
 impl PairEncoder for Fixed {
     fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
-        (self.tower.forward(&self.pixels[chunk]), self.text[chunk].shallow_clone())
+        (self.tower.forward(&self.pixels[chunk].to_kind(self.compute)), self.text[chunk].shallow_clone())
     }
 }
 
@@ -81,7 +110,9 @@ pub fn run(args: &StepArgs) -> anyhow::Result<Value> {
     let text = Tensor::randn([args.batch, config.projection_dim], (Kind::Float, Device::Cpu));
     let chunk = args.chunk.unwrap_or(args.batch);
     let sizes: Vec<i64> = (0..args.batch).step_by(chunk.max(1) as usize).map(|at| chunk.min(args.batch - at)).collect();
-    let encoder = Fixed { tower, pixels: pixels.split_with_sizes(&sizes, 0), text: text.split_with_sizes(&sizes, 0) };
+    let compute = args.precision.kind();
+    let encoder =
+        Fixed { compute, tower, pixels: pixels.split_with_sizes(&sizes, 0), text: text.split_with_sizes(&sizes, 0) };
     let settings =
         StepSettings { step: 1, learning_rate: 1e-3, betas: (0.9, 0.98), eps: 1e-6, clip_norm: None, tile: 4096 };
     let mut seconds = Vec::new();
@@ -104,7 +135,7 @@ pub fn run(args: &StepArgs) -> anyhow::Result<Value> {
     let part = |i: usize| median(&parts.iter().map(|times| times[i]).collect::<Vec<_>>());
     let step_s = median(&seconds);
     Ok(json!({
-        "schema": 1, "bench": "step", "batch": args.batch, "chunk": chunk, "threads": args.threads, "repeats": args.repeats,
+        "schema": 1, "bench": "step", "precision": args.precision.name(), "batch": args.batch, "chunk": chunk, "threads": args.threads, "repeats": args.repeats,
         "parameters": parameters.numel(), "step_s": step_s, "images_per_s": args.batch as f64 / step_s,
         "encode_s": part(0), "gather_s": part(1), "loss_s": part(2), "backward_s": part(3), "reduce_s": part(4), "optimizer_s": part(5),
     }))

@@ -71,7 +71,7 @@ impl Adapter {
         }
     }
 
-    /// Text vectors [B, input] to embeddings [B, output], not normalised.
+    /// Text vectors [B, input] to embeddings [B, output], not normalised; computed in the vectors' kind.
     pub fn forward(&self, vectors_BD: &Tensor) -> Tensor {
         let mut x_BD = vectors_BD.shallow_clone();
         if self.l2_norm {

@@ -52,6 +52,38 @@ impl Case {
     }
 }
 
+/// In bf16 nothing is equal. Both are compared with the exact values: we may be off by twice what the reference is off when
+/// it computes in bf16.
+#[derive(serde::Deserialize)]
+struct Bf16Error {
+    output: f64,
+    gradients: f64,
+}
+
+impl Case {
+    /// Holds a bf16 output and its gradients against the errors of the reference's own bf16 run of the case `name`.
+    fn check_bf16(&self, name: &str, store: &nn::VarStore, output: &Tensor, prefix: &str) {
+        assert_eq!(output.kind(), Kind::BFloat16);
+        let text = std::fs::read_to_string(golden("bf16-errors.json")).unwrap();
+        let allowed: HashMap<String, Bf16Error> = serde_json::from_str(&text).unwrap();
+        let allowed = &allowed[name];
+        let off = |found: &Tensor, exact: &Tensor| norm(&(found.to_kind(Kind::Double) - exact)) / norm(exact);
+        let found = off(output, &self.get("output"));
+        assert!(found <= 2.0 * allowed.output, "output: off by {found}, the reference by {}", allowed.output);
+        assert!(found > 1e-4, "so near is no bf16");
+
+        (output.to_kind(Kind::Float) * self.get("probe")).sum(Kind::Float).backward();
+        let mut variables: Vec<(String, Tensor)> = store.variables().into_iter().collect();
+        variables.sort_by(|a, b| a.0.cmp(&b.0));
+        let exact = |name: &str| self.get(&format!("grad.{}", name.strip_prefix(prefix).unwrap())).flatten(0, -1);
+        let cat = |parts: Vec<Tensor>| Tensor::cat(&parts, 0);
+        let found = cat(variables.iter().map(|(_, variable)| variable.grad().flatten(0, -1)).collect());
+        assert_eq!(found.kind(), Kind::Float, "gradients of fp32 master weights are fp32");
+        let found = off(&found, &cat(variables.iter().map(|(name, _)| exact(name)).collect()));
+        assert!(found <= 2.0 * allowed.gradients, "gradients: off by {found}, the reference by {}", allowed.gradients);
+    }
+}
+
 fn norm(tensor: &Tensor) -> f64 {
     tensor.to_kind(Kind::Double).norm().double_value(&[])
 }
@@ -62,24 +94,46 @@ fn near(name: &str, found: &Tensor, expected: &Tensor, scale: f64) {
     assert!(off <= 1e-5, "{name}: off by {off:.2e} of its norm");
 }
 
-fn vision(case: &str, activation: Activation) {
+fn vision(name: &str, activation: Activation) {
     let mut config: ClipVisionConfig = config::read(&golden("vit")).unwrap();
     config.hidden_act = activation;
     let mut store = nn::VarStore::new(Device::Cpu);
     let tower = ClipVision::new(&store.root(), &config);
     weights::load(&mut store, &golden("vit"), NameMap::ClipVision).unwrap();
-    let case = Case::open(case);
+    let case = Case::open(&format!("{name}.safetensors"));
     case.check(&store, &tower.forward(&case.get("pixels")), "");
+    store.variables().into_values().for_each(|mut variable| variable.zero_grad());
+    case.check_bf16(name, &store, &tower.forward(&case.get("pixels").to_kind(Kind::BFloat16)), "");
+}
+
+#[test]
+fn all_patches_kept_are_all_patches_and_of_few_only_those_matter() {
+    let config: ClipVisionConfig = config::read(&golden("vit")).unwrap();
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let tower = ClipVision::new(&store.root(), &config);
+    weights::load(&mut store, &golden("vit"), NameMap::ClipVision).unwrap();
+    let pixels = Case::open("vit-quick-gelu.safetensors").get("pixels");
+    let all = Tensor::arange(9, (Kind::Int64, Device::Cpu)).expand([3, 9], false);
+    near("all", &tower.forward_kept(&pixels, Some(&all)), &tower.forward(&pixels), 0.0);
+    // Patch 1 is the second of the first row: columns 8 to 16 of rows 0 to 8.
+    let kept = Tensor::from_slice(&[0i64, 1, 8, 0, 1, 8, 0, 1, 8]).view([3, 3]);
+    let of_kept = tower.forward_kept(&pixels, Some(&kept));
+    let other = pixels.copy();
+    let _ = other.narrow(2, 8, 8).fill_(7.0);
+    near("unseen", &tower.forward_kept(&other, Some(&kept)), &of_kept, 0.0);
+    let _ = other.narrow(2, 0, 8).narrow(3, 8, 8).fill_(7.0);
+    let seen = norm(&(tower.forward_kept(&other, Some(&kept)) - &of_kept)) / norm(&of_kept);
+    assert!(seen > 1e-3, "a patch that is kept matters");
 }
 
 #[test]
 fn clip_vision_with_quick_gelu_equals_hugging_face() {
-    vision("vit-quick-gelu.safetensors", Activation::QuickGelu);
+    vision("vit-quick-gelu", Activation::QuickGelu);
 }
 
 #[test]
 fn clip_vision_with_gelu_equals_hugging_face() {
-    vision("vit-gelu.safetensors", Activation::Gelu);
+    vision("vit-gelu", Activation::Gelu);
 }
 
 fn body(attention: Attention) -> (nn::VarStore, Llama) {
@@ -90,23 +144,27 @@ fn body(attention: Attention) -> (nn::VarStore, Llama) {
     (store, llama)
 }
 
-fn llama(case: &str, attention: Attention) {
-    let (store, llama) = body(attention);
-    let case = Case::open(case);
+fn llama(name: &str, attention: Attention) {
+    let (store, mut llama) = body(attention);
+    let case = Case::open(&format!("{name}.safetensors"));
     let keep = case.get("keep");
     let hidden = llama.forward(&case.get("ids"), &keep);
     assert!(hidden.isfinite().all().int64_value(&[]) == 1, "padding is finite");
     case.check(&store, &(hidden * keep.unsqueeze(-1)), "");
+    store.variables().into_values().for_each(|mut variable| variable.zero_grad());
+    llama.compute_in(Kind::BFloat16);
+    let hidden = llama.forward(&case.get("ids"), &keep);
+    case.check_bf16(name, &store, &(hidden * keep.unsqueeze(-1)), "");
 }
 
 #[test]
 fn causal_llama_with_left_padding_equals_hugging_face() {
-    llama("llama-causal.safetensors", Attention::Causal);
+    llama("llama-causal", Attention::Causal);
 }
 
 #[test]
 fn bidirectional_llama_with_left_padding_equals_hugging_face() {
-    llama("llama-bidirectional.safetensors", Attention::Bidirectional);
+    llama("llama-bidirectional", Attention::Bidirectional);
 }
 
 #[test]
@@ -147,4 +205,7 @@ fn the_adapter_equals_its_definition() {
         tch::no_grad(|| variable.copy_(&weight));
     }
     case.check(&store, &adapter.forward(&case.get("vectors")), "adapter.");
+    store.variables().into_values().for_each(|mut variable| variable.zero_grad());
+    let vectors = case.get("vectors").to_kind(Kind::BFloat16);
+    case.check_bf16("adapter", &store, &adapter.forward(&vectors), "adapter.");
 }

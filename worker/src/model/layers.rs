@@ -1,5 +1,8 @@
 //! The layers that the networks share: linear, LayerNorm, attention heads. Parameters are zero until `init` or
 //! `weights` fills them.
+//!
+//! A layer computes in the kind of its input: parameters are cast to it on the way, so that bf16 inputs mean bf16 compute
+//! over fp32 master weights, with fp32 gradients.
 
 use tch::{Tensor, nn};
 
@@ -25,7 +28,8 @@ impl Linear {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        let bias = self.bias.as_ref().map(|bias| bias.to_kind(x.kind()));
+        x.linear(&self.weight.to_kind(x.kind()), bias.as_ref())
     }
 
     /// The layer with W and b multiplied; gradients flow to the parameters.
@@ -50,7 +54,9 @@ impl LayerNorm {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
-        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+        // The kernel's sums are fp32 whatever its input is.
+        let (weight, bias) = (self.weight.to_kind(x.kind()), self.bias.to_kind(x.kind()));
+        x.layer_norm(self.weight.size(), Some(weight), Some(bias), self.eps, true)
     }
 }
 

@@ -2,7 +2,16 @@
 
 pub mod shim;
 
-use tch::{Device, Tensor};
+use common::recipe::Precision;
+use tch::{Device, Kind, Tensor};
+
+/// What a precision computes in.
+pub fn kind(precision: Precision) -> Kind {
+    match precision {
+        Precision::Fp32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    }
+}
 
 /// The bytes of a contiguous CPU tensor.
 ///

@@ -1,7 +1,7 @@
 //! What vectors depend on.
 
 use super::VectorsError;
-use common::recipe::{Init, TextModel};
+use common::recipe::{Init, Precision, TextModel};
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
@@ -13,7 +13,7 @@ pub struct Provenance(BTreeMap<String, String>);
 
 impl Provenance {
     /// What every vector of this encoder depends on; the weights themselves are read (not built) for their digest.
-    pub fn of_encoder(spec: &TextModel, seed: u64) -> Result<Self, VectorsError> {
+    pub fn of_encoder(spec: &TextModel, seed: u64, precision: Precision) -> Result<Self, VectorsError> {
         let weights = match spec.init {
             Init::Random => format!("random, seed {seed}"),
             Init::Pretrained => digest(&safetensors(&spec.folder)?)?,
@@ -27,6 +27,7 @@ impl Provenance {
             ("pooling", name(serde_json::json!(spec.pooling))),
             ("attention", name(serde_json::json!(spec.attention))),
             ("max_length", spec.max_length.to_string()),
+            ("precision", name(serde_json::json!(precision))),
         ]))
     }
 

@@ -29,7 +29,7 @@ impl RmsNorm {
     fn forward(&self, x_BLD: &Tensor) -> Tensor {
         let x = x_BLD.to_kind(Kind::Float);
         let mean_square = x.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
-        &self.weight * (x * (mean_square + self.eps).rsqrt()).to_kind(x_BLD.kind())
+        self.weight.to_kind(x_BLD.kind()) * (x * (mean_square + self.eps).rsqrt()).to_kind(x_BLD.kind())
     }
 }
 
@@ -145,6 +145,7 @@ pub struct Llama {
     norm: RmsNorm,
     frequencies: Tensor,
     attention: Attention,
+    compute: Kind,
 }
 
 impl Llama {
@@ -158,13 +159,19 @@ impl Llama {
             // Not a parameter: no checkpoint holds it, and no change of kind may round it.
             frequencies: rope::frequencies(config.head_dim, config.rope_theta, config.rope_scaling, path.device()),
             attention,
+            compute: path.kind(),
         }
+    }
+
+    /// Computes in another kind than that of the parameters.
+    pub fn compute_in(&mut self, kind: Kind) {
+        self.compute = kind;
     }
 
     /// Token ids [B, L] int64 and which of them are no padding [B, L] bool, to hidden states after the final norm
     /// [B, L, D]. What stands at padding positions is finite and means nothing.
     pub fn forward(&self, ids_BL: &Tensor, keep_BL: &Tensor) -> Tensor {
-        let mut x_BLD = Tensor::embedding(&self.embed_tokens, ids_BL, -1, false, false);
+        let mut x_BLD = Tensor::embedding(&self.embed_tokens, ids_BL, -1, false, false).to_kind(self.compute);
         let angles = Angles::new(&self.frequencies, ids_BL.size()[1], x_BLD.kind());
         let visible = visible(keep_BL, self.attention);
         for layer in &self.layers {

@@ -1,7 +1,7 @@
 //! OpenAI's CLIP vision transformer (Radford et al. 2021) with the parameter names of Hugging Face's
 //! `CLIPVisionModelWithProjection`.
 //!
-//! Shapes: B batch, C channels, H and W pixels, G patches a side, N = G² + 1 tokens, Q of them queries, D width, P shared
+//! Shapes: B batch, C channels, H and W pixels, G patches a side, N = G² + 1 tokens, Q of them queries, K patches kept, D width, P shared
 //! width.
 
 mod config;
@@ -9,7 +9,7 @@ mod config;
 pub use config::{Activation, ClipVisionConfig};
 
 use super::layers::{LayerNorm, Linear, Widths, merge_heads, split_heads};
-use tch::{Tensor, nn};
+use tch::{Kind, Tensor, nn};
 
 const CHANNELS: i64 = 3;
 // The constant of QuickGELU.
@@ -35,17 +35,27 @@ impl Embeddings {
         }
     }
 
-    fn forward(&self, pixels_BCHW: &Tensor) -> Tensor {
+    fn forward(&self, pixels_BCHW: &Tensor, kept_BK: Option<&Tensor>) -> Tensor {
         let (batch, channels, height, _) = pixels_BCHW.size4().expect("pixels have four dimensions");
         let (grid, patch) = (height / self.patch, self.patch);
         // A convolution whose stride is its kernel is one matrix product over the cut-out patches.
-        let patches = pixels_BCHW
+        let mut patches = pixels_BCHW
             .view([batch, channels, grid, patch, grid, patch])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([batch, grid * grid, channels * patch * patch]);
-        let x_BND = patches.linear(&self.patch_embedding.flatten(1, -1), None::<&Tensor>);
-        let class_B1D = self.class_embedding.expand([batch, 1, -1], true).to_kind(x_BND.kind());
-        Tensor::cat(&[class_B1D, x_BND], 1) + &self.position_embedding
+        let kind = patches.kind();
+        let table = self.position_embedding.to_kind(kind);
+        let mut position = table.unsqueeze(0);
+        if let Some(kept_BK) = kept_BK {
+            let rows = kept_BK.unsqueeze(-1).expand([-1, -1, patches.size()[2]], false);
+            patches = patches.gather(1, &rows, false);
+            // The class token has position 0.
+            let places = Tensor::cat(&[Tensor::zeros([batch, 1], (Kind::Int64, kept_BK.device())), kept_BK + 1], 1);
+            position = table.index_select(0, &places.flatten(0, -1)).view([batch, -1, table.size()[1]]);
+        }
+        let x_BND = patches.linear(&self.patch_embedding.flatten(1, -1).to_kind(kind), None::<&Tensor>);
+        let class_B1D = self.class_embedding.to_kind(kind).expand([batch, 1, -1], true);
+        Tensor::cat(&[class_B1D, x_BND], 1) + position
     }
 }
 
@@ -167,9 +177,14 @@ impl ClipVision {
         }
     }
 
-    /// Pixels [B, 3, S, S], normalised, to embeddings [B, P], not normalised.
+    /// Pixels [B, 3, S, S], normalised, to embeddings [B, P], not normalised; computed in the pixels' kind.
     pub fn forward(&self, pixels_BCHW: &Tensor) -> Tensor {
-        let mut x_BND = self.pre_layrnorm.forward(&self.embeddings.forward(pixels_BCHW));
+        self.forward_kept(pixels_BCHW, None)
+    }
+
+    /// As [`ClipVision::forward`], of the patches `kept_BK` [B, K] int64 alone: numbers from 0, row by row of the grid.
+    pub fn forward_kept(&self, pixels_BCHW: &Tensor, kept_BK: Option<&Tensor>) -> Tensor {
+        let mut x_BND = self.pre_layrnorm.forward(&self.embeddings.forward(pixels_BCHW, kept_BK));
         let tokens = x_BND.size()[1];
         let last = self.layers.len().saturating_sub(1);
         for (i, layer) in self.layers.iter().enumerate() {
@@ -178,6 +193,11 @@ impl ClipVision {
         }
         let class_BD = x_BND.select(1, 0);
         self.visual_projection.forward(&self.post_layernorm.forward(&class_BD))
+    }
+
+    /// G², how many patches an image of the tower's own size has.
+    pub fn patches(&self) -> i64 {
+        self.embeddings.position_embedding.size()[0] - 1
     }
 
     /// L, the number of blocks.

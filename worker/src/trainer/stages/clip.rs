@@ -1,6 +1,6 @@
 //! Stage `clip`: the vision tower and the adapter learn against the stored text vectors, with negatives of all ranks.
 
-use super::towers::Towers;
+use super::towers::{TowerSettings, Towers};
 use crate::{
     checkpoint::{self, HostCopy, Loaded, Writer},
     collective::{Collective, CollectiveError},
@@ -42,15 +42,20 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let recipe = &context.plan.recipe;
     let datasets = context.datasets(&stage.data)?;
     let spec = recipe.model.text.as_ref().ok_or_else(|| TrainerError::Plan("`clip` needs [model.text]".to_owned()))?;
-    let provenance = Provenance::of_encoder(spec, recipe.seed)?;
+    let provenance = Provenance::of_encoder(spec, recipe.seed, recipe.embed_precision())?;
     let vectors =
         datasets.iter().map(|data| open_vectors(data, &provenance, context)).collect::<Result<Vec<_>, _>>()?;
     context.activity("building the towers");
     let width = vectors.first().map_or(0, VectorStore::width);
-    let towers = Towers::build(recipe, width, stage.logit_scale_init, context.device)?;
+    let towers = Towers::build(recipe, tower_settings(stage, width), context.device)?;
     let order = order(stage, &datasets, context)?;
     let mut run = Run::prepare(stage, context, datasets, vectors, towers, order)?;
     run.train()
+}
+
+/// The towers that a stage trains, for text vectors of width `text_width`.
+pub(super) fn tower_settings(stage: &ClipStage, text_width: usize) -> TowerSettings {
+    TowerSettings { text_width, log_scale_init: stage.logit_scale_init, precision: stage.precision }
 }
 
 /// The vectors of a data set.
@@ -248,6 +253,7 @@ impl<'a, 'b> Run<'a, 'b> {
             towers: &self.towers,
             pixels: pixels.split_with_sizes(&sizes, 0),
             text: text.split_with_sizes(&sizes, 0),
+            kept: self.kept(batch).map(|kept| kept.split_with_sizes(&sizes, 0)),
         };
         let settings = StepSettings {
             step: self.step + 1,
@@ -265,6 +271,23 @@ impl<'a, 'b> Run<'a, 'b> {
             &self.towers.log_scale,
             &settings,
         )
+    }
+
+    /// The patches that are seen of each image of a batch, [b, K], drawn by (seed, data set, sample, epoch); absent when
+    /// all are.
+    fn kept(&self, batch: &Batch) -> Option<Tensor> {
+        if self.stage.patch_dropout == 0.0 {
+            return None;
+        }
+        let seed = self.context.plan.recipe.seed;
+        let patches = u32::try_from(self.towers.vision.patches()).expect("an image has fewer than 2^32 patches");
+        let kept = sampler::kept_patches(patches, self.stage.patch_dropout);
+        let choose = |sample: &SampleRequest| {
+            sampler::choose_patches(seed, sample.source, sample.index, sample.epoch, (kept, patches))
+        };
+        let numbers: Vec<i64> = batch.samples.iter().flat_map(choose).map(i64::from).collect();
+        let kept_BK = Tensor::from_slice(&numbers).view([-1, i64::from(kept)]);
+        Some(kept_BK.to_device(self.context.device))
     }
 
     /// The text vectors of a batch, one caption a sample, chosen by (seed, data set, sample, epoch).
@@ -365,11 +388,13 @@ struct Chunks<'a> {
     towers: &'a Towers,
     pixels: Vec<Tensor>,
     text: Vec<Tensor>,
+    kept: Option<Vec<Tensor>>,
 }
 
 impl PairEncoder for Chunks<'_> {
     fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
-        (self.towers.vision.forward(&self.pixels[chunk]), self.towers.adapter.forward(&self.text[chunk]))
+        let kept = self.kept.as_ref().map(|kept| &kept[chunk]);
+        (self.towers.image_features(&self.pixels[chunk], kept), self.towers.text_features(&self.text[chunk]))
     }
 }
 

@@ -27,8 +27,8 @@ pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, Tra
     context.activity("loading the LLM");
     let recipe = &context.plan.recipe;
     let spec = recipe.model.text.as_ref().ok_or_else(|| TrainerError::Plan("`embed` needs [model.text]".to_owned()))?;
-    let encoder = CaptionEncoder::open(spec, recipe.seed, context.device)?;
-    let provenance = Provenance::of_encoder(spec, recipe.seed)?;
+    let encoder = CaptionEncoder::open(spec, recipe.seed, stage.precision, context.device)?;
+    let provenance = Provenance::of_encoder(spec, recipe.seed, stage.precision)?;
 
     let units = units(&datasets, context);
     let mine: Vec<&Unit> = units.iter().skip(context.rank().0 as usize).step_by(context.world().0 as usize).collect();

@@ -41,7 +41,7 @@ pub fn run(stage: &EvalStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let datasets = context.datasets(&stage.data)?;
     let recipe = &context.plan.recipe;
     let spec = recipe.model.text.as_ref().ok_or_else(|| TrainerError::Plan("`eval` needs [model.text]".to_owned()))?;
-    let provenance = Provenance::of_encoder(spec, recipe.seed)?;
+    let provenance = Provenance::of_encoder(spec, recipe.seed, recipe.embed_precision())?;
     let stores =
         datasets.iter().map(|data| clip::open_vectors(data, &provenance, context)).collect::<Result<Vec<_>, _>>()?;
     let width = stores.first().map_or(0, VectorStore::width);
@@ -76,13 +76,13 @@ pub fn run(stage: &EvalStage, context: &mut Context<'_>) -> Result<Outcome, Trai
 /// The towers as the recipe's `clip` stage left them, and at which step.
 fn trained(text_width: usize, context: &Context<'_>) -> Result<(Towers, Step), TrainerError> {
     let recipe = &context.plan.recipe;
-    let clip: &ClipStage = recipe
+    let clip_stage: &ClipStage = recipe
         .stages
         .iter()
         .find_map(|stage| if let Stage::Clip(clip) = stage { Some(clip) } else { None })
         .ok_or_else(|| TrainerError::Plan("`eval` needs a `clip` stage before it".to_owned()))?;
     context.activity("loading the newest checkpoint");
-    let mut towers = Towers::build(recipe, text_width, clip.logit_scale_init, context.device)?;
+    let mut towers = Towers::build(recipe, clip::tower_settings(clip_stage, text_width), context.device)?;
     let loaded = checkpoint::newest(&context.plan.output, "clip")?.ok_or_else(|| {
         TrainerError::Plan(format!(
             "there is no checkpoint below {}: run the `clip` stage first",

@@ -2,9 +2,10 @@
 
 use crate::{
     model::{llama::Llama, llama::LlamaConfig, pooling, tokenizer::CaptionTokenizer, weights},
+    torch,
     trainer::error::TrainerError,
 };
-use common::recipe::{Init, TextModel};
+use common::recipe::{Init, Precision, TextModel};
 use half::bf16;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -26,11 +27,12 @@ pub struct CaptionEncoder {
 }
 
 impl CaptionEncoder {
-    /// Builds the encoder of a recipe.
-    pub fn open(spec: &TextModel, seed: u64, device: Device) -> Result<Self, TrainerError> {
+    /// Builds the encoder of a recipe. Its weights are kept in what it computes in.
+    pub fn open(spec: &TextModel, seed: u64, precision: Precision, device: Device) -> Result<Self, TrainerError> {
         let config: LlamaConfig = crate::model::config::read(&spec.folder)?;
         let tokenizer = CaptionTokenizer::open(&spec.folder, &spec.template, spec.max_length, spec.pooling)?;
         let mut store = nn::VarStore::new(device);
+        store.set_kind(torch::kind(precision));
         let llama = Llama::new(&store.root(), &config, spec.attention);
         match spec.init {
             Init::Random => crate::model::init::random(&store, seed, &config),

@@ -7,10 +7,11 @@ use crate::{
         vit::{ClipVision, ClipVisionConfig},
         weights,
     },
+    torch,
     trainer::{error::TrainerError, step::normalise},
 };
-use common::recipe::{Init, Recipe};
-use tch::{Device, Tensor, nn};
+use common::recipe::{Init, Precision, Recipe};
+use tch::{Device, Kind, Tensor, nn};
 
 /// Vision tower, adapter and logit scale, over one store of variables.
 pub struct Towers {
@@ -26,16 +27,24 @@ pub struct Towers {
     pub image_size: i64,
     /// Width of the shared space.
     pub width: i64,
+    /// What forward and backward passes compute in; the variables are fp32.
+    compute: Kind,
+}
+
+/// What a stage asks of the towers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TowerSettings {
+    /// Width of the text vectors.
+    pub text_width: usize,
+    /// Where the logit scale's logarithm begins.
+    pub log_scale_init: f64,
+    /// What to compute in.
+    pub precision: Precision,
 }
 
 impl Towers {
-    /// Builds the towers of a recipe for text vectors of width `text_width`.
-    pub fn build(
-        recipe: &Recipe,
-        text_width: usize,
-        log_scale_init: f64,
-        device: Device,
-    ) -> Result<Self, TrainerError> {
+    /// Builds the towers of a recipe.
+    pub fn build(recipe: &Recipe, settings: TowerSettings, device: Device) -> Result<Self, TrainerError> {
         let (Some(vision), Some(adapter)) = (&recipe.model.vision, &recipe.model.adapter) else {
             return Err(TrainerError::Plan("this stage needs [model.vision] and [model.adapter]".to_owned()));
         };
@@ -49,7 +58,7 @@ impl Towers {
             }
         }
         let adapter_config = AdapterConfig {
-            input: text_width as i64,
+            input: settings.text_width as i64,
             output: config.projection_dim,
             blocks: adapter.blocks as i64,
             expansion: adapter.expansion as i64,
@@ -57,7 +66,7 @@ impl Towers {
         };
         let adapter = Adapter::new(&store.root(), &adapter_config);
         crate::model::init::random_adapter(&store, recipe.seed);
-        let log_scale = store.root().var("logit_scale", &[], nn::Init::Const(log_scale_init));
+        let log_scale = store.root().var("logit_scale", &[], nn::Init::Const(settings.log_scale_init));
         Ok(Self {
             image_size: config.image_size,
             width: config.projection_dim,
@@ -65,16 +74,27 @@ impl Towers {
             adapter,
             log_scale,
             store,
+            compute: torch::kind(settings.precision),
         })
+    }
+
+    /// What the vision tower makes of pixels, or of the patches `kept_BK` of them: [B, width], not normalised.
+    pub fn image_features(&self, pixels_BCHW: &Tensor, kept_BK: Option<&Tensor>) -> Tensor {
+        self.vision.forward_kept(&pixels_BCHW.to_kind(self.compute), kept_BK)
+    }
+
+    /// What the adapter makes of text vectors: [B, width], not normalised.
+    pub fn text_features(&self, vectors_BD: &Tensor) -> Tensor {
+        self.adapter.forward(&vectors_BD.to_kind(self.compute))
     }
 
     /// Image embeddings, normalised: [B, width] fp32.
     pub fn image_embeddings(&self, pixels_BCHW: &Tensor) -> Tensor {
-        normalise(&self.vision.forward(pixels_BCHW))
+        normalise(&self.image_features(pixels_BCHW, None))
     }
 
     /// Text embeddings, normalised: [B, width] fp32.
     pub fn text_embeddings(&self, vectors_BD: &Tensor) -> Tensor {
-        normalise(&self.adapter.forward(vectors_BD))
+        normalise(&self.text_features(vectors_BD))
     }
 }
