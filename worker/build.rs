@@ -4,7 +4,7 @@ use std::{env, path::PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    println!("cargo:rerun-if-changed=shim/shim.cpp");
+    println!("cargo:rerun-if-changed=shim");
     let libtorch = env::var_os("LIBTORCH").map(PathBuf::from).expect("LIBTORCH is set by .cargo/config.toml");
     let libtorch = libtorch.canonicalize().unwrap_or_else(|error| {
         panic!(
@@ -16,6 +16,7 @@ fn main() {
         .cpp(true)
         .std("c++17")
         .file("shim/shim.cpp")
+        .file("shim/hooks.cpp")
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
         .flag_if_supported("-Wno-unused-parameter")

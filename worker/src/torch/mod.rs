@@ -1,5 +1,6 @@
 //! What tch lacks: the binding of the C++ shim, and the bytes of CPU tensors. The only `unsafe` beside NCCL's.
 
+pub mod hooks;
 pub mod shim;
 
 use common::recipe::Precision;

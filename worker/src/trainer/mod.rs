@@ -3,6 +3,7 @@
 //! `session` is the process's life, `stages` what it does, `step` the contrastive step; `link` is its end of the agent's
 //! socket.
 
+pub mod buckets;
 pub mod commits;
 pub mod context;
 pub mod error;
@@ -10,6 +11,7 @@ pub mod failpoints;
 pub mod link;
 pub mod metrics;
 pub mod parameters;
+pub mod reducer;
 pub mod schedule;
 pub mod session;
 pub mod stages;

@@ -1,7 +1,11 @@
 //! What is trained, as one flat buffer: parameters, gradients and both moments lie in tensors of one length, and the
 //! model's variables are views of them. One all-reduce, one norm, one optimizer call per group.
 
-use super::error::TrainerError;
+use super::{
+    buckets::{Buckets, Stretch},
+    error::TrainerError,
+    reducer::Reducer,
+};
 use crate::{
     collective::{Collective, CollectiveError},
     torch::shim::{self, AdamW},
@@ -22,6 +26,15 @@ pub struct Group {
     pub lr_scale: f64,
 }
 
+/// What the trainer is told of a variable.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Place {
+    /// How it is updated.
+    pub group: Group,
+    /// How far it is from the input: deeper variables have their gradients earlier.
+    pub depth: i64,
+}
+
 /// The groups of stage 2: no decay on vectors and scalars (biases, norms, class embedding, logit scale; as open_clip),
 /// `layer_decay` to the power of the distance from the head on the learning rate (BEiT). `layer_id` gives 0 for the
 /// embeddings, up to `layers` + 1 for the head.
@@ -30,10 +43,14 @@ pub fn clip_groups<F: Fn(&str) -> i64>(
     layer_decay: f64,
     layers: i64,
     layer_id: F,
-) -> impl Fn(&str, &Tensor) -> Group {
-    move |name, variable| Group {
-        weight_decay: if variable.dim() < 2 { 0.0 } else { weight_decay },
-        lr_scale: layer_decay.powi(i32::try_from(layers + 1 - layer_id(name)).unwrap_or(0)),
+) -> impl Fn(&str, &Tensor) -> Place {
+    move |name, variable| {
+        let depth = layer_id(name);
+        let group = Group {
+            weight_decay: if variable.dim() < 2 { 0.0 } else { weight_decay },
+            lr_scale: layer_decay.powi(i32::try_from(layers + 1 - depth).unwrap_or(0)),
+        };
+        Place { group, depth }
     }
 }
 
@@ -43,11 +60,11 @@ struct Variable {
     shape: Vec<i64>,
     start: i64,
     length: i64,
+    depth: i64,
     tensor: Tensor,
 }
 
 /// Variables, their gradients and the optimizer's moments.
-#[derive(Debug)]
 pub struct FlatParameters {
     variables: Vec<Variable>,
     groups: Vec<(Group, Range<i64>)>,
@@ -55,27 +72,31 @@ pub struct FlatParameters {
     gradients: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
+    reducer: Reducer,
 }
 
 impl FlatParameters {
     /// Moves the variables (of one type, fp32 or fp64, requiring gradients) into a flat buffer; they stay usable under
-    /// their names. Their order is by group, then by name: the same on every rank.
+    /// their names. Their order is by group, then from the output to the input, then by name: the same on every rank.
     ///
     /// # Errors
     /// When libtorch refuses: variables of several types, say.
     pub fn new(
         mut variables: Vec<(String, Tensor)>,
-        group_of: impl Fn(&str, &Tensor) -> Group,
+        place_of: impl Fn(&str, &Tensor) -> Place,
         device: Device,
     ) -> Result<Self, TrainerError> {
         variables.sort_by(|a, b| a.0.cmp(&b.0));
         let kind = variables.first().map_or(Kind::Float, |(_, tensor)| tensor.kind());
-        let mut grouped: Vec<(Group, Vec<(String, Tensor)>)> = Vec::new();
-        for (name, tensor) in variables {
-            let group = group_of(&name, &tensor);
+        let mut placed: Vec<(Place, String, Tensor)> =
+            variables.into_iter().map(|(name, tensor)| (place_of(&name, &tensor), name, tensor)).collect();
+        // Stable: by name within a depth.
+        placed.sort_by_key(|(place, ..)| std::cmp::Reverse(place.depth));
+        let mut grouped: Vec<(Group, Vec<(i64, String, Tensor)>)> = Vec::new();
+        for (Place { group, depth }, name, tensor) in placed {
             match grouped.iter_mut().find(|(known, _)| *known == group) {
-                Some((_, members)) => members.push((name, tensor)),
-                None => grouped.push((group, vec![(name, tensor)])),
+                Some((_, members)) => members.push((depth, name, tensor)),
+                None => grouped.push((group, vec![(depth, name, tensor)])),
             }
         }
         let mut laid_out = Vec::new();
@@ -83,15 +104,21 @@ impl FlatParameters {
         let mut end = 0;
         for (group, members) in grouped {
             let start = end;
-            for (name, tensor) in members {
+            for (depth, name, tensor) in members {
                 let length = tensor.numel() as i64;
-                laid_out.push(Variable { name, shape: tensor.size(), start: end, length, tensor });
+                laid_out.push(Variable { name, shape: tensor.size(), start: end, length, depth, tensor });
                 end += (length + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
             }
             groups.push((group, start..end));
         }
         let flat = || Tensor::zeros([end], (kind, device));
+        let ends = laid_out.iter().skip(1).map(|variable| variable.start).chain([end]);
+        let stretch = |(variable, end): (&Variable, i64)| Stretch { range: variable.start..end, depth: variable.depth };
+        let stretches: Vec<Stretch> = laid_out.iter().zip(ends).map(stretch).collect();
+        let buckets = Buckets::cut(&stretches, kind.elt_size_in_bytes() as i64);
+        let reducer = Reducer::new(buckets, laid_out.iter().map(|variable| variable.tensor.shallow_clone()))?;
         let mut flat = Self {
+            reducer,
             variables: laid_out,
             groups,
             values: flat(),
@@ -124,12 +151,23 @@ impl FlatParameters {
         let _ = self.gradients.zero_();
     }
 
-    /// Sums the gradients over all ranks.
+    /// Runs the backward pass that completes the gradients, and sums them over all ranks behind it. `complete` is called
+    /// when the pass is over: the rest is communication that nothing hides.
     ///
     /// # Errors
     /// When a peer fails.
-    pub fn all_reduce(&mut self, collective: &dyn Collective) -> Result<(), CollectiveError> {
-        collective.all_reduce_sum(&mut self.gradients)
+    pub fn reduce_behind(
+        &mut self,
+        collective: &dyn Collective,
+        backward: impl FnOnce(),
+        complete: impl FnOnce(),
+    ) -> Result<(), CollectiveError> {
+        if collective.world().0 == 1 {
+            backward();
+            complete();
+            return Ok(());
+        }
+        self.reducer.reduce_behind(&self.gradients, collective, backward, complete)
     }
 
     /// The gradients' L2 norm as a scalar tensor on the device; they are scaled down to `clip_norm` if that is less.
@@ -257,7 +295,7 @@ mod tests {
     fn layers_far_from_the_head_learn_slower() {
         let group = clip_groups(0.1, 0.5, 2, |name| if name == "head" { 3 } else { 0 });
         let matrix = Tensor::zeros([2, 2], (Kind::Float, Device::Cpu));
-        assert_eq!(group("head", &matrix), Group { weight_decay: 0.1, lr_scale: 1.0 });
-        assert_eq!(group("embeddings", &matrix), Group { weight_decay: 0.1, lr_scale: 0.125 });
+        assert_eq!(group("head", &matrix).group, Group { weight_decay: 0.1, lr_scale: 1.0 });
+        assert_eq!(group("embeddings", &matrix).group, Group { weight_decay: 0.1, lr_scale: 0.125 });
     }
 }

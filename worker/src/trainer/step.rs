@@ -51,7 +51,7 @@ pub struct StepTimes {
     pub loss: Duration,
     /// Backward passes, with their forward passes if there are several chunks.
     pub backward: Duration,
-    /// All-reduce of gradients.
+    /// All-reduce of gradients, as far as no backward pass hides it.
     pub reduce: Duration,
     /// Clipping and AdamW.
     pub optimizer: Duration,
@@ -151,14 +151,16 @@ pub fn accumulate(
 
     let image_parts = gradient.image_RD.split_with_sizes(sizes, 0);
     let text_parts = gradient.text_RD.split_with_sizes(sizes, 0);
-    for chunk in 0..sizes.len() {
+    let backward = |chunk: usize| {
         let again = if retained.is_none() { Some(encode(encoder, chunk)) } else { None };
         let (image, text) = again.as_ref().or(retained.as_ref()).expect("one of the two was encoded");
         // The gradient of this scalar is the cached gradient, chained through the towers.
         ((image * &image_parts[chunk]).sum(None::<Kind>) + (text * &text_parts[chunk]).sum(None::<Kind>)).backward();
-    }
-    clock.lap(&mut times.backward);
-    parameters.all_reduce(collective)?;
+    };
+    let last = sizes.len() - 1;
+    (0..last).for_each(backward);
+    // Every chunk adds to the same gradients: they are complete, and can be reduced, in the last one's pass alone.
+    parameters.reduce_behind(collective, || backward(last), || clock.lap(&mut times.backward))?;
     clock.lap(&mut times.reduce);
     Ok(total)
 }
