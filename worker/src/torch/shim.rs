@@ -5,7 +5,7 @@ use tch::{TchError, Tensor};
 
 /// libtorch's `at::Tensor`, seen from here as something with an address.
 #[repr(C)]
-struct AtTensor {
+pub(super) struct AtTensor {
     _opaque: [u8; 0],
 }
 
@@ -26,11 +26,11 @@ unsafe extern "C" {
     fn llm2clip_free(message: *mut c_char);
 }
 
-fn pointer(tensor: &Tensor) -> *mut AtTensor {
+pub(super) fn pointer(tensor: &Tensor) -> *mut AtTensor {
     tensor.as_ptr().cast_mut().cast()
 }
 
-fn checked(operation: &str, message: *mut c_char) -> Result<(), TchError> {
+pub(super) fn checked(operation: &str, message: *mut c_char) -> Result<(), TchError> {
     if message.is_null() {
         return Ok(());
     }

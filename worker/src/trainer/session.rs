@@ -8,8 +8,9 @@ use super::{
     stages,
 };
 use crate::{
-    collective::{self, Identity},
+    collective::{self, Deadlines, Identity},
     supervisor::ipc::Report,
+    torch::cuda::DeviceChoice,
 };
 use common::{plan::TrainPlan, recipe::Stage};
 use std::{
@@ -19,10 +20,9 @@ use std::{
     time::Duration,
 };
 
-/// How long a collective operation may take: longer than the slowest rank's batch.
-const OPERATION_DEADLINE: Duration = Duration::from_secs(180);
-/// How long the peers of a generation have to come together.
-const JOIN_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the peers of a generation have to come together, and an operation to end: longer than the slowest rank's
+/// batch.
+const DEADLINES: Deadlines = Deadlines { join: Duration::from_secs(60), operation: Duration::from_secs(180) };
 /// How long a last report may take to reach the agent.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -38,6 +38,9 @@ pub struct RunArgs {
     /// Place on the worker, from 0
     #[arg(long, default_value_t = 0)]
     pub slot: u32,
+    /// Where to compute: cpu, cuda, cuda:N, or auto: on GPU `slot` modulo their number when there is one
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceChoice,
     /// Address or name of this machine under which its peers reach it
     #[arg(long, default_value = "127.0.0.1")]
     pub peer_host: String,
@@ -51,6 +54,9 @@ pub struct RunArgs {
 /// # Errors
 /// The first error of a stage, after the agent and the peers were told.
 pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
+    // Before anything else of libtorch: it looks for CUDA once.
+    let device = args.device.choose(args.slot).map_err(TrainerError::Plan)?;
+    tracing::info!(?device, "computing");
     tch::set_num_threads(i32::try_from(args.threads).unwrap_or(i32::MAX));
     let listener = listen(&args.peer_host)?;
     let port = listener.local_addr().map_err(|source| bind_error(&args.peer_host, source))?.port();
@@ -64,7 +70,7 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
     while let Some(plan) = link.next_plan()? {
         committed.reset();
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
-        let result = run_plan(&plan, &listener, &link, &committed, args.threads);
+        let result = run_plan(&plan, &listener, &link, &committed, (device, args.threads));
         if let Err(error) = result {
             tracing::error!(%error, "the stage failed");
             link.report(Report::Failed { generation: Some(plan.generation), message: error.to_string() });
@@ -91,7 +97,7 @@ fn run_plan(
     listener: &TcpListener,
     link: &Link,
     committed: &Committed,
-    threads: usize,
+    (device, threads): (tch::Device, usize),
 ) -> Result<(), TrainerError> {
     if plan.schema != 1 {
         return Err(TrainerError::Plan(format!(
@@ -106,9 +112,8 @@ fn run_plan(
     let _entered = span.enter();
     tracing::info!(world = plan.world().0, "started");
     let identity = Identity { generation: plan.generation, rank: plan.rank, peers: plan.peers.clone() };
-    let collective = collective::join(listener, identity, OPERATION_DEADLINE, JOIN_DEADLINE)?;
-    let mut context =
-        Context { plan, collective: collective.as_ref(), link, committed, device: tch::Device::Cpu, threads };
+    let collective = collective::join(listener, identity, DEADLINES, device)?;
+    let mut context = Context { plan, collective: collective.as_ref(), link, committed, device, threads };
     let result = match stage {
         Stage::Embed(stage) => stages::embed::run(stage, &mut context),
         Stage::Clip(stage) => stages::clip::run(stage, &mut context),
