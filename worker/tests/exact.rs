@@ -10,7 +10,7 @@ use common::{
 use std::{net::TcpListener, time::Duration};
 use tch::{Device, Kind, Tensor, nn};
 use worker::{
-    collective::{Collective, Identity, Solo, join},
+    collective::{Collective, Deadlines, Identity, Solo, join},
     torch::shim::AdamW,
     trainer::{
         parameters::{FlatParameters, clip_groups},
@@ -20,7 +20,7 @@ use worker::{
 
 const BATCH: u64 = 23;
 const WIDTH: i64 = 12;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMITS: Deadlines = Deadlines { join: Duration::from_secs(60), operation: Duration::from_secs(60) };
 
 /// Two small towers with dropout; whoever builds it gets the same weights.
 struct Towers {
@@ -156,7 +156,7 @@ fn ring(world: u32, chunk: u64) -> Vec<Trace> {
     std::thread::scope(|scope| {
         let rank = |(listener, rank)| {
             let identity = Identity { generation: Generation(1), rank: Rank(rank), peers: peers.clone() };
-            scope.spawn(move || train(join(listener, identity, LIMIT, LIMIT).unwrap().as_ref(), chunk))
+            scope.spawn(move || train(join(listener, identity, LIMITS, Device::Cpu).unwrap().as_ref(), chunk))
         };
         let ranks: Vec<_> = listeners.iter().zip(0..).map(rank).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()

@@ -3,6 +3,7 @@
 use super::median;
 use crate::{
     collective::{Collective, Deadlines, Identity, join},
+    supervisor::sharing,
     torch::cuda::DeviceChoice,
 };
 use anyhow::Context as _;
@@ -58,7 +59,8 @@ pub fn run(args: &CollectiveArgs) -> anyhow::Result<Value> {
         measure(args, (rank, device), &listener, line.trim().split(',').map(str::to_owned).collect())?;
         std::process::exit(0);
     }
-    let mut children = (1..args.ranks).map(|rank| child(args, rank)).collect::<anyhow::Result<Vec<_>>>()?;
+    let gpus = if device == Device::Cpu { 0 } else { usize::try_from(tch::Cuda::device_count()).unwrap_or(0) };
+    let mut children = (1..args.ranks).map(|rank| child(args, rank, gpus)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut peers = vec![own];
     for child in &mut children {
         let mut line = String::new();
@@ -77,10 +79,13 @@ pub fn run(args: &CollectiveArgs) -> anyhow::Result<Value> {
     )
 }
 
-fn child(args: &CollectiveArgs, rank: u32) -> anyhow::Result<Child> {
+fn child(args: &CollectiveArgs, rank: u32, gpus: usize) -> anyhow::Result<Child> {
+    let ranks_per_gpu = sharing::ranks_per_gpu(args.ranks, gpus);
+    let place = sharing::Place { worker: "bench", slot: rank, ranks_per_gpu };
     let list = |values: &[i64]| values.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
     Command::new(std::env::current_exe()?)
         .args(["bench", "collective", "--rank", &rank.to_string(), "--ranks", &args.ranks.to_string()])
+        .envs(sharing::environment(place, None))
         .args(["--device", &args.device.to_string()])
         .args(["--mib", &list(&args.mib), "--warmup", &args.warmup.to_string(), "--repeats", &args.repeats.to_string()])
         .stdin(Stdio::piped())

@@ -1,6 +1,7 @@
 //! How the ranks of a generation become one: the ring first, and over it NCCL, when they compute on GPUs.
 
 use super::{Collective, CollectiveError, Solo, TcpRing, nccl};
+use crate::torch::cuda::DEVICE_VARIABLE;
 use common::ids::{Generation, Rank};
 use std::{net::TcpListener, time::Duration};
 use tch::{Device, Tensor};
@@ -113,7 +114,8 @@ fn judge(engines: &[Engine]) -> Result<(), String> {
     match engines.iter().position(|engine| *engine != engines[0]) {
         None => Ok(()),
         Some(other) => Err(format!(
-            "{}, {}: all trainers of a job need the same; give the workers one --device, and their machines one NCCL",
+            "{}, {}: all trainers of a job need the same device and NCCL; with {DEVICE_VARIABLE}=cpu a worker's trainers \
+             compute on the CPU",
             described(0),
             described(other)
         )),

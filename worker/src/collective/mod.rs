@@ -78,7 +78,7 @@ pub enum CollectiveError {
     Stalled {
         /// Which operation.
         operation: &'static str,
-        /// The operation's number among those on the GPU in this generation, from 0.
+        /// The operation's number among those on the GPU in this generation; 0 is the join.
         sequence: u64,
         /// The time it had.
         deadline: Duration,
@@ -90,7 +90,7 @@ pub enum CollectiveError {
     Nccl {
         /// Which operation.
         operation: &'static str,
-        /// The operation's number among those on the GPU in this generation, from 0.
+        /// The operation's number among those on the GPU in this generation; 0 is the join.
         sequence: u64,
         /// What NCCL said.
         source: NcclError,
@@ -100,7 +100,7 @@ pub enum CollectiveError {
     Stream {
         /// Which operation.
         operation: &'static str,
-        /// The operation's number among those on the GPU in this generation, from 0.
+        /// The operation's number among those on the GPU in this generation; 0 is the join.
         sequence: u64,
         /// What libtorch said.
         reason: String,

@@ -13,6 +13,8 @@ use tch::Device;
 
 /// libtorch's CUDA half.
 const LIBRARY: &str = "libtorch_cuda.so";
+/// Says where trainers compute; they inherit it from their worker.
+pub const DEVICE_VARIABLE: &str = "LLM2CLIP_DEVICE";
 /// The libtorch that this program is built for.
 const TORCH: &str = "2.11.0";
 

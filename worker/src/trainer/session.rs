@@ -10,7 +10,7 @@ use super::{
 use crate::{
     collective::{self, Deadlines, Identity},
     supervisor::ipc::Report,
-    torch::cuda::DeviceChoice,
+    torch::cuda::{DEVICE_VARIABLE, DeviceChoice},
 };
 use common::{plan::TrainPlan, recipe::Stage};
 use std::{
@@ -39,7 +39,7 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 0)]
     pub slot: u32,
     /// Where to compute: cpu, cuda, cuda:N, or auto: on GPU `slot` modulo their number when there is one
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", env = DEVICE_VARIABLE)]
     pub device: DeviceChoice,
     /// Address or name of this machine under which its peers reach it
     #[arg(long, default_value = "127.0.0.1")]

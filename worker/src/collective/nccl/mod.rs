@@ -3,13 +3,12 @@
 //! The ring is the generation's control: joins, fences, barriers, and the lifeline: when a peer dies its connections
 //! close, and what waits for it on the GPU is ended at once. `library` is NCCL opened at run time, `error` its words,
 //! `communicator` its calls, `streams` the order with torch's work, `pending` and `monitor` what watches operations that
-//! were begun, `ras` NCCL's diagnosis, `multi_rank` several ranks on one GPU. Knows nothing of what is trained.
+//! were begun, `ras` NCCL's diagnosis. Knows nothing of what is trained.
 
 mod communicator;
 mod error;
 mod library;
 mod monitor;
-pub mod multi_rank;
 mod pending;
 mod ras;
 mod streams;

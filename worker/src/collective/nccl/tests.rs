@@ -105,7 +105,11 @@ fn join(
 /// Runs `body` as two ranks over a stand-in; results by rank.
 fn two<T: Send>(library: &Arc<Library>, operation: Duration, body: impl Fn(&dyn Collective) -> T + Sync) -> Vec<T> {
     let join = |listener: &TcpListener, identity: Identity, deadlines| join(library, listener, &identity, deadlines);
-    Engine { join: &join, device: |_| Device::Cpu }.ranks(2, operation, body)
+    Engine { join: &join, device: |_| Device::Cpu }.ranks(2, operation, |collective| {
+        // A rank that fails at once must not do so while the other still joins.
+        collective.barrier().unwrap();
+        body(collective)
+    })
 }
 
 fn reduce(collective: &dyn Collective) -> Result<(), CollectiveError> {
@@ -139,7 +143,6 @@ fn a_library_that_cannot_be_used_says_why() {
 fn an_operation_that_does_not_end_is_named_at_its_deadline() {
     let library = stub(&["NEVER_ENDS"]);
     let errors = two(&library, Duration::from_millis(200), |collective| {
-        collective.barrier().unwrap();
         let began = Instant::now();
         reduce(collective).unwrap();
         let error = collective.finish().unwrap_err();
