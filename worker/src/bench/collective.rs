@@ -74,9 +74,10 @@ pub fn run(args: &CollectiveArgs) -> anyhow::Result<Value> {
     for mut child in children {
         anyhow::ensure!(child.wait()?.success(), "a rank failed");
     }
-    Ok(
-        json!({ "schema": 1, "bench": "collective", "ranks": args.ranks, "device": args.device.to_string(), "repeats": args.repeats, "sizes": sizes }),
-    )
+    Ok(json!({
+        "schema": 1, "bench": "collective", "ranks": args.ranks, "device": args.device.to_string(),
+        "repeats": args.repeats, "sizes": sizes,
+    }))
 }
 
 fn child(args: &CollectiveArgs, rank: u32, gpus: usize) -> anyhow::Result<Child> {

@@ -2,7 +2,8 @@
 //! without a GPU, and of tests.
 //!
 //! `join` brings the ranks together, `wire` is what goes over a connection, `transfer` moves bytes both ways at once,
-//! `reduce` adds them up, `lifeline` watches the connections between operations; this file is the schedule (Patarasuk and Yuan, "Bandwidth optimal all-reduce", 2009).
+//! `reduce` adds them up, `lifeline` watches the connections between operations; this file is the schedule (Patarasuk and
+//! Yuan, "Bandwidth optimal all-reduce", 2009).
 
 mod join;
 mod lifeline;
