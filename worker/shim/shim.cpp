@@ -1,11 +1,15 @@
-// What tch does not reach in libtorch: gradients as views of one buffer, and the fused AdamW. A function returns null, or
-// a message that the caller frees with llm2clip_free.
+// What tch does not reach in libtorch: gradients as views of one buffer, the fused AdamW, and streams and events of a GPU.
+// A function returns null, or a message that the caller frees with llm2clip_free.
 #include <ATen/ATen.h>
+#include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/Stream.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 
 namespace {
 
@@ -20,6 +24,13 @@ char* guarded(Body body) {
     return strdup("unknown C++ exception");
   }
 }
+
+// libtorch_cuda registers itself here when it is loaded; until then this throws.
+c10::impl::VirtualGuardImpl cuda() { return c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA); }
+
+c10::Device gpu(int8_t index) { return c10::Device(c10::DeviceType::CUDA, index); }
+
+c10::Stream stream_of(int8_t device, int64_t id) { return c10::Stream(c10::Stream::UNSAFE, gpu(device), id); }
 
 }  // namespace
 
@@ -45,6 +56,48 @@ char* llm2clip_fused_adamw(at::Tensor* parameter, const at::Tensor* gradient, at
                       weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
   });
 }
+
+char* llm2clip_set_device(int8_t device) {
+  return guarded([&] { cuda().setDevice(gpu(device)); });
+}
+
+char* llm2clip_current_stream(int8_t device, int64_t* stream) {
+  return guarded([&] { *stream = cuda().getStream(gpu(device)).id(); });
+}
+
+// A lower number goes first, as CUDA counts.
+char* llm2clip_new_stream(int8_t device, int priority, int64_t* stream) {
+  return guarded([&] { *stream = cuda().getNewStream(gpu(device), priority).id(); });
+}
+
+char* llm2clip_stream_handle(int8_t device, int64_t stream, void** handle) {
+  return guarded([&] { *handle = cuda().getStreamNativeHandle(stream_of(device, stream)); });
+}
+
+char* llm2clip_record_stream(const at::Tensor* tensor, int8_t device, int64_t stream) {
+  return guarded([&] {
+    at::Tensor used = *tensor;
+    used.record_stream(stream_of(device, stream));
+  });
+}
+
+char* llm2clip_record_event(int8_t device, int64_t stream, c10::Event** event) {
+  return guarded([&] {
+    auto recorded = std::make_unique<c10::Event>(c10::DeviceType::CUDA);
+    recorded->record(stream_of(device, stream));
+    *event = recorded.release();
+  });
+}
+
+char* llm2clip_block_event(const c10::Event* event, int8_t device, int64_t stream) {
+  return guarded([&] { event->block(stream_of(device, stream)); });
+}
+
+char* llm2clip_query_event(const c10::Event* event, bool* passed) {
+  return guarded([&] { *passed = event->query(); });
+}
+
+void llm2clip_free_event(c10::Event* event) { delete event; }
 
 void llm2clip_free(char* message) { std::free(message); }
 }

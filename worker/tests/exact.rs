@@ -20,7 +20,7 @@ use std::{
 };
 use tch::{Device, Kind, Tensor, nn};
 use worker::{
-    collective::{Collective, Identity, join},
+    collective::{Collective, Deadlines, Identity, join},
     torch::shim::AdamW,
     trainer::{
         parameters::{FlatParameters, clip_groups},
@@ -30,7 +30,7 @@ use worker::{
 
 const BATCH: u64 = 23;
 const WIDTH: i64 = 12;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMITS: Deadlines = Deadlines { join: Duration::from_secs(60), operation: Duration::from_secs(60) };
 /// Set for a process that is to be a rank: what it is, as `RANK KIND CHUNK FILE`.
 const RANK_VARIABLE: &str = "LLM2CLIP_TEST_RANK";
 /// Before the address that a rank says.
@@ -180,7 +180,7 @@ fn rank() {
     std::io::stdin().read_line(&mut line).unwrap();
     let peers = line.split_whitespace().map(str::to_owned).collect();
     let identity = Identity { generation: Generation(1), rank: Rank(rank.parse().unwrap()), peers };
-    let collective = join(&listener, identity, LIMIT, LIMIT).unwrap();
+    let collective = join(&listener, identity, LIMITS, Device::Cpu).unwrap();
     let kind = if kind == "fp64" { Kind::Double } else { Kind::Float };
     let trace: Vec<(String, Tensor)> = train(collective.as_ref(), kind, chunk.parse().unwrap()).into_iter().collect();
     Tensor::write_safetensors(&trace, file).unwrap();

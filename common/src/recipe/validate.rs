@@ -20,12 +20,11 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
             known_data(recipe, stage.kind(), name)?;
         }
         models(recipe, stage)?;
-        if let Stage::Clip(clip) = stage {
-            if let Length::Steps(steps) = clip.length
-                && clip.schedule.warmup_steps >= steps
-            {
-                return Err(format!("`warmup_steps` is {}, the stage has {steps} steps", clip.schedule.warmup_steps));
-            }
+        if let Stage::Clip(clip) = stage
+            && let Length::Steps(steps) = clip.length
+            && clip.schedule.warmup_steps >= steps
+        {
+            return Err(format!("`warmup_steps` is {}, the stage has {steps} steps", clip.schedule.warmup_steps));
         }
     }
     Ok(())

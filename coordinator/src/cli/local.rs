@@ -101,6 +101,15 @@ pub(super) struct Settings {
     cores: u32,
 }
 
+/// What a worker of several on this machine is told about its GPUs.
+#[derive(Debug, PartialEq, Eq)]
+struct GpuShare {
+    /// As CUDA names them.
+    visible: Vec<String>,
+    /// How many trainers of all workers compute on one.
+    ranks_per_gpu: u32,
+}
+
 impl Settings {
     pub(super) fn new(workers: u32, trainers: Option<u32>, cores: Option<u32>) -> Result<Self, CliError> {
         let machine =
@@ -126,6 +135,15 @@ impl Settings {
         self.workers.saturating_mul(self.trainers_per_worker)
     }
 
+    /// Which of the GPUs are a worker's, when there are any: the workers' trainers take them in turn.
+    fn gpus_of(&self, worker: u32, gpus: &[String]) -> Option<GpuShare> {
+        let count = u32::try_from(gpus.len()).ok().filter(|count| *count > 0)?;
+        let first = u64::from(worker) * u64::from(self.trainers_per_worker);
+        let own = (first..first + u64::from(self.trainers_per_worker.min(count)))
+            .map(|at| gpus[(at % u64::from(count)) as usize].clone());
+        Some(GpuShare { visible: own.collect(), ranks_per_gpu: self.world().div_ceil(count) })
+    }
+
     pub(super) fn save(&self, state: &Path) -> Result<(), CliError> {
         let path = state.join("run.json");
         let text = serde_json::to_vec(self).expect("settings are JSON");
@@ -141,8 +159,18 @@ impl Settings {
 }
 
 fn gpus() -> u32 {
-    let entries = fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count);
-    u32::try_from(entries).unwrap_or(u32::MAX)
+    u32::try_from(visible_gpus().len()).unwrap_or(u32::MAX)
+}
+
+/// This machine's GPUs that the user lets programs see, as CUDA names them.
+fn visible_gpus() -> Vec<String> {
+    let count = fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count);
+    match std::env::var("CUDA_VISIBLE_DEVICES") {
+        Ok(list) if count > 0 => {
+            list.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+        }
+        _ => (0..count).map(|number| number.to_string()).collect(),
+    }
 }
 
 /// Worker daemons that end with this process.
@@ -245,9 +273,34 @@ impl Running {
             .stderr(errors)
             // Ctrl-C is for this process, which then asks the workers to end.
             .process_group(0);
+        if let Some(share) = settings.gpus_of(number, &visible_gpus()) {
+            command.env("CUDA_VISIBLE_DEVICES", share.visible.join(","));
+            command.args(["--ranks-per-gpu", &share.ranks_per_gpu.to_string()]);
+        }
         let child = command.spawn().map_err(|error| {
             fail(&format!("{} cannot be started (it belongs beside `llm2clip`)", path.display()), error)
         })?;
         Ok(Self { name, log, command, child })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_take_the_gpus_in_turn() {
+        let check = |workers, trainers, gpus: &[&str], expected: &[(&[&str], u32)]| {
+            let settings = Settings::new(workers, Some(trainers), Some(1)).unwrap();
+            let gpus: Vec<String> = gpus.iter().map(ToString::to_string).collect();
+            let share = |worker| settings.gpus_of(worker, &gpus).map(|share| (share.visible, share.ranks_per_gpu));
+            let found: Vec<_> = (0..workers).filter_map(share).collect();
+            let own = |(visible, ranks): &(&[&str], u32)| (visible.iter().map(ToString::to_string).collect(), *ranks);
+            assert_eq!(found, expected.iter().map(own).collect::<Vec<(Vec<String>, u32)>>());
+        };
+        check(2, 2, &["0", "1", "2", "3"], &[(&["0", "1"], 1), (&["2", "3"], 1)]);
+        check(2, 1, &["5"], &[(&["5"], 2), (&["5"], 2)]);
+        check(1, 3, &["0", "1"], &[(&["0", "1"], 2)]);
+        check(2, 1, &[], &[]);
     }
 }

@@ -1,6 +1,7 @@
 //! How a worker is set up: flags over a file over what the machine has.
 
 use super::inventory::Machine;
+use crate::supervisor::sharing;
 use common::{
     ids::{InvalidName, WorkerId},
     status::Inventory,
@@ -33,6 +34,9 @@ pub struct Options {
     /// Seconds that a trainer goes on without this worker before it writes a checkpoint and ends [default: 30]
     #[arg(long, value_name = "SECONDS")]
     pub lease_s: Option<u64>,
+    /// How many trainers of this machine share a GPU, those of its other workers too; follows from --trainers unless given
+    #[arg(long, value_name = "N")]
+    pub ranks_per_gpu: Option<u32>,
 }
 
 /// Validated.
@@ -52,6 +56,8 @@ pub struct Config {
     pub peer_host: String,
     /// How long trainers go on without it.
     pub lease: Duration,
+    /// How many trainers of this machine compute on one GPU; 0 when it has none.
+    pub ranks_per_gpu: u32,
 }
 
 /// What is wrong with a worker's settings.
@@ -110,6 +116,7 @@ impl Options {
             state: self.state.or(file.state),
             peer_host: self.peer_host.or(file.peer_host),
             lease_s: self.lease_s.or(file.lease_s),
+            ranks_per_gpu: self.ranks_per_gpu.or(file.ranks_per_gpu),
         }
     }
 
@@ -125,6 +132,7 @@ impl Options {
         let default_state = || home.map(|home| home.join("llm2clip").join(format!("worker-{worker}")));
         let state = self.state.or_else(default_state).ok_or(ConfigError::NoState)?;
         let lease_s = self.lease_s.unwrap_or(30);
+        let ranks_per_gpu = self.ranks_per_gpu.unwrap_or_else(|| sharing::ranks_per_gpu(trainers, machine.gpus.len()));
         Ok(Config {
             coordinator: self.coordinator.ok_or(ConfigError::NoCoordinator)?,
             inventory: Inventory {
@@ -139,6 +147,7 @@ impl Options {
             state: std::path::absolute(&state).unwrap_or(state),
             peer_host: self.peer_host.unwrap_or_else(|| "127.0.0.1".to_owned()),
             lease: if lease_s == 0 { return Err(ConfigError::Zero("--lease-s")) } else { Duration::from_secs(lease_s) },
+            ranks_per_gpu,
             worker,
         })
     }
@@ -171,7 +180,7 @@ mod tests {
         let file = options("coordinator = 'http://a:1'\npeer_host = '10.0.0.2'\ntrainers = 8");
         let config = options("trainers = 3").over(file).resolve(machine(4), Some("/var/lib".into())).unwrap();
         assert_eq!((config.coordinator.as_str(), config.peer_host.as_str()), ("http://a:1", "10.0.0.2"));
-        assert_eq!((config.inventory.trainers, config.threads), (3, 5));
+        assert_eq!((config.inventory.trainers, config.threads, config.ranks_per_gpu), (3, 5, 1));
         assert_eq!(config.state, PathBuf::from("/var/lib/llm2clip/worker-box"));
         let config = options("coordinator = 'http://a:1'").resolve(machine(4), Some("/var/lib".into())).unwrap();
         assert_eq!((config.inventory.trainers, config.threads, config.lease.as_secs()), (4, 4, 30));

@@ -68,6 +68,7 @@ pub async fn run(config: Config, leave: impl Future<Output = Leaving>) -> Result
         threads: config.threads,
         peer_host: config.peer_host.clone(),
         lease: config.lease,
+        ranks_per_gpu: config.ranks_per_gpu,
     };
     let supervisor = Supervisor::open(settings, supervisor_events)?;
     let found = supervisor.adopt()?;

@@ -1,7 +1,11 @@
-//! Bandwidth of all-reduce and all-gather between processes on this machine, over the TCP ring.
+//! Bandwidth of all-reduce and all-gather between processes on this machine, over the TCP ring or NCCL.
 
 use super::median;
-use crate::collective::{Collective, Identity, join};
+use crate::{
+    collective::{Collective, Deadlines, Identity, join},
+    supervisor::sharing,
+    torch::cuda::DeviceChoice,
+};
 use anyhow::Context as _;
 use common::ids::{Generation, Rank};
 use serde_json::{Value, json};
@@ -30,6 +34,9 @@ pub struct CollectiveArgs {
     /// Measured runs
     #[arg(long, default_value_t = 9)]
     pub repeats: usize,
+    /// Where the tensors are: cpu, cuda, cuda:N, auto; a rank is on GPU `rank` modulo their number
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceChoice,
     /// One JSON document on stdout (always so)
     #[arg(short, long, default_value = "json", value_parser = ["json"])]
     pub output: String,
@@ -41,6 +48,7 @@ pub struct CollectiveArgs {
 /// Measures, and returns the figures.
 pub fn run(args: &CollectiveArgs) -> anyhow::Result<Value> {
     anyhow::ensure!(args.ranks > 0 && args.repeats > 0, "--ranks and --repeats must be 1 or more");
+    let device = args.device.choose(args.rank.unwrap_or(0)).map_err(anyhow::Error::msg)?;
     tch::set_num_threads(1);
     let listener = TcpListener::bind("127.0.0.1:0").context("listening on loopback")?;
     let own = listener.local_addr()?.to_string();
@@ -48,10 +56,11 @@ pub fn run(args: &CollectiveArgs) -> anyhow::Result<Value> {
         println!("{own}");
         let mut line = String::new();
         std::io::stdin().read_line(&mut line)?;
-        measure(args, rank, &listener, line.trim().split(',').map(str::to_owned).collect())?;
+        measure(args, (rank, device), &listener, line.trim().split(',').map(str::to_owned).collect())?;
         std::process::exit(0);
     }
-    let mut children = (1..args.ranks).map(|rank| child(args, rank)).collect::<anyhow::Result<Vec<_>>>()?;
+    let gpus = if device == Device::Cpu { 0 } else { usize::try_from(tch::Cuda::device_count()).unwrap_or(0) };
+    let mut children = (1..args.ranks).map(|rank| child(args, rank, gpus)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut peers = vec![own];
     for child in &mut children {
         let mut line = String::new();
@@ -61,17 +70,24 @@ pub fn run(args: &CollectiveArgs) -> anyhow::Result<Value> {
     for child in &mut children {
         writeln!(child.stdin.take().context("its stdin")?, "{}", peers.join(","))?;
     }
-    let sizes = measure(args, 0, &listener, peers)?;
+    let sizes = measure(args, (0, device), &listener, peers)?;
     for mut child in children {
         anyhow::ensure!(child.wait()?.success(), "a rank failed");
     }
-    Ok(json!({ "schema": 1, "bench": "collective", "ranks": args.ranks, "repeats": args.repeats, "sizes": sizes }))
+    Ok(json!({
+        "schema": 1, "bench": "collective", "ranks": args.ranks, "device": args.device.to_string(),
+        "repeats": args.repeats, "sizes": sizes,
+    }))
 }
 
-fn child(args: &CollectiveArgs, rank: u32) -> anyhow::Result<Child> {
+fn child(args: &CollectiveArgs, rank: u32, gpus: usize) -> anyhow::Result<Child> {
+    let ranks_per_gpu = sharing::ranks_per_gpu(args.ranks, gpus);
+    let place = sharing::Place { worker: "bench", slot: rank, ranks_per_gpu };
     let list = |values: &[i64]| values.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
     Command::new(std::env::current_exe()?)
         .args(["bench", "collective", "--rank", &rank.to_string(), "--ranks", &args.ranks.to_string()])
+        .envs(sharing::environment(place, None))
+        .args(["--device", &args.device.to_string()])
         .args(["--mib", &list(&args.mib), "--warmup", &args.warmup.to_string(), "--repeats", &args.repeats.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -79,16 +95,21 @@ fn child(args: &CollectiveArgs, rank: u32) -> anyhow::Result<Child> {
         .context("starting a rank")
 }
 
-fn measure(args: &CollectiveArgs, rank: u32, listener: &TcpListener, peers: Vec<String>) -> anyhow::Result<Vec<Value>> {
+fn measure(
+    args: &CollectiveArgs,
+    (rank, device): (u32, Device),
+    listener: &TcpListener,
+    peers: Vec<String>,
+) -> anyhow::Result<Vec<Value>> {
     let identity = Identity { generation: Generation(1), rank: Rank(rank), peers };
-    let collective = join(listener, identity, DEADLINE, DEADLINE)?;
+    let collective = join(listener, identity, Deadlines { join: DEADLINE, operation: DEADLINE }, device)?;
     let mut figures = Vec::new();
     for mib in &args.mib {
         let elements = mib * (1 << 20) / 4;
-        let mut tensor = Tensor::ones([elements], (Kind::Float, Device::Cpu));
+        let mut tensor = Tensor::ones([elements], (Kind::Float, device));
         let rows = vec![elements; args.ranks as usize];
         let reduce_s = timed(args, collective.as_ref(), |c| Ok(c.all_reduce_sum(&mut tensor)?))?;
-        let mine = Tensor::ones([elements], (Kind::Float, Device::Cpu));
+        let mine = Tensor::ones([elements], (Kind::Float, device));
         let gather_s = timed(args, collective.as_ref(), |c| {
             let _ = c.all_gather_rows(&mine, &rows)?;
             Ok(())
@@ -99,6 +120,7 @@ fn measure(args: &CollectiveArgs, rank: u32, listener: &TcpListener, peers: Vec<
             "all_reduce_gib_per_s": gib / reduce_s, "all_gather_gib_per_s": gib * f64::from(args.ranks) / gather_s,
         }));
     }
+    collective.barrier()?;
     Ok(figures)
 }
 
@@ -112,6 +134,7 @@ fn timed(
         collective.barrier()?;
         let began = Instant::now();
         body(collective)?;
+        collective.finish()?;
         if run >= args.warmup {
             seconds.push(began.elapsed().as_secs_f64());
         }

@@ -3,14 +3,21 @@
 //! Every rank calls the same operations in the same order with the same shapes. Every operation has a deadline; after an
 //! error the collective is dead, and so it is for every rank once one has called `abort`.
 
+#[cfg(test)]
+mod contract;
+mod join;
+pub mod nccl;
 mod ring;
+mod rows;
 mod solo;
 
+pub use join::{Deadlines, Identity, join};
 pub use ring::TcpRing;
 pub use solo::Solo;
 
 use common::ids::{Generation, Rank, WorldSize};
-use std::{net::TcpListener, time::Duration};
+use nccl::NcclError;
+use std::time::Duration;
 use tch::Tensor;
 
 /// Why an operation failed.
@@ -66,6 +73,38 @@ pub enum CollectiveError {
         /// Why.
         reason: String,
     },
+    /// An operation on the GPU did not end; which rank is missing is not known here.
+    #[error("{operation} number {sequence} on the GPU did not end within {deadline:?}; {diagnosis}")]
+    Stalled {
+        /// Which operation.
+        operation: &'static str,
+        /// The operation's number among those on the GPU in this generation; 0 is the join.
+        sequence: u64,
+        /// The time it had.
+        deadline: Duration,
+        /// What NCCL's own diagnosis says.
+        diagnosis: String,
+    },
+    /// NCCL refused an operation, or found out that it failed.
+    #[error("{operation} number {sequence} on the GPU failed: {source}")]
+    Nccl {
+        /// Which operation.
+        operation: &'static str,
+        /// The operation's number among those on the GPU in this generation; 0 is the join.
+        sequence: u64,
+        /// What NCCL said.
+        source: NcclError,
+    },
+    /// The streams and events around an operation.
+    #[error("{operation} number {sequence} on the GPU failed: {reason}")]
+    Stream {
+        /// Which operation.
+        operation: &'static str,
+        /// The operation's number among those on the GPU in this generation; 0 is the join.
+        sequence: u64,
+        /// What libtorch said.
+        reason: String,
+    },
     /// The tensor's type or device is not supported here.
     #[error("{operation} does not take {what}")]
     Unsupported {
@@ -94,35 +133,16 @@ pub trait Collective: Send + Sync {
     fn reduce_scatter_rows(&self, tensor: &Tensor, rows: &[i64]) -> Result<Tensor, CollectiveError>;
     /// Overwrites the tensor with that of `root`.
     fn broadcast(&self, tensor: &mut Tensor, root: Rank) -> Result<(), CollectiveError>;
-    /// Returns when all ranks are here.
+    /// Returns when all ranks are here and what they began before is done. Call it before dropping: a rank that leaves
+    /// earlier ends what its peers still do.
     fn barrier(&self) -> Result<(), CollectiveError>;
+    /// Returns when every operation begun here is done, or says why one is not.
+    ///
+    /// Operations on a GPU return when they are on their stream. When one fails later its result is undefined, and the
+    /// next call says so: so this comes before a result is put where it cannot be taken back.
+    fn finish(&self) -> Result<(), CollectiveError> {
+        Ok(())
+    }
     /// Ends every operation of every rank with an error, from any thread.
     fn abort(&self, reason: &str);
-}
-
-/// Who joins whom.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
-    /// The membership.
-    pub generation: Generation,
-    /// This rank.
-    pub rank: Rank,
-    /// Every rank's listener, by rank; one is a world of its own.
-    pub peers: Vec<String>,
-}
-
-/// Joins the ranks of a generation. All ranks call it; `listener` is the one whose address the peers were given.
-///
-/// # Errors
-/// When they have not come together within `join`.
-pub fn join(
-    listener: &TcpListener,
-    identity: Identity,
-    operation: Duration,
-    join: Duration,
-) -> Result<Box<dyn Collective>, CollectiveError> {
-    if identity.peers.len() == 1 {
-        return Ok(Box::new(Solo));
-    }
-    Ok(Box::new(TcpRing::join(listener, &identity, operation, join)?))
 }

@@ -9,6 +9,7 @@ pub mod ipc;
 mod log;
 mod process;
 mod record;
+pub mod sharing;
 pub mod socket;
 mod start;
 mod trainer;

@@ -4,7 +4,7 @@ use super::{
     log,
     process::{self, Exit, Process},
     record::TrainerRecord,
-    socket,
+    sharing, socket,
     trainer::{End, Handle, SupervisorEvent, Trainer},
 };
 use common::{
@@ -38,6 +38,8 @@ pub struct Settings {
     pub peer_host: String,
     /// How long a trainer goes on without this daemon.
     pub lease: Duration,
+    /// How many trainers of this machine compute on one GPU; 0 when it has none.
+    pub ranks_per_gpu: u32,
 }
 
 /// What a trainer is started for.
@@ -208,6 +210,11 @@ impl Supervisor {
         command.args(["--lease-s", &self.settings.lease.as_secs().to_string()]);
         command.envs(allocator::environment());
         command.env("OMP_NUM_THREADS", self.settings.threads.to_string());
+        let worker = self.settings.worker.to_string();
+        let place = sharing::Place { worker: &worker, slot: slot.0, ranks_per_gpu: self.settings.ranks_per_gpu };
+        // A variable of the user's own wins.
+        let shared = sharing::environment(place, None).into_iter().filter(|(name, _)| env::var_os(name).is_none());
+        command.envs(shared);
         command.stdin(Stdio::null()).stdout(file.try_clone().map_err(failed)?).stderr(file);
         Ok(command)
     }

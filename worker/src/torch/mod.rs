@@ -1,7 +1,10 @@
-//! What tch lacks: the binding of the C++ shim, and the bytes of CPU tensors. The only `unsafe` beside NCCL's.
+//! What tch lacks: the binding of the C++ shim, the loading of CUDA, and the bytes of CPU tensors. The only `unsafe`
+//! beside NCCL's.
 
+pub mod cuda;
 pub mod hooks;
 pub mod shim;
+pub mod stream;
 
 use common::recipe::Precision;
 use tch::{Device, Kind, Tensor};

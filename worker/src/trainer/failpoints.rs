@@ -36,10 +36,11 @@ impl Failpoints {
     /// # Panics
     /// When that is what was asked for.
     pub fn hit(&self, point: Point, number: u64) {
-        for failpoint in self.0.iter().filter(|failpoint| failpoint.point == point && failpoint.at == number) {
-            match failpoint.action {
-                Action::Panic => panic!("{VARIABLE} asks for a panic at {point:?} {number}"),
+        match self.0.iter().find(|failpoint| failpoint.point == point && failpoint.at == number) {
+            Some(Failpoint { action: Action::Panic, .. }) => {
+                panic!("{VARIABLE} asks for a panic at {point:?} {number}")
             }
+            None => {}
         }
     }
 }

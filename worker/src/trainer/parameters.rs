@@ -64,6 +64,44 @@ struct Variable {
     tensor: Tensor,
 }
 
+/// How the flat buffer is laid out.
+struct Layout {
+    /// One after the other.
+    variables: Vec<Variable>,
+    /// Their stretches.
+    groups: Vec<(Group, Range<i64>)>,
+    /// The buffer's length.
+    end: i64,
+}
+
+fn lay_out(variables: Vec<(String, Tensor)>, place_of: impl Fn(&str, &Tensor) -> Place) -> Layout {
+    let place = |(name, tensor): (String, Tensor)| (place_of(&name, &tensor), name, tensor);
+    let mut placed: Vec<(Place, String, Tensor)> = variables.into_iter().map(place).collect();
+    // Both sorts are stable: by name within a depth, by depth within a group.
+    placed.sort_by_key(|(place, ..)| std::cmp::Reverse(place.depth));
+    let mut known: Vec<Group> = Vec::new();
+    for (place, ..) in &placed {
+        if !known.contains(&place.group) {
+            known.push(place.group);
+        }
+    }
+    placed.sort_by_key(|(place, ..)| known.iter().position(|group| *group == place.group));
+
+    let mut laid_out = Vec::new();
+    let mut groups: Vec<(Group, Range<i64>)> = Vec::new();
+    let mut end = 0;
+    for (Place { group, depth }, name, tensor) in placed {
+        let (start, length) = (end, tensor.numel() as i64);
+        laid_out.push(Variable { name, shape: tensor.size(), start, length, depth, tensor });
+        end += (length + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        match groups.last_mut() {
+            Some((last, range)) if *last == group => range.end = end,
+            _ => groups.push((group, start..end)),
+        }
+    }
+    Layout { variables: laid_out, groups, end }
+}
+
 /// Variables, their gradients and the optimizer's moments.
 pub struct FlatParameters {
     variables: Vec<Variable>,
@@ -88,29 +126,7 @@ impl FlatParameters {
     ) -> Result<Self, TrainerError> {
         variables.sort_by(|a, b| a.0.cmp(&b.0));
         let kind = variables.first().map_or(Kind::Float, |(_, tensor)| tensor.kind());
-        let mut placed: Vec<(Place, String, Tensor)> =
-            variables.into_iter().map(|(name, tensor)| (place_of(&name, &tensor), name, tensor)).collect();
-        // Stable: by name within a depth.
-        placed.sort_by_key(|(place, ..)| std::cmp::Reverse(place.depth));
-        let mut grouped: Vec<(Group, Vec<(i64, String, Tensor)>)> = Vec::new();
-        for (Place { group, depth }, name, tensor) in placed {
-            match grouped.iter_mut().find(|(known, _)| *known == group) {
-                Some((_, members)) => members.push((depth, name, tensor)),
-                None => grouped.push((group, vec![(depth, name, tensor)])),
-            }
-        }
-        let mut laid_out = Vec::new();
-        let mut groups = Vec::new();
-        let mut end = 0;
-        for (group, members) in grouped {
-            let start = end;
-            for (depth, name, tensor) in members {
-                let length = tensor.numel() as i64;
-                laid_out.push(Variable { name, shape: tensor.size(), start: end, length, depth, tensor });
-                end += (length + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-            }
-            groups.push((group, start..end));
-        }
+        let Layout { variables: laid_out, groups, end } = lay_out(variables, place_of);
         let flat = || Tensor::zeros([end], (kind, device));
         let ends = laid_out.iter().skip(1).map(|variable| variable.start).chain([end]);
         let stretch = |(variable, end): (&Variable, i64)| Stretch { range: variable.start..end, depth: variable.depth };

@@ -115,7 +115,7 @@ fn reduce(
 mod tests {
     use super::*;
     use crate::{
-        collective::{Identity, join},
+        collective::{Deadlines, Identity, join},
         trainer::buckets::Stretch,
     };
     use common::ids::{Generation, Rank, WorldSize};
@@ -178,7 +178,8 @@ mod tests {
         let stretch = |i: i64| Stretch { range: i * length..(i + 1) * length, depth: LAYERS - i };
         let buckets = Buckets::cut(&(0..LAYERS).map(stretch).collect::<Vec<_>>(), 4);
         let reducer = Reducer::new(buckets, layers.iter().rev().map(Tensor::shallow_clone)).unwrap();
-        let inner = join(listener, identity, limit, limit).unwrap();
+        let limits = Deadlines { join: limit, operation: limit };
+        let inner = join(listener, identity, limits, Device::Cpu).unwrap();
         let collective = Noted { inner, flat: flat.data_ptr() as usize, order: Mutex::default() };
         let backward = || {
             let x = (Tensor::arange(SIDE, (Kind::Float, Device::Cpu)) + f64::from(rank.0)).sin().view([1, SIDE]);

@@ -9,8 +9,9 @@ use super::{
     stages,
 };
 use crate::{
-    collective::{self, Identity},
+    collective::{self, Deadlines, Identity},
     supervisor::ipc::Report,
+    torch::cuda::{DEVICE_VARIABLE, DeviceChoice},
 };
 use common::{plan::TrainPlan, recipe::Stage};
 use std::{
@@ -20,10 +21,9 @@ use std::{
     time::Duration,
 };
 
-/// How long a collective operation may take: longer than the slowest rank's batch.
-const OPERATION_DEADLINE: Duration = Duration::from_secs(180);
-/// How long the peers of a generation have to come together.
-const JOIN_DEADLINE: Duration = Duration::from_secs(60);
+/// How long the peers of a generation have to come together, and an operation to end: longer than the slowest rank's
+/// batch.
+const DEADLINES: Deadlines = Deadlines { join: Duration::from_secs(60), operation: Duration::from_secs(180) };
 /// How long a last report may take to reach the agent.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -39,6 +39,9 @@ pub struct RunArgs {
     /// Place on the worker, from 0
     #[arg(long, default_value_t = 0)]
     pub slot: u32,
+    /// Where to compute: cpu, cuda, cuda:N, or auto: on GPU `slot` modulo their number when there is one
+    #[arg(long, default_value = "auto", env = DEVICE_VARIABLE)]
+    pub device: DeviceChoice,
     /// Address or name of this machine under which its peers reach it
     #[arg(long, default_value = "127.0.0.1")]
     pub peer_host: String,
@@ -52,6 +55,9 @@ pub struct RunArgs {
 /// # Errors
 /// The first error of a stage, after the agent and the peers were told.
 pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
+    // Before anything else of libtorch: it looks for CUDA once.
+    let device = args.device.choose(args.slot).map_err(TrainerError::Plan)?;
+    tracing::info!(?device, "computing");
     tch::set_num_threads(i32::try_from(args.threads).unwrap_or(i32::MAX));
     let listener = listen(&args.peer_host)?;
     let port = listener.local_addr().map_err(|source| bind_error(&args.peer_host, source))?.port();
@@ -67,7 +73,7 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
         committed.reset();
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
         let surroundings =
-            Surroundings { link: &link, committed: &committed, failpoints: &failpoints, threads: args.threads };
+            Surroundings { link: &link, committed: &committed, failpoints: &failpoints, device, threads: args.threads };
         let result = run_plan(&plan, &listener, &surroundings);
         if let Err(error) = result {
             tracing::error!(%error, "the stage failed");
@@ -100,6 +106,7 @@ struct Surroundings<'a> {
     link: &'a Link,
     committed: &'a Committed,
     failpoints: &'a Failpoints,
+    device: tch::Device,
     threads: usize,
 }
 
@@ -117,9 +124,8 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
     let _entered = span.enter();
     tracing::info!(world = plan.world().0, "started");
     let identity = Identity { generation: plan.generation, rank: plan.rank, peers: plan.peers.clone() };
-    let collective = collective::join(listener, identity, OPERATION_DEADLINE, JOIN_DEADLINE)?;
-    let Surroundings { link, committed, failpoints, threads } = *around;
-    let device = tch::Device::Cpu;
+    let Surroundings { link, committed, failpoints, device, threads } = *around;
+    let collective = collective::join(listener, identity, DEADLINES, device)?;
     let mut context = Context { plan, collective: collective.as_ref(), link, committed, device, threads, failpoints };
     let result = match stage {
         Stage::Embed(stage) => stages::embed::run(stage, &mut context),

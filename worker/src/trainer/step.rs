@@ -181,6 +181,8 @@ pub fn contrastive_step(
     let total = accumulate(encoder, cut, collective, parameters, log_scale, settings.tile, &mut times)?;
     let mut clock = Clock(Instant::now());
     let norm = parameters.clip(settings.clip_norm);
+    // An update with the sum of a collective that died is one that no peer has.
+    collective.finish()?;
     parameters.update(&AdamW {
         step: settings.step,
         learning_rate: settings.learning_rate,

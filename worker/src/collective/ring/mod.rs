@@ -2,14 +2,18 @@
 //! without a GPU, and of tests.
 //!
 //! `join` brings the ranks together, `wire` is what goes over a connection, `transfer` moves bytes both ways at once,
-//! `reduce` adds them up; this file is the schedule (Patarasuk and Yuan, "Bandwidth optimal all-reduce", 2009).
+//! `reduce` adds them up, `lifeline` watches the connections between operations; this file is the schedule (Patarasuk and
+//! Yuan, "Bandwidth optimal all-reduce", 2009).
 
 mod join;
+mod lifeline;
 mod reduce;
 mod transfer;
 mod wire;
 
-use super::{Collective, CollectiveError, Identity};
+pub(super) use lifeline::Lifeline;
+
+use super::{Collective, CollectiveError, Identity, rows};
 use crate::torch::{cpu_bytes, cpu_bytes_mut};
 use common::ids::{Generation, Rank, WorldSize};
 use std::{
@@ -135,35 +139,33 @@ impl TcpRing {
         Err(CollectiveError::Unsupported { operation, what })
     }
 
-    /// The stretches of bytes of rows shared out as `rows` says.
-    fn blocks(rows: &[i64], row_bytes: usize) -> Vec<Range<usize>> {
-        let mut end = 0;
-        let next = |rows: &i64| {
-            let start = end;
-            end += *rows as usize * row_bytes;
-            start..end
-        };
-        rows.iter().map(next).collect()
+    /// The same ring with another deadline for each operation.
+    pub(super) fn with_deadline(mut self, operation: Duration) -> Self {
+        self.deadline = operation;
+        self
     }
 
-    fn check_rows(
-        &self,
-        operation: &'static str,
-        rows: &[i64],
-        mine: i64,
-        expected: i64,
-    ) -> Result<(), CollectiveError> {
-        if rows.len() == self.world.0 as usize && rows.iter().all(|n| *n >= 0) && mine == expected {
-            return Ok(());
+    /// What notices that a neighbour is gone while no operation runs.
+    ///
+    /// # Errors
+    /// When the system has no more descriptors.
+    pub(super) fn lifeline(&self) -> std::io::Result<Lifeline> {
+        let world = self.world.0;
+        let ranks = [(self.rank.0 + world - 1) % world, (self.rank.0 + 1) % world].map(Rank);
+        Lifeline::new(ranks, &self.sockets)
+    }
+
+    /// Closes the connections; peers that wait for nothing do not mind.
+    pub(super) fn leave(&self) {
+        for socket in &self.sockets {
+            // The peer may have closed it already.
+            let _ = socket.shutdown(Shutdown::Both);
         }
-        let what = format!("{mine} rows where {rows:?} is to be shared by {} ranks", self.world);
-        Err(CollectiveError::Unsupported { operation, what })
     }
 }
 
 fn row_bytes(tensor: &Tensor) -> usize {
-    let elements: i64 = tensor.size().iter().skip(1).product();
-    elements as usize * tensor.kind().elt_size_in_bytes()
+    rows::width(tensor) * tensor.kind().elt_size_in_bytes()
 }
 
 impl Collective for TcpRing {
@@ -191,12 +193,12 @@ impl Collective for TcpRing {
 
     fn all_gather_rows(&self, mine: &Tensor, rows: &[i64]) -> Result<Tensor, CollectiveError> {
         Self::supported("all_gather", mine)?;
-        let own = rows.get(self.rank.0 as usize).copied().unwrap_or(-1);
-        self.check_rows("all_gather", rows, mine.size().first().copied().unwrap_or(-1), own)?;
+        let own = rows.get(self.rank.0 as usize).copied();
+        rows::check("all_gather", rows, self.world, rows::count(mine), own)?;
         let mut shape = mine.size();
         shape[0] = rows.iter().sum();
         let mut all = Tensor::empty(&shape, (mine.kind(), Device::Cpu));
-        let blocks = Self::blocks(rows, row_bytes(mine));
+        let blocks = rows::stretches(rows, row_bytes(mine));
         let buffer = cpu_bytes_mut(&mut all);
         buffer[blocks[self.rank.0 as usize].clone()].copy_from_slice(cpu_bytes(mine));
         self.run(Op::AllGather, |links, operation| self.gather_blocks(links, operation, buffer, &blocks))?;
@@ -206,9 +208,9 @@ impl Collective for TcpRing {
     fn reduce_scatter_rows(&self, tensor: &Tensor, rows: &[i64]) -> Result<Tensor, CollectiveError> {
         Self::supported("reduce_scatter", tensor)?;
         let add = reduce::add_of(tensor.kind(), "reduce_scatter")?;
-        self.check_rows("reduce_scatter", rows, tensor.size().first().copied().unwrap_or(-1), rows.iter().sum())?;
+        rows::check("reduce_scatter", rows, self.world, rows::count(tensor), Some(rows.iter().sum()))?;
         let mut sum = tensor.copy();
-        let blocks = Self::blocks(rows, row_bytes(tensor));
+        let blocks = rows::stretches(rows, row_bytes(tensor));
         let buffer = cpu_bytes_mut(&mut sum);
         self.run(Op::ReduceScatter, |links, operation| self.reduce_blocks(links, operation, buffer, &blocks, add))?;
         let rank = self.rank.0 as usize;
@@ -230,10 +232,7 @@ impl Collective for TcpRing {
 
     fn abort(&self, reason: &str) {
         let _ = self.aborted.set(reason.to_owned());
-        for socket in &self.sockets {
-            // The peer may have closed it already.
-            let _ = socket.shutdown(Shutdown::Both);
-        }
+        self.leave();
     }
 }
 
