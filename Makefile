@@ -1,14 +1,18 @@
 # make demo    set up, build, train on real data, show held-out retrieval
 # make test    set up, format and lints, every test
 # make setup   only fetch what Cargo cannot bring (libtorch, cmake)
+# make libtorch-cuda   libtorch's CUDA half too, for a machine with a GPU and no CUDA PyTorch of its own
 
 CARGO ?= cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: demo test setup build lint clean-demo
+.PHONY: demo test setup libtorch-cuda build lint clean-demo
 
 setup:
 	@python3 deploy/setup/fetch_deps.py
+
+libtorch-cuda:
+	@python3 deploy/setup/fetch_deps.py --cuda
 
 build: setup
 	$(CARGO) build --release --workspace --bins

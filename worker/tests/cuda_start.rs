@@ -1,9 +1,10 @@
 //! A real CUDA libtorch, loaded beside the CPU half that the program is linked with. In a process of its own: libtorch
-//! looks for CUDA once. `LLM2CLIP_TEST_CUDA_LIBTORCH` names the torch folder; without it the test says that it skipped.
+//! looks for CUDA once. `LLM2CLIP_TEST_CUDA_LIBTORCH` names the torch folder; without it the one that `make libtorch-cuda`
+//! fetches is taken, and without that the test says that it skipped.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use worker::{
     collective::nccl::Library,
     torch::{
@@ -14,8 +15,10 @@ use worker::{
 
 #[test]
 fn the_cuda_half_of_a_full_install_loads_without_a_rebuild() {
-    let Some(torch) = std::env::var_os("LLM2CLIP_TEST_CUDA_LIBTORCH").map(PathBuf::from) else {
-        println!("skipped: set LLM2CLIP_TEST_CUDA_LIBTORCH to the torch folder of a CUDA PyTorch 2.11.0");
+    let fetched = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/libtorch-cuda-2.11.0/torch");
+    let named = std::env::var_os("LLM2CLIP_TEST_CUDA_LIBTORCH").map(PathBuf::from);
+    let Some(torch) = named.or_else(|| fetched.exists().then_some(fetched)) else {
+        println!("skipped: `make libtorch-cuda` first, or set LLM2CLIP_TEST_CUDA_LIBTORCH to a CUDA PyTorch 2.11.0");
         return;
     };
     let cuda = load_from(&[torch.join("lib")]);

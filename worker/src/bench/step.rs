@@ -135,7 +135,8 @@ pub fn run(args: &StepArgs) -> anyhow::Result<Value> {
     let part = |i: usize| median(&parts.iter().map(|times| times[i]).collect::<Vec<_>>());
     let step_s = median(&seconds);
     Ok(json!({
-        "schema": 1, "bench": "step", "precision": args.precision.name(), "batch": args.batch, "chunk": chunk, "threads": args.threads, "repeats": args.repeats,
+        "schema": 1, "bench": "step", "precision": args.precision.name(),
+        "batch": args.batch, "chunk": chunk, "threads": args.threads, "repeats": args.repeats,
         "parameters": parameters.numel(), "step_s": step_s, "images_per_s": args.batch as f64 / step_s,
         "encode_s": part(0), "gather_s": part(1), "loss_s": part(2), "backward_s": part(3), "reduce_s": part(4), "optimizer_s": part(5),
     }))

@@ -95,7 +95,10 @@ fn folders() -> Vec<PathBuf> {
     if let Some(linked) = linked(&maps)
         && !folders.contains(&linked)
     {
+        // `make libtorch-cuda` puts the CUDA half beside the CPU half's folder.
+        let fetched = linked.ancestors().nth(2).map(|cache| cache.join(format!("libtorch-cuda-{TORCH}/torch/lib")));
         folders.push(linked);
+        folders.extend(fetched);
     }
     folders
 }

@@ -1,6 +1,7 @@
 //! Faults on purpose, so that scenarios can see what a fault does: `LLM2CLIP_FAILPOINTS="clip.step=panic@5"` in a trainer's
-//! environment. Without the variable nothing is ever hit.
+//! environment, or `kill`. Without the variable nothing is ever hit.
 
+use rustix::process::{Signal, getpid, kill_process};
 use std::str::FromStr;
 
 /// The environment variable that arms them.
@@ -16,7 +17,10 @@ pub enum Point {
 /// What happens there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
+    /// A Rust panic.
     Panic,
+    /// SIGKILL, sent to itself.
+    Kill,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,10 @@ impl Failpoints {
             Some(Failpoint { action: Action::Panic, .. }) => {
                 panic!("{VARIABLE} asks for a panic at {point:?} {number}")
             }
+            Some(Failpoint { action: Action::Kill, .. }) => {
+                // It cannot fail: a process may signal itself.
+                let _ = kill_process(getpid(), Signal::KILL);
+            }
             None => {}
         }
     }
@@ -54,7 +62,11 @@ impl FromStr for Failpoints {
             let (point, what) = text.split_once('=')?;
             let (action, at) = what.split_once('@')?;
             let point = (point == "clip.step").then_some(Point::ClipStep)?;
-            let action = (action == "panic").then_some(Action::Panic)?;
+            let action = match action {
+                "panic" => Action::Panic,
+                "kill" => Action::Kill,
+                _ => return None,
+            };
             Some(Failpoint { point, action, at: at.parse().ok()? })
         };
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
