@@ -38,6 +38,11 @@ impl Job {
         Self { folder, recipe }
     }
 
+    /// The folder of all that belongs to the job.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     /// The job's output folder.
     pub fn output(&self) -> PathBuf {
         self.folder.path().join("output")

@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a scenario that cannot be set up has failed")]
 
+mod cluster;
 mod job;
 mod recipe;
 mod watch;
 
+pub use cluster::Cluster;
 pub use job::{Job, Step, losses};
 pub use recipe::{Recipe, data};
 pub use watch::wait_for;

@@ -1,0 +1,92 @@
+//! A cluster of the real daemons on loopback: a coordinator that can be killed and started again, and workers.
+
+use crate::Job;
+use serde_json::Value;
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Child, ChildStderr, Command, Output, Stdio},
+};
+
+/// Daemons that end with it.
+pub struct Cluster<'a> {
+    job: &'a Job,
+    /// Where the coordinator listens, from its first start on.
+    url: String,
+    coordinator: Option<Coordinator>,
+    workers: Vec<Child>,
+}
+
+struct Coordinator {
+    child: Child,
+    /// Kept open: its log goes there.
+    _stderr: BufReader<ChildStderr>,
+}
+
+impl<'a> Cluster<'a> {
+    /// Starts a coordinator on a free port. Its state and the workers' lie beside the job.
+    pub fn start(job: &'a Job) -> Self {
+        let (coordinator, url) = serve(job, "127.0.0.1:0");
+        Self { job, url, coordinator: Some(coordinator), workers: Vec::new() }
+    }
+
+    /// Adds a worker with one trainer on one core.
+    pub fn worker(&mut self, id: &str) {
+        let mut command = self.job.around(Command::new(Job::binary("llm2clip-worker")));
+        command.args(["--coordinator", &self.url, "--id", id, "--trainers", "1", "--cores", "1", "--lease-s", "60"]);
+        command.arg("--state").arg(self.job.folder().join(format!("worker-{id}")));
+        self.workers.push(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    }
+
+    /// Kills the coordinator by signal 9.
+    pub fn kill_coordinator(&mut self) {
+        let mut coordinator = self.coordinator.take().unwrap();
+        coordinator.child.kill().unwrap();
+        coordinator.child.wait().unwrap();
+    }
+
+    /// Starts it again where it was, over what it has stored.
+    pub fn restart_coordinator(&mut self) {
+        let address = self.url.strip_prefix("http://").unwrap().to_owned();
+        self.coordinator = Some(serve(self.job, &address).0);
+    }
+
+    /// Runs a verb against the coordinator.
+    pub fn llm2clip(&self, arguments: &[&str]) -> Output {
+        let mut all = vec!["--coordinator", self.url.as_str()];
+        all.extend(arguments);
+        self.job.llm2clip(&all)
+    }
+
+    /// What `-o json` of a verb says.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.llm2clip(&[arguments, &["-o", "json"]].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}\n{said}"))
+    }
+}
+
+impl Drop for Cluster<'_> {
+    fn drop(&mut self) {
+        for child in self.workers.iter_mut().chain(self.coordinator.as_mut().map(|coordinator| &mut coordinator.child))
+        {
+            // It may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn serve(job: &Job, listen: &str) -> (Coordinator, String) {
+    let mut command = job.command(&["serve", "--listen", listen, "--log-json", "--state"]);
+    command.arg(job.folder().join("coordinator"));
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let url = |line: String| -> Option<String> {
+        let line: Value = serde_json::from_str(&line).ok()?;
+        (line["fields"]["message"] == "the coordinator is up")
+            .then(|| line["fields"]["url"].as_str().unwrap().to_owned())
+    };
+    let url =
+        stderr.by_ref().lines().find_map(|line| url(line.unwrap())).expect("the coordinator says where it listens");
+    (Coordinator { child, _stderr: stderr }, url)
+}
