@@ -79,17 +79,6 @@ impl Reducer {
             reducing.join().expect("a panic ends the process")
         })
     }
-
-    /// The same sums in the same order, after the pass: what [`Reducer::reduce_behind`] must equal in every bit.
-    ///
-    /// # Errors
-    /// When a peer fails.
-    pub fn reduce_after(&self, gradients: &Tensor, collective: &dyn Collective) -> Result<(), CollectiveError> {
-        for range in self.buckets.ranges() {
-            collective.all_reduce_sum(&mut gradients.narrow(0, range.start, range.end - range.start))?;
-        }
-        Ok(())
-    }
 }
 
 fn lock(pass: &Pass) -> MutexGuard<'_, Option<(Readiness, SyncSender<usize>)>> {
@@ -191,7 +180,10 @@ mod tests {
         let order = collective.order.lock().unwrap().clone();
         let _ = flat.shallow_clone().zero_();
         backward();
-        reducer.reduce_after(&flat, &collective).unwrap();
+        // The same sums in the same order, after the pass.
+        for range in reducer.buckets.ranges() {
+            collective.all_reduce_sum(&mut flat.narrow(0, range.start, range.end - range.start)).unwrap();
+        }
         (behind, flat, order)
     }
 

@@ -100,7 +100,7 @@ fn encode(encoder: &dyn PairEncoder, chunk: usize) -> (Tensor, Tensor) {
 
 /// Loss and gradients of the global batch, the gradients summed over ranks and left in `parameters`.
 ///
-/// `sizes` are the local chunks' pairs, `rows` every rank's pairs; the scale is exp(`log_scale`), a variable of
+/// `sizes` are the local chunks' pairs, at least one chunk, `rows` every rank's pairs; the scale is exp(`log_scale`), a variable of
 /// `parameters`. Returns the loss as a scalar tensor.
 ///
 /// # Errors
