@@ -17,6 +17,7 @@ fn main() {
         .std("c++17")
         .file("shim/shim.cpp")
         .file("shim/hooks.cpp")
+        .file("shim/recompute.cpp")
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
         .flag_if_supported("-Wno-unused-parameter")

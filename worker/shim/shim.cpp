@@ -1,6 +1,7 @@
 // What tch does not reach in libtorch: gradients as views of one buffer, the fused AdamW, and streams and events of a GPU.
 // A function returns null, or a message that the caller frees with llm2clip_free.
 #include <ATen/ATen.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/Stream.h>
@@ -10,6 +11,8 @@
 #include <cstring>
 #include <exception>
 #include <memory>
+#include <optional>
+#include <vector>
 
 namespace {
 
@@ -45,15 +48,23 @@ char* llm2clip_set_grad(at::Tensor* variable, const at::Tensor* gradient) {
   });
 }
 
-// One AdamW update (decoupled weight decay) of a flat parameter, in place. `step` counts from 1.
-char* llm2clip_fused_adamw(at::Tensor* parameter, const at::Tensor* gradient, at::Tensor* exp_avg, at::Tensor* exp_avg_sq,
-                           double step, double learning_rate, double beta1, double beta2, double weight_decay, double eps) {
+// One AdamW update (decoupled weight decay) of `count` parameters, in place. `step` counts from 1. Nothing is changed when
+// `skip` (a float scalar on the device, or null) is 1.
+char* llm2clip_fused_adamw(int64_t count, at::Tensor* const* parameters, at::Tensor* const* gradients,
+                           at::Tensor* const* exp_avgs, at::Tensor* const* exp_avg_sqs, const at::Tensor* skip, double step,
+                           double learning_rate, double beta1, double beta2, double weight_decay, double eps) {
   return guarded([&] {
     c10::NoGradGuard no_grad;
-    const auto options = at::TensorOptions().dtype(at::kFloat).device(parameter->device());
-    const at::Tensor steps = at::full({}, step, options);
-    at::_fused_adamw_({*parameter}, {*gradient}, {*exp_avg}, {*exp_avg_sq}, {}, {steps}, learning_rate, beta1, beta2,
-                      weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+    const auto list = [&](at::Tensor* const* tensors) {
+      std::vector<at::Tensor> all;
+      for (int64_t i = 0; i < count; ++i) all.push_back(*tensors[i]);
+      return all;
+    };
+    const auto options = at::TensorOptions().dtype(at::kFloat).device(parameters[0]->device());
+    const std::vector<at::Tensor> steps(count, at::full({}, step, options));
+    at::_fused_adamw_(list(parameters), list(gradients), list(exp_avgs), list(exp_avg_sqs), {}, steps, learning_rate, beta1,
+                      beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/std::nullopt,
+                      skip == nullptr ? std::nullopt : std::optional<at::Tensor>(*skip));
   });
 }
 
@@ -81,9 +92,16 @@ char* llm2clip_record_stream(const at::Tensor* tensor, int8_t device, int64_t st
   });
 }
 
-char* llm2clip_record_event(int8_t device, int64_t stream, c10::Event** event) {
+// What this thread asks of the device goes to this stream from now on.
+char* llm2clip_set_stream(int8_t device, int64_t stream) {
+  return guarded([&] { cuda().exchangeStream(stream_of(device, stream)); });
+}
+
+// A timed event can be asked how long after another it was passed.
+char* llm2clip_record_event(int8_t device, int64_t stream, bool timed, c10::Event** event) {
   return guarded([&] {
-    auto recorded = std::make_unique<c10::Event>(c10::DeviceType::CUDA);
+    const auto flag = timed ? c10::EventFlag::BACKEND_DEFAULT : c10::EventFlag::PYTORCH_DEFAULT;
+    auto recorded = std::make_unique<c10::Event>(c10::DeviceType::CUDA, flag);
     recorded->record(stream_of(device, stream));
     *event = recorded.release();
   });
@@ -95,6 +113,34 @@ char* llm2clip_block_event(const c10::Event* event, int8_t device, int64_t strea
 
 char* llm2clip_query_event(const c10::Event* event, bool* passed) {
   return guarded([&] { *passed = event->query(); });
+}
+
+char* llm2clip_wait_event(const c10::Event* event) {
+  return guarded([&] { event->synchronize(); });
+}
+
+char* llm2clip_elapsed_ms(const c10::Event* from, const c10::Event* to, double* milliseconds) {
+  return guarded([&] { *milliseconds = from->elapsedTime(*to); });
+}
+
+// Copies without waiting where one side is a GPU and the other pinned memory.
+char* llm2clip_copy_async(at::Tensor* to, const at::Tensor* from) {
+  return guarded([&] {
+    c10::NoGradGuard no_grad;
+    to->copy_(*from, /*non_blocking=*/true);
+  });
+}
+
+// The most bytes that tensors held at a time since the last reset.
+char* llm2clip_peak_bytes(int8_t device, int64_t* bytes) {
+  return guarded([&] {
+    const auto stats = c10::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(device);
+    *bytes = stats.allocated_bytes[0].peak;
+  });
+}
+
+char* llm2clip_reset_peak(int8_t device) {
+  return guarded([&] { c10::getDeviceAllocator(c10::DeviceType::CUDA)->resetPeakStats(device); });
 }
 
 void llm2clip_free_event(c10::Event* event) { delete event; }

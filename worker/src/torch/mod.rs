@@ -3,8 +3,13 @@
 
 pub mod cuda;
 pub mod hooks;
+pub mod lane;
+pub mod memory;
+pub mod peak;
+pub mod recompute;
 pub mod shim;
 pub mod stream;
+pub mod transfer;
 
 use common::recipe::Precision;
 use tch::{Device, Kind, Tensor};

@@ -12,10 +12,12 @@ pub(super) struct AtTensor {
 unsafe extern "C" {
     fn llm2clip_set_grad(variable: *mut AtTensor, gradient: *const AtTensor) -> *mut c_char;
     fn llm2clip_fused_adamw(
-        parameter: *mut AtTensor,
-        gradient: *const AtTensor,
-        exp_avg: *mut AtTensor,
-        exp_avg_sq: *mut AtTensor,
+        count: i64,
+        parameters: *const *mut AtTensor,
+        gradients: *const *mut AtTensor,
+        exp_avgs: *const *mut AtTensor,
+        exp_avg_sqs: *const *mut AtTensor,
+        skip: *const AtTensor,
         step: f64,
         learning_rate: f64,
         beta1: f64,
@@ -67,24 +69,41 @@ pub struct AdamW {
     pub eps: f64,
 }
 
-/// Updates a parameter and its moments in place. All four tensors are fp32 and of one shape.
+/// A parameter with all that an update of it needs: four tensors of one shape, type and device.
+#[derive(Debug)]
+pub struct Updated {
+    /// What is trained; changed.
+    pub parameter: Tensor,
+    /// Its gradient.
+    pub gradient: Tensor,
+    /// The mean of gradients; changed.
+    pub exp_avg: Tensor,
+    /// The mean of squared gradients; changed.
+    pub exp_avg_sq: Tensor,
+}
+
+/// Updates parameters and their moments in place, in one go. Nothing is changed when `skip`, a float scalar on the same
+/// device, is 1.
 ///
 /// # Errors
-/// When they are not.
-pub fn fused_adamw(
-    parameter: &mut Tensor,
-    gradient: &Tensor,
-    moments: (&mut Tensor, &mut Tensor),
-    constants: &AdamW,
-) -> Result<(), TchError> {
+/// When tensors of one parameter differ in shape or type.
+pub fn fused_adamw(updated: &mut [Updated], skip: Option<&Tensor>, constants: &AdamW) -> Result<(), TchError> {
+    if updated.is_empty() {
+        return Ok(());
+    }
+    let list = |part: fn(&Updated) -> &Tensor| updated.iter().map(|each| pointer(part(each))).collect::<Vec<_>>();
+    let (parameters, gradients) = (list(|each| &each.parameter), list(|each| &each.gradient));
+    let (exp_avgs, exp_avg_sqs) = (list(|each| &each.exp_avg), list(|each| &each.exp_avg_sq));
     let AdamW { step, learning_rate, betas, weight_decay, eps } = *constants;
-    // SAFETY: the pointers are live `at::Tensor`s for the length of the call, those that are written borrowed mutably.
+    // SAFETY: the lists are of `count` live `at::Tensor`s for the length of the call, borrowed mutably with `updated`.
     checked("fused_adamw", unsafe {
         llm2clip_fused_adamw(
-            pointer(parameter),
-            pointer(gradient),
-            pointer(moments.0),
-            pointer(moments.1),
+            updated.len() as i64,
+            parameters.as_ptr(),
+            gradients.as_ptr(),
+            exp_avgs.as_ptr(),
+            exp_avg_sqs.as_ptr(),
+            skip.map_or(std::ptr::null(), |skip| pointer(skip).cast_const()),
             step as f64,
             learning_rate,
             betas.0,
@@ -114,12 +133,16 @@ mod tests {
     #[test]
     fn adamw_is_that_of_loshchilov_and_hutter() {
         let constants = AdamW { step: 1, learning_rate: 0.1, betas: (0.9, 0.98), weight_decay: 0.5, eps: 1e-8 };
-        let mut parameter = Tensor::from_slice(&[1.0f32, -2.0]);
+        let parameter = Tensor::from_slice(&[1.0f32, -2.0]);
         let gradient = Tensor::from_slice(&[0.3f32, 0.0]);
-        let (mut m, mut v) = (parameter.zeros_like(), parameter.zeros_like());
-        fused_adamw(&mut parameter, &gradient, (&mut m, &mut v), &constants).unwrap();
+        let (exp_avg, exp_avg_sq) = (parameter.zeros_like(), parameter.zeros_like());
+        let mut updated = [Updated { parameter, gradient, exp_avg, exp_avg_sq }];
+        fused_adamw(&mut updated, Some(&Tensor::from(1.0f32)), &constants).unwrap();
+        let found = |updated: &[Updated]| Vec::<f32>::try_from(&updated[0].parameter).unwrap();
+        assert_eq!(found(&updated), [1.0, -2.0], "the update was to be skipped");
+        fused_adamw(&mut updated, Some(&Tensor::from(0.0f32)), &constants).unwrap();
         // The first update is lr·sign(g) after the decay of lr·λ.
-        let found = Vec::<f32>::try_from(&parameter).unwrap();
+        let found = found(&updated);
         assert!((found[0] - (0.95 - 0.1)).abs() < 1e-6 && (found[1] + 1.9).abs() < 1e-6, "{found:?}");
     }
 }

@@ -2,7 +2,10 @@
 //! `libtorch_cuda.so` every function returns libtorch's error.
 
 use super::shim::{AtTensor, checked, pointer};
-use std::ffi::{c_char, c_void};
+use std::{
+    ffi::{c_char, c_void},
+    time::Duration,
+};
 use tch::{TchError, Tensor};
 
 /// libtorch's `c10::Event`, seen from here as something with an address.
@@ -17,9 +20,12 @@ unsafe extern "C" {
     fn llm2clip_new_stream(device: i8, priority: i32, stream: *mut i64) -> *mut c_char;
     fn llm2clip_stream_handle(device: i8, stream: i64, handle: *mut *mut c_void) -> *mut c_char;
     fn llm2clip_record_stream(tensor: *const AtTensor, device: i8, stream: i64) -> *mut c_char;
-    fn llm2clip_record_event(device: i8, stream: i64, event: *mut *mut C10Event) -> *mut c_char;
+    fn llm2clip_set_stream(device: i8, stream: i64) -> *mut c_char;
+    fn llm2clip_record_event(device: i8, stream: i64, timed: bool, event: *mut *mut C10Event) -> *mut c_char;
     fn llm2clip_block_event(event: *const C10Event, device: i8, stream: i64) -> *mut c_char;
     fn llm2clip_query_event(event: *const C10Event, passed: *mut bool) -> *mut c_char;
+    fn llm2clip_wait_event(event: *const C10Event) -> *mut c_char;
+    fn llm2clip_elapsed_ms(from: *const C10Event, to: *const C10Event, milliseconds: *mut f64) -> *mut c_char;
     fn llm2clip_free_event(event: *mut C10Event);
 }
 
@@ -66,6 +72,15 @@ impl Stream {
         Ok(Self { device, id })
     }
 
+    /// Puts what the calling thread asks of the GPU on this stream from now on.
+    ///
+    /// # Errors
+    /// When CUDA does.
+    pub fn make_current(&self) -> Result<(), TchError> {
+        // SAFETY: it takes two numbers that libtorch gave.
+        checked("set_stream", unsafe { llm2clip_set_stream(self.device, self.id) })
+    }
+
     /// The `cudaStream_t`, which libtorch owns.
     ///
     /// # Errors
@@ -101,10 +116,42 @@ impl Event {
     /// # Errors
     /// When CUDA does.
     pub fn record(stream: &Stream) -> Result<Self, TchError> {
+        Self::new(stream, false)
+    }
+
+    /// As [`Event::record`], with the time at which the device passes it: for [`Event::since`].
+    ///
+    /// # Errors
+    /// When CUDA does.
+    pub fn record_timed(stream: &Stream) -> Result<Self, TchError> {
+        Self::new(stream, true)
+    }
+
+    fn new(stream: &Stream, timed: bool) -> Result<Self, TchError> {
         let mut event = std::ptr::null_mut();
         // SAFETY: it makes an event and writes its address when it succeeds.
-        checked("record_event", unsafe { llm2clip_record_event(stream.device, stream.id, &raw mut event) })?;
+        checked("record_event", unsafe { llm2clip_record_event(stream.device, stream.id, timed, &raw mut event) })?;
         Ok(Self(event))
+    }
+
+    /// Waits until the device has passed the point.
+    ///
+    /// # Errors
+    /// When a kernel before it failed.
+    pub fn wait(&self) -> Result<(), TchError> {
+        // SAFETY: the event lives as long as `self`.
+        checked("wait_event", unsafe { llm2clip_wait_event(self.0) })
+    }
+
+    /// How long after `from` the device passed the point. Both are timed and passed.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn since(&self, from: &Self) -> Result<Duration, TchError> {
+        let mut milliseconds = 0.0;
+        // SAFETY: both events live for the call; it writes one number.
+        checked("elapsed", unsafe { llm2clip_elapsed_ms(from.0, self.0, &raw mut milliseconds) })?;
+        Ok(Duration::from_secs_f64(milliseconds.max(0.0) / 1e3))
     }
 
     /// Makes what comes next on the stream wait for this point. The caller does not wait.
