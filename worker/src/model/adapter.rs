@@ -55,7 +55,7 @@ pub struct Adapter {
     blocks: Vec<Block>,
     ln: LayerNorm,
     projection: Linear,
-    l2_norm: bool,
+    config: AdapterConfig,
 }
 
 impl Adapter {
@@ -67,14 +67,20 @@ impl Adapter {
             blocks: (0..last).map(|i| Block::new(&(&root / i), config)).collect(),
             ln: LayerNorm::new(&(&root / last), config.input, EPS),
             projection: Linear::new(&(&root / (last + 1)), Widths { input: config.input, output: config.output }, true),
-            l2_norm: config.l2_norm,
+            config: *config,
         }
+    }
+
+    /// Floating-point operations of one vector's forward pass, counted as those of the vision tower.
+    pub fn flops(&self) -> f64 {
+        let AdapterConfig { input, output, blocks, expansion, .. } = self.config;
+        (4 * blocks * expansion * input * input + 2 * input * output) as f64
     }
 
     /// Text vectors [B, input] to embeddings [B, output], not normalised; computed in the vectors' kind.
     pub fn forward(&self, vectors_BD: &Tensor) -> Tensor {
         let mut x_BD = vectors_BD.shallow_clone();
-        if self.l2_norm {
+        if self.config.l2_norm {
             x_BD = &x_BD / x_BD.norm_scalaropt_dim(2.0, [-1i64], true).clamp_min(1e-12);
         }
         for block in &self.blocks {

@@ -1,7 +1,11 @@
 //! The body of a Llama (Touvron et al. 2023; Llama 3) as an encoder: no head, no cache; attention causal or not.
 //!
-//! Parameter names are Hugging Face's without the `model.` prefix. Shapes: B batch, L length, D width, H heads, E head
-//! width.
+//! Several texts are read at once, packed one after the other without padding: every layer but attention treats tokens
+//! alone, and attention goes over runs of texts of one length, without a mask. So what is computed is what is asked for,
+//! and attention is the kernel that is fastest. Sort texts by length: then the runs are long.
+//!
+//! Parameter names are Hugging Face's without the `model.` prefix. Shapes: T tokens of all texts, L length of a text, B texts
+//! of a run, D width, H heads, E head width.
 
 mod config;
 mod rope;
@@ -9,7 +13,7 @@ mod rope;
 pub use config::LlamaConfig;
 pub use rope::Scaling;
 
-use super::layers::{Linear, Widths, merge_heads, split_heads};
+use super::layers::{Linear, Widths};
 use common::recipe::Attention;
 use rope::Angles;
 use tch::{Kind, Tensor, nn};
@@ -26,25 +30,33 @@ impl RmsNorm {
         Self { weight: path.var("weight", &[config.hidden_size], nn::Init::Const(1.0)), eps: config.rms_norm_eps }
     }
 
-    fn forward(&self, x_BLD: &Tensor) -> Tensor {
-        let x = x_BLD.to_kind(Kind::Float);
+    fn forward(&self, x_TD: &Tensor) -> Tensor {
+        let x = x_TD.to_kind(Kind::Float);
         let mean_square = x.square().mean_dim([-1i64].as_slice(), true, Kind::Float);
-        self.weight.to_kind(x_BLD.kind()) * (x * (mean_square + self.eps).rsqrt()).to_kind(x_BLD.kind())
+        self.weight.to_kind(x_TD.kind()) * (x * (mean_square + self.eps).rsqrt()).to_kind(x_TD.kind())
     }
 }
 
-/// Which keys a query sees: [B, 1, L, L], true where it does.
-///
-/// A padding query that may see nothing would be 0/0; every query sees itself, and what a padding position computes
-/// reaches no other one.
-fn visible(keep_BL: &Tensor, attention: Attention) -> Tensor {
-    let length = keep_BL.size()[1];
-    let options = (Kind::Bool, keep_BL.device());
-    let mut seen = keep_BL.unsqueeze(1).unsqueeze(1).expand([-1, 1, length, -1], false);
-    if attention == Attention::Causal {
-        seen = seen.logical_and(&Tensor::ones([length, length], options).tril(0));
-    }
-    seen.logical_or(&Tensor::eye(length, options))
+/// Texts of one length that stand next to each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Texts {
+    /// Their first token among all.
+    start: i64,
+    /// How many texts.
+    count: i64,
+    /// Tokens of each.
+    length: i64,
+}
+
+/// Texts of these lengths, one after the other, as runs of one length. Empty texts are none.
+fn runs(lengths: &[i64]) -> Vec<Texts> {
+    let mut start = 0;
+    let run = |texts: &[i64]| {
+        let run = Texts { start, count: texts.len() as i64, length: texts[0] };
+        start += run.count * run.length;
+        run
+    };
+    lengths.chunk_by(|a, b| a == b).map(run).filter(|run| run.length > 0).collect()
 }
 
 #[derive(Debug)]
@@ -55,10 +67,11 @@ struct SelfAttention {
     o_proj: Linear,
     heads: i64,
     key_value_heads: i64,
+    attention: Attention,
 }
 
 impl SelfAttention {
-    fn new(path: &nn::Path, config: &LlamaConfig) -> Self {
+    fn new(path: &nn::Path, config: &LlamaConfig, attention: Attention) -> Self {
         let outer = config.hidden_size;
         let (queries, keys) =
             (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
@@ -71,21 +84,32 @@ impl SelfAttention {
             o_proj: linear("o_proj", queries, outer),
             heads: config.num_attention_heads,
             key_value_heads: config.num_key_value_heads,
+            attention,
         }
     }
 
-    fn forward(&self, x_BLD: &Tensor, angles: &Angles, visible: &Tensor) -> Tensor {
-        let q = angles.rotate(&split_heads(&self.q_proj.forward(x_BLD), self.heads));
-        let k = angles.rotate(&split_heads(&self.k_proj.forward(x_BLD), self.key_value_heads));
-        let v = split_heads(&self.v_proj.forward(x_BLD), self.key_value_heads);
-        // Each key and value head serves a run of query heads. Repeated here: the kernels that take a mask want equal
-        // numbers of heads.
-        let [k, v] = [k, v].map(|x| match self.heads / self.key_value_heads {
+    fn forward(&self, x_TD: &Tensor, angles: &Angles, runs: &[Texts]) -> Tensor {
+        let heads = |projection: &Linear, heads: i64| projection.forward(x_TD).unflatten(-1, [heads, -1]);
+        let q_THE = angles.rotate(&heads(&self.q_proj, self.heads));
+        let k_THE = angles.rotate(&heads(&self.k_proj, self.key_value_heads));
+        let v_THE = heads(&self.v_proj, self.key_value_heads);
+        // Each key and value head serves a run of query heads. Repeated here: not every kernel takes unequal numbers.
+        let [k_THE, v_THE] = [k_THE, v_THE].map(|x| match self.heads / self.key_value_heads {
             1 => x,
             times => x.repeat_interleave_self_int(times, 1, None),
         });
-        let x = Tensor::scaled_dot_product_attention(&q, &k, &v, Some(visible), 0.0, false, None, false);
-        self.o_proj.forward(&merge_heads(&x))
+        let attended: Vec<Tensor> = runs.iter().map(|run| self.within(run, [&q_THE, &k_THE, &v_THE])).collect();
+        self.o_proj.forward(&Tensor::cat(&attended, 0))
+    }
+
+    /// What the tokens of a run of texts gather from their own text: [B·L, H·E].
+    fn within(&self, run: &Texts, qkv_THE: [&Tensor; 3]) -> Tensor {
+        let Texts { start, count, length } = *run;
+        let [q, k, v] =
+            qkv_THE.map(|x_THE| x_THE.narrow(0, start, count * length).unflatten(0, [count, length]).transpose(1, 2));
+        let causal = self.attention == Attention::Causal;
+        let x_BHLE = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, causal, None, false);
+        x_BHLE.transpose(1, 2).flatten(2, 3).flatten(0, 1)
     }
 }
 
@@ -108,8 +132,8 @@ impl Mlp {
         }
     }
 
-    fn forward(&self, x_BLD: &Tensor) -> Tensor {
-        self.down_proj.forward(&(self.gate_proj.forward(x_BLD).silu() * self.up_proj.forward(x_BLD)))
+    fn forward(&self, x_TD: &Tensor) -> Tensor {
+        self.down_proj.forward(&(self.gate_proj.forward(x_TD).silu() * self.up_proj.forward(x_TD)))
     }
 }
 
@@ -122,18 +146,18 @@ struct Block {
 }
 
 impl Block {
-    fn new(path: &nn::Path, config: &LlamaConfig) -> Self {
+    fn new(path: &nn::Path, config: &LlamaConfig, attention: Attention) -> Self {
         Self {
             input_layernorm: RmsNorm::new(&(path / "input_layernorm"), config),
-            self_attn: SelfAttention::new(&(path / "self_attn"), config),
+            self_attn: SelfAttention::new(&(path / "self_attn"), config, attention),
             post_attention_layernorm: RmsNorm::new(&(path / "post_attention_layernorm"), config),
             mlp: Mlp::new(&(path / "mlp"), config),
         }
     }
 
-    fn forward(&self, x_BLD: &Tensor, angles: &Angles, visible: &Tensor) -> Tensor {
-        let x_BLD = x_BLD + self.self_attn.forward(&self.input_layernorm.forward(x_BLD), angles, visible);
-        &x_BLD + self.mlp.forward(&self.post_attention_layernorm.forward(&x_BLD))
+    fn forward(&self, x_TD: &Tensor, angles: &Angles, runs: &[Texts]) -> Tensor {
+        let x_TD = x_TD + self.self_attn.forward(&self.input_layernorm.forward(x_TD), angles, runs);
+        &x_TD + self.mlp.forward(&self.post_attention_layernorm.forward(&x_TD))
     }
 }
 
@@ -144,7 +168,7 @@ pub struct Llama {
     layers: Vec<Block>,
     norm: RmsNorm,
     frequencies: Tensor,
-    attention: Attention,
+    config: LlamaConfig,
     compute: Kind,
 }
 
@@ -154,11 +178,13 @@ impl Llama {
         let table = path / "embed_tokens";
         Self {
             embed_tokens: table.var("weight", &[config.vocab_size, config.hidden_size], nn::Init::Const(0.0)),
-            layers: (0..config.num_hidden_layers).map(|i| Block::new(&(path / "layers" / i), config)).collect(),
+            layers: (0..config.num_hidden_layers)
+                .map(|i| Block::new(&(path / "layers" / i), config, attention))
+                .collect(),
             norm: RmsNorm::new(&(path / "norm"), config),
             // Not a parameter: no checkpoint holds it, and no change of kind may round it.
             frequencies: rope::frequencies(config.head_dim, config.rope_theta, config.rope_scaling, path.device()),
-            attention,
+            config: config.clone(),
             compute: path.kind(),
         }
     }
@@ -168,15 +194,39 @@ impl Llama {
         self.compute = kind;
     }
 
-    /// Token ids [B, L] int64 and which of them are no padding [B, L] bool, to hidden states after the final norm
-    /// [B, L, D]. What stands at padding positions is finite and means nothing.
-    pub fn forward(&self, ids_BL: &Tensor, keep_BL: &Tensor) -> Tensor {
-        let mut x_BLD = Tensor::embedding(&self.embed_tokens, ids_BL, -1, false, false).to_kind(self.compute);
-        let angles = Angles::new(&self.frequencies, ids_BL.size()[1], x_BLD.kind());
-        let visible = visible(keep_BL, self.attention);
+    /// Floating-point operations of the forward pass over texts of these lengths; a product of [a, b] with [b, c] counts
+    /// 2abc, and nothing else counts.
+    pub fn flops(&self, lengths: &[i64]) -> f64 {
+        let config = &self.config;
+        let [width, inner, head] = [config.hidden_size, config.intermediate_size, config.head_dim].map(|n| n as f64);
+        let (queries, keys) = (config.num_attention_heads as f64 * head, config.num_key_value_heads as f64 * head);
+        let tokens = lengths.iter().sum::<i64>() as f64;
+        let pairs: f64 = lengths.iter().map(|length| (length * length) as f64).sum();
+        let block = tokens * (4.0 * width * (queries + keys) + 6.0 * width * inner) + 4.0 * pairs * queries;
+        self.layers.len() as f64 * block
+    }
+
+    /// Token ids [T] int64 of texts of these lengths, one after the other, to hidden states after the final norm [T, D]. A
+    /// text sees itself only.
+    pub fn forward(&self, ids_T: &Tensor, lengths: &[i64]) -> Tensor {
+        assert_eq!(ids_T.size(), [lengths.iter().sum::<i64>()], "the lengths are those of the texts");
+        let mut x_TD = Tensor::embedding(&self.embed_tokens, ids_T, -1, false, false).to_kind(self.compute);
+        let (angles, runs) = (Angles::new(&self.frequencies, lengths, x_TD.kind()), runs(lengths));
         for layer in &self.layers {
-            x_BLD = layer.forward(&x_BLD, &angles, &visible);
+            x_TD = layer.forward(&x_TD, &angles, &runs);
         }
-        self.norm.forward(&x_BLD)
+        self.norm.forward(&x_TD)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_one_length_that_stand_together_are_one_run() {
+        let text = |start, count, length| Texts { start, count, length };
+        assert_eq!(runs(&[3, 3, 5, 0, 0, 3]), [text(0, 2, 3), text(6, 1, 5), text(11, 1, 3)]);
+        assert_eq!(runs(&[]), []);
     }
 }

@@ -42,27 +42,30 @@ pub(super) fn frequencies(head_dim: i64, theta: f64, scaling: Option<Scaling>, d
     Tensor::from_slice(&stretched).to_device(device)
 }
 
-/// Cosines and sines of the positions 0..L: each [L, E].
-///
-/// Positions count padding too: RoPE sees differences only, so left padding does not change a result.
+/// Cosines and sines of each token's position in its own text: each [T, 1, E].
 pub(super) struct Angles {
-    cos_LE: Tensor,
-    sin_LE: Tensor,
+    cos_T1E: Tensor,
+    sin_T1E: Tensor,
 }
 
 impl Angles {
-    pub(super) fn new(frequencies: &Tensor, length: i64, kind: Kind) -> Self {
-        let positions = Tensor::arange(length, (Kind::Float, frequencies.device()));
+    /// Of texts of these lengths, one after the other.
+    pub(super) fn new(frequencies: &Tensor, lengths: &[i64], kind: Kind) -> Self {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let positions = Tensor::arange(longest, (Kind::Float, frequencies.device()));
         let half = positions.outer(frequencies);
-        let angles_LE = Tensor::cat(&[&half, &half], 1);
-        Self { cos_LE: angles_LE.cos().to_kind(kind), sin_LE: angles_LE.sin().to_kind(kind) }
+        let table_LE = Tensor::cat(&[&half, &half], 1);
+        let each: Vec<i64> = lengths.iter().flat_map(|length| 0..*length).collect();
+        let each_T = Tensor::from_slice(&each).to_device(frequencies.device());
+        let of_tokens = |table_LE: Tensor| table_LE.to_kind(kind).index_select(0, &each_T).unsqueeze(1);
+        Self { cos_T1E: of_tokens(table_LE.cos()), sin_T1E: of_tokens(table_LE.sin()) }
     }
 
-    /// Rotates [B, H, L, E]: component j with component j + E/2.
-    pub(super) fn rotate(&self, x_BHLE: &Tensor) -> Tensor {
-        let halves = x_BHLE.chunk(2, -1);
+    /// Rotates [T, H, E]: component j with component j + E/2.
+    pub(super) fn rotate(&self, x_THE: &Tensor) -> Tensor {
+        let halves = x_THE.chunk(2, -1);
         let turned = Tensor::cat(&[&(-&halves[1]), &halves[0]], -1);
-        x_BHLE * &self.cos_LE + turned * &self.sin_LE
+        x_THE * &self.cos_T1E + turned * &self.sin_T1E
     }
 }
 

@@ -9,6 +9,8 @@ mod config;
 pub use config::{Activation, ClipVisionConfig};
 
 use super::layers::{LayerNorm, Linear, Widths, merge_heads, split_heads};
+use crate::torch::recompute::recompute;
+use std::sync::Arc;
 use tch::{Kind, Tensor, nn};
 
 const CHANNELS: i64 = 3;
@@ -153,13 +155,19 @@ impl Block {
 pub struct ClipVision {
     embeddings: Embeddings,
     pre_layrnorm: LayerNorm, // misspelt in every checkpoint
-    layers: Vec<Block>,
+    layers: Vec<Arc<Block>>,
     post_layernorm: LayerNorm,
     visual_projection: Linear,
+    config: ClipVisionConfig,
+    recompute: bool,
 }
 
 impl ClipVision {
     /// Adds the tower's parameters below `path`; `init::random` or `weights::load` fills them.
+    #[expect(
+        clippy::arc_with_non_send_sync,
+        reason = "libtorch's threads drop handles; nobody else uses the blocks then"
+    )]
     pub fn new(path: &nn::Path, config: &ClipVisionConfig) -> Self {
         let root = path / "vision_model";
         let norm = |name: &str| LayerNorm::new(&(&root / name), config.hidden_size, config.layer_norm_eps);
@@ -167,14 +175,22 @@ impl ClipVision {
         Self {
             embeddings: Embeddings::new(&(&root / "embeddings"), config),
             pre_layrnorm: norm("pre_layrnorm"),
-            layers: (0..config.num_hidden_layers).map(|i| Block::new(&(&layers / i), config)).collect(),
+            layers: (0..config.num_hidden_layers).map(|i| Arc::new(Block::new(&(&layers / i), config))).collect(),
             post_layernorm: norm("post_layernorm"),
             visual_projection: Linear::new(
                 &(path / "visual_projection"),
                 Widths { input: config.hidden_size, output: config.projection_dim },
                 false,
             ),
+            config: config.clone(),
+            recompute: false,
         }
+    }
+
+    /// Keeps only the input of each block for the backward pass, which runs the block again: less memory for a third more
+    /// work.
+    pub fn recompute_blocks(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// Pixels [B, 3, S, S], normalised, to embeddings [B, P], not normalised; computed in the pixels' kind.
@@ -189,10 +205,27 @@ impl ClipVision {
         let last = self.layers.len().saturating_sub(1);
         for (i, layer) in self.layers.iter().enumerate() {
             // Only the class token is read after the last block.
-            x_BND = layer.forward(&x_BND, if i == last { 1 } else { tokens });
+            let tokens = if i == last { 1 } else { tokens };
+            x_BND = if self.recompute {
+                let layer = layer.clone();
+                recompute(&x_BND, move |x_BND| layer.forward(x_BND, tokens))
+            } else {
+                layer.forward(&x_BND, tokens)
+            };
         }
         let class_BD = x_BND.select(1, 0);
         self.visual_projection.forward(&self.post_layernorm.forward(&class_BD))
+    }
+
+    /// Floating-point operations of one image's forward pass when `patches` of its patches are seen; a product of [a, b]
+    /// with [b, c] counts 2abc, and nothing else counts. The whole of every block counts, as in other people's figures.
+    pub fn flops(&self, patches: i64) -> f64 {
+        let [width, inner, tokens] =
+            [self.config.hidden_size, self.config.intermediate_size, patches + 1].map(|n| n as f64);
+        let patch = (CHANNELS * self.config.patch_size.pow(2)) as f64;
+        let block = tokens * (8.0 * width * width + 4.0 * width * inner) + 4.0 * tokens * tokens * width;
+        let ends = 2.0 * width * (patches as f64 * patch + self.config.projection_dim as f64);
+        self.layers() as f64 * block + ends
     }
 
     /// G², how many patches an image of the tower's own size has.
