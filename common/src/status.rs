@@ -34,10 +34,49 @@ pub struct Progress {
     pub data_wait_share: Option<f64>,
     /// Seconds a step since the last report.
     pub step_s: Option<f64>,
+    /// The share of the time in which communication kept computation waiting, 0 to 1.
+    #[serde(default)]
+    pub exposed_communication_share: Option<f64>,
+    /// Floating-point operations a second that the model needs, over all ranks: three forward passes a trained sample, one an
+    /// embedded one.
+    #[serde(default)]
+    pub model_flop_per_s: Option<f64>,
+    /// `model_flop_per_s` as a share of what all devices can do at most; absent where that is not known.
+    #[serde(default)]
+    pub mfu: Option<f64>,
+    /// The most memory at a time: a GPU's tensors, or the process's resident memory on a CPU. Of the reporting rank.
+    #[serde(default)]
+    pub peak_memory_bytes: Option<u64>,
     /// Samples that were skipped as broken so far.
     pub skipped_samples: u64,
     /// The newest step whose checkpoint is committed.
     pub checkpoint: Option<Step>,
+}
+
+impl Progress {
+    /// Nothing but where the stage stands.
+    pub fn at(generation: Generation, stage: usize, step: Step, steps: u64) -> Self {
+        Self {
+            generation,
+            stage,
+            activity: None,
+            step,
+            steps,
+            loss: None,
+            learning_rate: None,
+            grad_norm: None,
+            logit_scale: None,
+            samples_per_s: None,
+            data_wait_share: None,
+            step_s: None,
+            exposed_communication_share: None,
+            model_flop_per_s: None,
+            mfu: None,
+            peak_memory_bytes: None,
+            skipped_samples: 0,
+            checkpoint: None,
+        }
+    }
 }
 
 /// Why a trainer or a worker was lost.

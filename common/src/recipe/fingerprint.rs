@@ -1,13 +1,18 @@
 //! What tells one training from another.
 
-use super::{Faults, Recipe};
+use super::{Faults, Recipe, Stage};
 use std::path::PathBuf;
 
 impl Recipe {
-    /// BLAKE3 of the recipe as JSON, without what changes no number: the output folder and the faults to bear.
+    /// BLAKE3 of the recipe as JSON, without what changes no number: the output folder, the faults to bear, the profile.
     pub fn fingerprint(&self) -> String {
-        let bare =
+        let mut bare =
             Recipe { output: PathBuf::new(), faults: Faults { max_failures: 0, max_no_progress: 0 }, ..self.clone() };
+        for stage in &mut bare.stages {
+            if let Stage::Clip(clip) = stage {
+                clip.profile_steps = 0;
+            }
+        }
         let json = serde_json::to_vec(&bare).expect("a recipe is JSON");
         blake3::hash(&json).to_string()
     }

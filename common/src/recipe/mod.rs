@@ -202,7 +202,7 @@ impl Stage {
 pub struct EmbedStage {
     /// Data sets whose captions are read.
     pub data: Vec<String>,
-    /// How many tokens, padding included, a batch may have.
+    /// How many tokens a batch may have.
     pub batch_tokens: usize,
     /// The number format of the LLM's weights and of its forward pass.
     #[serde(default)]
@@ -235,6 +235,12 @@ pub struct ClipStage {
     pub checkpoint: CheckpointPolicy,
     /// The logit scale's start: ln(1/0.07) in CLIP.
     pub logit_scale_init: f64,
+    /// Whether the backward pass runs each block of the vision tower again instead of keeping what it computed.
+    #[serde(default)]
+    pub activation_checkpointing: bool,
+    /// Steps whose sections are written to a trace, after the first few; 0 means none.
+    #[serde(default)]
+    pub profile_steps: u64,
 }
 
 /// How long to train.
@@ -282,6 +288,9 @@ pub struct Optimizer {
     pub clip_norm: Option<f64>,
     /// The factor per layer, from the head down, on the vision tower's learning rate; 1 = none.
     pub layer_decay: f64,
+    /// Whether each rank keeps the moments of its share alone and updates it for all (ZeRO, first stage).
+    #[serde(default)]
+    pub sharded: bool,
 }
 
 /// Linear warm-up, then a cosine to zero: a function of the step alone.

@@ -251,7 +251,7 @@ fn share(value: &Value) -> Result<f64, String> {
     within(value, 0.0, 1.0)
 }
 
-fn boolean(value: &Value) -> Result<bool, String> {
+pub(super) fn boolean(value: &Value) -> Result<bool, String> {
     match value {
         Value::Boolean(truth) => Ok(*truth),
         other => Err(format!("must be true or false, not {}", other.kind())),

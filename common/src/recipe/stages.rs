@@ -4,7 +4,7 @@ use super::{
     Augment, CheckpointPolicy, ClipStage, EmbedStage, EvalStage, Length, Optimizer, Precision, Schedule, Stage,
     error::{RecipeError, nearest},
     raw::{Table, Value},
-    read::{choice, float, one_or_more, positive, text, unsigned, within},
+    read::{boolean, choice, float, one_or_more, positive, text, unsigned, within},
 };
 
 const KINDS: [&str; 3] = ["embed", "clip", "eval"];
@@ -64,6 +64,8 @@ fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeErr
         logit_scale_init: table
             .get("logit_scale_init", |v| within(v, 0.0, 100f64.ln()))?
             .unwrap_or((1.0f64 / 0.07).ln()),
+        activation_checkpointing: table.get("activation_checkpointing", boolean)?.unwrap_or(false),
+        profile_steps: table.get("profile_steps", unsigned)?.unwrap_or(0),
     })
 }
 
@@ -123,6 +125,7 @@ fn optimizer(table: &mut Table<'_>) -> Result<Optimizer, RecipeError> {
         weight_decay: optimizer.get("weight_decay", |value| within(value, 0.0, 10.0))?.unwrap_or(0.05),
         clip_norm: optimizer.get("clip_norm", above_zero)?,
         layer_decay: optimizer.get("layer_decay", |value| within(value, 1e-3, 1.0))?.unwrap_or(1.0),
+        sharded: optimizer.get("sharded", boolean)?.unwrap_or(false),
     };
     optimizer.finish()?;
     Ok(read)

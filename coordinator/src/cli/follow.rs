@@ -144,7 +144,7 @@ fn bar(kind: &str) -> ProgressBar {
     bar
 }
 
-/// Loss, speed, data wait, time left, workers: what there is to say of a report.
+/// Loss, speed, what it waits for, memory, time left, ranks: what there is to say of a report.
 fn describe(progress: &Progress, ranks: usize) -> String {
     let mut parts = Vec::new();
     if let Some(activity) = &progress.activity {
@@ -156,8 +156,18 @@ fn describe(progress: &Progress, ranks: usize) -> String {
     if let Some(rate) = progress.samples_per_s {
         parts.push(format!("{rate:.0} samples/s"));
     }
+    if let Some(share) = progress.mfu {
+        parts.push(format!("MFU {:.1} %", 100.0 * share));
+    }
     if let Some(share) = progress.data_wait_share {
         parts.push(format!("data wait {:.0} %", 100.0 * share));
+    }
+    // One rank waits for nobody.
+    if let Some(share) = progress.exposed_communication_share.filter(|_| ranks > 1) {
+        parts.push(format!("exposed communication {:.0} %", 100.0 * share));
+    }
+    if let Some(bytes) = progress.peak_memory_bytes {
+        parts.push(format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)));
     }
     if let Some(step_s) = progress.step_s {
         let left = progress.steps.saturating_sub(progress.step.0);
@@ -181,24 +191,20 @@ mod tests {
     #[test]
     fn a_report_is_one_short_line() {
         let progress = Progress {
-            generation: Generation(2),
-            stage: 1,
-            activity: None,
-            step: Step(40),
-            steps: 100,
             loss: Some(3.25),
-            learning_rate: None,
-            grad_norm: None,
-            logit_scale: None,
             samples_per_s: Some(180.4),
             data_wait_share: Some(0.021),
+            exposed_communication_share: Some(0.034),
+            mfu: Some(0.412),
+            peak_memory_bytes: Some(3 << 29),
             step_s: Some(1.5),
-            skipped_samples: 0,
             checkpoint: Some(Step(25)),
+            ..Progress::at(Generation(2), 1, Step(40), 100)
         };
         assert_eq!(
             describe(&progress, 2),
-            "loss 3.2500, 180 samples/s, data wait 2 %, 1 min 30 s left, checkpoint 25, 2 ranks"
+            "loss 3.2500, 180 samples/s, MFU 41.2 %, data wait 2 %, exposed communication 3 %, 1.5 GiB, 1 min 30 s left, \
+             checkpoint 25, 2 ranks"
         );
     }
 }

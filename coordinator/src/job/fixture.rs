@@ -122,21 +122,6 @@ pub(super) fn written(generation: u64, rank: u32, step: u64) -> Event {
 }
 
 pub(super) fn progress(generation: u64, slot: u32, stage: usize, step: u64) -> Event {
-    let progress = Progress {
-        generation: Generation(generation),
-        stage,
-        activity: None,
-        step: Step(step),
-        steps: 10,
-        loss: None,
-        learning_rate: None,
-        grad_norm: None,
-        logit_scale: None,
-        samples_per_s: None,
-        data_wait_share: None,
-        step_s: None,
-        skipped_samples: 0,
-        checkpoint: None,
-    };
+    let progress = Progress::at(Generation(generation), stage, Step(step), 10);
     Event::Progress { place: place(slot), progress: Box::new(progress) }
 }
