@@ -49,22 +49,7 @@ fn fake_trainer() {
 }
 
 fn progress(generation: Generation) -> Progress {
-    Progress {
-        generation,
-        stage: 0,
-        activity: None,
-        step: Step(1),
-        steps: 2,
-        loss: Some(0.1 + 0.2),
-        learning_rate: None,
-        grad_norm: None,
-        logit_scale: None,
-        samples_per_s: None,
-        data_wait_share: None,
-        step_s: None,
-        skipped_samples: 0,
-        checkpoint: None,
-    }
+    Progress { loss: Some(0.1 + 0.2), ..Progress::at(generation, 0, Step(1), 2) }
 }
 
 /// Hands every session to the test.

@@ -1,7 +1,10 @@
 //! How long training stands still for a checkpoint, and how long it takes until it is on storage.
 
-use super::median;
-use crate::checkpoint::{HostCopy, Writer};
+use super::{device, median};
+use crate::{
+    checkpoint::{HostCopy, Writer},
+    torch::cuda::DeviceChoice,
+};
 use anyhow::Context as _;
 use common::{
     ids::{Rank, Step, WorldSize},
@@ -9,7 +12,7 @@ use common::{
 };
 use serde_json::{Value, json};
 use std::{path::PathBuf, sync::mpsc::channel, time::Instant};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -20,6 +23,9 @@ pub struct CheckpointArgs {
     /// Where to write; a temporary folder there is removed at the end
     #[arg(long, default_value = ".")]
     pub folder: PathBuf,
+    /// Where the state is: cpu, cuda, cuda:N, auto
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceChoice,
     /// Checkpoints before the measured ones
     #[arg(long, default_value_t = 1)]
     pub warmup: usize,
@@ -34,12 +40,13 @@ pub struct CheckpointArgs {
 /// Measures, and returns the figures.
 pub fn run(args: &CheckpointArgs) -> anyhow::Result<Value> {
     anyhow::ensure!(args.million_parameters > 0.0 && args.repeats > 0, "sizes and --repeats must be above 0");
+    let device = device(args.device, 1)?;
     let folder =
         tempfile::tempdir_in(&args.folder).with_context(|| format!("a folder in {}", args.folder.display()))?;
     // Tensors of a million numbers: about the size of a layer's matrices.
     let count = (3.0 * args.million_parameters).ceil() as usize;
     let named: Vec<(String, Tensor)> =
-        (0..count).map(|i| (format!("t{i}"), Tensor::ones([1000, 1000], (Kind::Float, Device::Cpu)))).collect();
+        (0..count).map(|i| (format!("t{i}"), Tensor::ones([1000, 1000], (Kind::Float, device)))).collect();
     let (sender, written) = channel();
     let mut writer = Writer::start(move |_, part| {
         // The receiver lives until the writer is done.
@@ -65,7 +72,7 @@ pub fn run(args: &CheckpointArgs) -> anyhow::Result<Value> {
     writer.finish()?;
     let gib = count as f64 * 4e6 / f64::from(1 << 30);
     Ok(json!({
-        "schema": 1, "bench": "checkpoint", "bytes": count * 4_000_000, "repeats": args.repeats,
+        "schema": 1, "bench": "checkpoint", "device": args.device.to_string(), "bytes": count * 4_000_000, "repeats": args.repeats,
         "stall_s": median(&stalls), "write_s": median(&writes),
         "copy_gib_per_s": gib / median(&stalls), "write_gib_per_s": gib / median(&writes),
     }))

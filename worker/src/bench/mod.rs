@@ -6,6 +6,7 @@ pub mod loader;
 pub mod loss;
 pub mod step;
 
+use crate::torch::cuda::DeviceChoice;
 use anyhow::Context as _;
 use serde_json::Value;
 
@@ -39,6 +40,14 @@ pub fn main(command: &BenchCommand) -> anyhow::Result<()> {
 fn print(figures: &Value) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(figures).context("figures are JSON")?);
     Ok(())
+}
+
+/// Where to compute, with so many CPU threads.
+fn device(choice: DeviceChoice, threads: i32) -> anyhow::Result<tch::Device> {
+    // Before anything else of libtorch: it looks for CUDA once.
+    let device = choice.choose(0).map_err(anyhow::Error::msg)?;
+    tch::set_num_threads(threads);
+    Ok(device)
 }
 
 /// The middle of repeated measurements, in their own unit; of an even number the mean of the middle two.

@@ -1,15 +1,19 @@
 //! Seconds of one optimizer step of a CLIP vision tower against fixed text vectors, in this process alone.
 
-use super::median;
+use super::{device, median};
 use crate::{
     collective::Solo,
     model::{
+        adapter::{Adapter, AdapterConfig},
         init,
         vit::{ClipVision, ClipVisionConfig},
     },
+    torch::{cuda::DeviceChoice, memory, peak},
     trainer::{
-        parameters::{FlatParameters, clip_groups},
-        step::{PairEncoder, StepSettings, contrastive_step},
+        layout::clip_groups,
+        parameters::FlatParameters,
+        step::{PairEncoder, StepBegun, StepOutput, StepSettings, contrastive_step},
+        timeline::{Section, Timeline},
     },
 };
 use anyhow::Context as _;
@@ -32,6 +36,18 @@ pub struct StepArgs {
     /// What to compute in; weights and optimizer are fp32 in any case
     #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
     pub precision: String,
+    /// Width of text vectors that go through a trained adapter; without it they are fixed and of the shared width
+    #[arg(long)]
+    pub text_width: Option<i64>,
+    /// Residual blocks of the adapter
+    #[arg(long, default_value_t = 4)]
+    pub adapter_blocks: i64,
+    /// Run each block of the tower again in the backward pass instead of keeping what it computed
+    #[arg(long)]
+    pub activation_checkpointing: bool,
+    /// Where to compute: cpu, cuda, cuda:N, auto
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceChoice,
     /// CPU threads
     #[arg(long, default_value_t = 2)]
     pub threads: i32,
@@ -49,70 +65,126 @@ pub struct StepArgs {
 struct Fixed {
     compute: Kind,
     tower: ClipVision,
+    adapter: Option<Adapter>,
     pixels: Vec<Tensor>,
     text: Vec<Tensor>,
 }
 
 impl PairEncoder for Fixed {
     fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
-        (self.tower.forward(&self.pixels[chunk].to_kind(self.compute)), self.text[chunk].shallow_clone())
+        let text = &self.text[chunk];
+        let text = self.adapter.as_ref().map_or_else(|| text.shallow_clone(), |adapter| adapter.forward(text));
+        (self.tower.forward(&self.pixels[chunk].to_kind(self.compute)), text)
     }
 }
 
-/// Measures, and returns the figures.
-pub fn run(args: &StepArgs) -> anyhow::Result<Value> {
-    anyhow::ensure!(args.batch > 0 && args.repeats > 0, "--batch and --repeats must be 1 or more");
-    tch::set_num_threads(args.threads);
-    tch::manual_seed(0);
-    let config: ClipVisionConfig = match &args.vision {
-        Some(folder) => crate::model::config::read(folder)?,
+/// What is trained.
+struct Setup {
+    encoder: Fixed,
+    parameters: FlatParameters,
+    log_scale: Tensor,
+    sizes: Vec<i64>,
+    /// Of a training step, a pair.
+    flops: f64,
+}
+
+fn config(args: &StepArgs) -> anyhow::Result<ClipVisionConfig> {
+    match &args.vision {
+        Some(folder) => Ok(crate::model::config::read(folder)?),
         None => serde_json::from_value(json!({
             "model_type": "clip_vision_model", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6,
             "num_attention_heads": 4, "image_size": 112, "patch_size": 16, "hidden_act": "gelu",
             "layer_norm_eps": 1e-5, "projection_dim": 256,
         }))
-        .context("the built-in config is one")?,
-    };
-    let store = nn::VarStore::new(Device::Cpu);
-    let tower = ClipVision::new(&store.root(), &config);
+        .context("the built-in config is one"),
+    }
+}
+
+fn set_up(args: &StepArgs, device: Device) -> anyhow::Result<Setup> {
+    let config = config(args)?;
+    let store = nn::VarStore::new(device);
+    let mut tower = ClipVision::new(&store.root(), &config);
+    tower.recompute_blocks(args.activation_checkpointing);
     init::random(&store, 0, &config);
+    let (output, blocks) = (config.projection_dim, args.adapter_blocks);
+    let adapter = args.text_width.map(|input| {
+        let sizes = AdapterConfig { input, output, blocks, expansion: 2, l2_norm: true };
+        let adapter = Adapter::new(&store.root(), &sizes);
+        init::random_adapter(&store, 0);
+        adapter
+    });
     let log_scale = store.root().var("logit_scale", &[], nn::Init::Const((1.0f64 / 0.07).ln()));
     let groups = clip_groups(0.2, 1.0, tower.layers(), |name| tower.layer_id(name));
-    let mut parameters = FlatParameters::new(store.variables().into_iter().collect(), groups, Device::Cpu)?;
+    let parameters = FlatParameters::new(store.variables().into_iter().collect(), groups, device)?;
 
-    let size = config.image_size;
-    let pixels = Tensor::randn([args.batch, 3, size, size], (Kind::Float, Device::Cpu));
-    let text = Tensor::randn([args.batch, config.projection_dim], (Kind::Float, Device::Cpu));
     let chunk = args.chunk.unwrap_or(args.batch);
     let sizes: Vec<i64> = (0..args.batch).step_by(chunk.max(1) as usize).map(|at| chunk.min(args.batch - at)).collect();
     let compute = if args.precision == "bf16" { Kind::BFloat16 } else { Kind::Float };
-    let encoder =
-        Fixed { compute, tower, pixels: pixels.split_with_sizes(&sizes, 0), text: text.split_with_sizes(&sizes, 0) };
-    let settings =
-        StepSettings { step: 1, learning_rate: 1e-3, betas: (0.9, 0.98), eps: 1e-6, clip_norm: None, tile: 4096 };
-    let mut seconds = Vec::new();
-    let mut parts: Vec<[f64; 6]> = Vec::new();
-    for step in 0..args.warmup + args.repeats {
-        let began = Instant::now();
-        let output = contrastive_step(
-            &encoder,
-            (&sizes, &[args.batch]),
-            &Solo,
-            &mut parameters,
-            &log_scale,
-            &StepSettings { step: step as u64 + 1, ..settings },
-        )?;
-        if step >= args.warmup {
-            seconds.push(began.elapsed().as_secs_f64());
-            parts.push(output.times.seconds());
+    let normal = |shape: &[i64], kind| Tensor::randn(shape, (Kind::Float, device)).to_kind(kind);
+    let size = config.image_size;
+    let inputs = |count: &i64| normal(&[*count, 3, size, size], compute);
+    let text = |count: &i64| normal(&[*count, args.text_width.unwrap_or(output)], compute);
+    let (pixels, text) = (sizes.iter().map(inputs).collect(), sizes.iter().map(text).collect());
+    let flops = 3.0 * (tower.flops(tower.patches()) + adapter.as_ref().map_or(0.0, Adapter::flops));
+    let encoder = Fixed { compute, tower, adapter, pixels, text };
+    Ok(Setup { encoder, parameters, log_scale, sizes, flops })
+}
+
+/// Measures, and returns the figures.
+pub fn run(args: &StepArgs) -> anyhow::Result<Value> {
+    anyhow::ensure!(args.batch > 0 && args.repeats > 0, "--batch and --repeats must be 1 or more");
+    let device = device(args.device, args.threads)?;
+    tch::manual_seed(0);
+    let mut setup = set_up(args, device)?;
+    let mut steps: Vec<(f64, StepOutput)> = Vec::new();
+    // As in training: a step is read while the next one is computed.
+    let mut begun: Option<StepBegun> = None;
+    let mut last = Instant::now();
+    for step in 0..=args.warmup + args.repeats {
+        if step == args.warmup {
+            memory::reset_peak(device);
+        }
+        let next =
+            (step < args.warmup + args.repeats).then(|| begin(&mut setup, step as u64 + 1, device)).transpose()?;
+        if let Some(before) = std::mem::replace(&mut begun, next) {
+            let output = before.wait()?;
+            steps.push((std::mem::replace(&mut last, Instant::now()).elapsed().as_secs_f64(), output));
         }
     }
-    let part = |i: usize| median(&parts.iter().map(|times| times[i]).collect::<Vec<_>>());
-    let step_s = median(&seconds);
-    Ok(json!({
-        "schema": 1, "bench": "step", "precision": args.precision,
-        "batch": args.batch, "chunk": chunk, "threads": args.threads, "repeats": args.repeats,
-        "parameters": parameters.numel(), "step_s": step_s, "images_per_s": args.batch as f64 / step_s,
-        "encode_s": part(0), "gather_s": part(1), "loss_s": part(2), "backward_s": part(3), "reduce_s": part(4), "optimizer_s": part(5),
-    }))
+    Ok(figures(args, &setup, &steps[args.warmup..], device))
+}
+
+fn begin(setup: &mut Setup, step: u64, device: Device) -> anyhow::Result<StepBegun> {
+    let settings =
+        StepSettings { step, learning_rate: 1e-3, betas: (0.9, 0.98), eps: 1e-6, clip_norm: None, tile: 4096 };
+    let rows = [setup.sizes.iter().sum()];
+    Ok(contrastive_step(
+        &setup.encoder,
+        (&setup.sizes, &rows),
+        &Solo,
+        &mut setup.parameters,
+        &setup.log_scale,
+        &settings,
+        Timeline::begin(device),
+    )?)
+}
+
+fn figures(args: &StepArgs, setup: &Setup, steps: &[(f64, StepOutput)], device: Device) -> Value {
+    let part = |section: Section| {
+        median(&steps.iter().map(|(_, output)| output.times.of(section).as_secs_f64()).collect::<Vec<_>>())
+    };
+    let step_s = median(&steps.iter().map(|(seconds, _)| *seconds).collect::<Vec<_>>());
+    let flop_per_s = setup.flops * args.batch as f64 / step_s;
+    let peak = peak::flop_per_s(device, setup.encoder.compute);
+    json!({
+        "schema": 1, "bench": "step", "device": args.device.to_string(), "precision": args.precision,
+        "batch": args.batch, "chunk": args.chunk.unwrap_or(args.batch), "threads": args.threads, "repeats": args.repeats,
+        "activation_checkpointing": args.activation_checkpointing,
+        "parameters": setup.parameters.numel(), "step_s": step_s, "images_per_s": args.batch as f64 / step_s,
+        "encode_s": part(Section::Encode), "gather_s": part(Section::Gather), "loss_s": part(Section::Loss),
+        "backward_s": part(Section::Backward), "reduce_s": part(Section::Reduce), "optimizer_s": part(Section::Optimizer),
+        // Three forward passes a pair, whatever recomputation adds; see `ClipVision::flops`.
+        "model_flop_per_s": flop_per_s, "device_peak_flop_per_s": peak, "mfu": peak.map(|peak| flop_per_s / peak),
+        "peak_memory_bytes": memory::peak_bytes(device),
+    })
 }

@@ -143,6 +143,13 @@ pub trait Collective: Send + Sync {
     fn finish(&self) -> Result<(), CollectiveError> {
         Ok(())
     }
+    /// A float scalar on the device that will be 0 when everything begun here so far is done on every rank, and 1 when
+    /// something failed on the way; absent where what returns is done. Every rank calls it at the same place.
+    ///
+    /// With it the device can hold an update back that [`Collective::finish`] would have the host wait for.
+    fn lost(&self) -> Result<Option<Tensor>, CollectiveError> {
+        Ok(None)
+    }
     /// Ends every operation of every rank with an error, from any thread.
     fn abort(&self, reason: &str);
 }

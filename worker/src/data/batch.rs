@@ -57,14 +57,39 @@ pub struct Batch {
     pub skipped: Vec<ReplacedSample>,
 }
 
-/// A batch's images as a tensor [n, 3, S, S] in fp32: `(value / 255 - mean) / std` by CLIP's mean and deviation.
+impl Batch {
+    /// The pixels' shape: [n, 3, S, S].
+    pub fn shape(&self) -> [i64; 4] {
+        let side = i64::from(self.image_size);
+        [self.samples.len() as i64, 3, side, side]
+    }
+}
+
+/// Makes numbers of images' bytes: `(value / 255 - mean) / std` by CLIP's mean and deviation.
+#[derive(Debug)]
+pub struct Normalise {
+    mean: Tensor,
+    std: Tensor,
+}
+
+impl Normalise {
+    /// On a device.
+    pub fn new(device: Device) -> Self {
+        let constant = |values: &[f32; 3]| Tensor::from_slice(values).view([1, 3, 1, 1]).to_device(device);
+        Self { mean: constant(&MEAN), std: constant(&STD) }
+    }
+
+    /// Images [n, 3, S, S] of bytes in fp32.
+    pub fn apply(&self, bytes: &Tensor) -> Tensor {
+        let mut values = bytes.to_kind(Kind::Float);
+        let _ = values.g_div_scalar_(255.0);
+        let _ = values.g_sub_(&self.mean);
+        values.g_div_(&self.std)
+    }
+}
+
+/// A batch's images as normalised numbers, see [`Normalise`].
 pub fn pixels_to_tensor(batch: &Batch, device: Device) -> Tensor {
-    let side = i64::from(batch.image_size);
-    let shape = [batch.samples.len() as i64, 3, side, side];
-    let bytes = Tensor::from_data_size(&batch.pixels, &shape, Kind::Uint8);
-    let constant = |values: &[f32; 3]| Tensor::from_slice(values).view([1, 3, 1, 1]).to_device(device);
-    let mut values = bytes.to_device(device).to_kind(Kind::Float);
-    let _ = values.g_div_scalar_(255.0);
-    let _ = values.g_sub_(&constant(&MEAN));
-    values.g_div_(&constant(&STD))
+    let bytes = Tensor::from_data_size(&batch.pixels, &batch.shape(), Kind::Uint8);
+    Normalise::new(device).apply(&bytes.to_device(device))
 }

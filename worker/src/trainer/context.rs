@@ -54,22 +54,7 @@ impl Context<'_> {
 
     /// A report with nothing in it but where the stage stands.
     pub fn progress(&self, step: u64, steps: u64) -> Progress {
-        Progress {
-            generation: self.plan.generation,
-            stage: self.plan.stage,
-            activity: None,
-            step: Step(step),
-            steps,
-            loss: None,
-            learning_rate: None,
-            grad_norm: None,
-            logit_scale: None,
-            samples_per_s: None,
-            data_wait_share: None,
-            step_s: None,
-            skipped_samples: 0,
-            checkpoint: None,
-        }
+        Progress::at(self.plan.generation, self.plan.stage, Step(step), steps)
     }
 
     /// Says what is being done before steps run.

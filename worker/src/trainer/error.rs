@@ -53,6 +53,14 @@ pub enum TrainerError {
         /// NaN or infinite.
         loss: f64,
     },
+    /// The device held an update back although no collective says why.
+    #[error(
+        "step {step} was not carried out: a collective operation on the GPU was lost. `resume` goes on from the newest checkpoint"
+    )]
+    NotUpdated {
+        /// Which step.
+        step: u64,
+    },
     /// The coordinator did not commit a checkpoint that all ranks have written.
     #[error("the checkpoint of step {step} was not committed within {seconds} s: is the coordinator reachable?")]
     NotCommitted {

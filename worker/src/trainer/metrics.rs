@@ -30,7 +30,10 @@ pub struct StepMetrics {
     pub step_s: f64,
     /// Of these, seconds spent waiting for data.
     pub data_wait_s: f64,
-    /// Of these, seconds spent copying a checkpoint to host memory.
+    /// Of these, seconds in which communication kept computation waiting.
+    #[serde(default)]
+    pub exposed_communication_s: f64,
+    /// Of these, seconds spent copying the checkpoint of the step before to host memory.
     pub checkpoint_stall_s: f64,
 }
 
@@ -86,6 +89,7 @@ mod tests {
             logit_scale: 14.0,
             step_s: 0.1,
             data_wait_s: 0.0,
+            exposed_communication_s: 0.0,
             checkpoint_stall_s: 0.0,
         }
     }

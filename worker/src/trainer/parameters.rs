@@ -1,106 +1,23 @@
 //! What is trained, as one flat buffer: parameters, gradients and both moments lie in tensors of one length, and the
-//! model's variables are views of them. One all-reduce, one norm, one optimizer call per group.
+//! model's variables are views of them. One all-reduce a bucket, one norm, one optimizer call per group.
+//!
+//! With a sharded optimizer each rank keeps the moments of its own stretches alone, gets the sum of their gradients, and
+//! gives the others what it made of the parameters there.
 
 use super::{
-    buckets::{Buckets, Stretch},
+    buckets::Buckets,
     error::TrainerError,
+    layout::{Group, Layout, Place, Variable, lay_out},
     reducer::Reducer,
+    shards::Shards,
 };
 use crate::{
     collective::{Collective, CollectiveError},
-    torch::shim::{self, AdamW},
+    torch::shim::{self, AdamW, Updated},
 };
 use common::ids::Rank;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
-
-/// Every variable begins at a multiple of so many elements: a cache line.
-const ALIGNMENT: i64 = 16;
-
-/// How a variable is updated.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Group {
-    /// Decoupled weight decay.
-    pub weight_decay: f64,
-    /// The factor on the learning rate.
-    pub lr_scale: f64,
-}
-
-/// What the trainer is told of a variable.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Place {
-    /// How it is updated.
-    pub group: Group,
-    /// How far it is from the input: deeper variables have their gradients earlier.
-    pub depth: i64,
-}
-
-/// The groups of stage 2: no decay on vectors and scalars (biases, norms, class embedding, logit scale; as open_clip),
-/// `layer_decay` to the power of the distance from the head on the learning rate (BEiT). `layer_id` gives 0 for the
-/// embeddings, up to `layers` + 1 for the head.
-pub fn clip_groups<F: Fn(&str) -> i64>(
-    weight_decay: f64,
-    layer_decay: f64,
-    layers: i64,
-    layer_id: F,
-) -> impl Fn(&str, &Tensor) -> Place {
-    move |name, variable| {
-        let depth = layer_id(name);
-        let group = Group {
-            weight_decay: if variable.dim() < 2 { 0.0 } else { weight_decay },
-            lr_scale: layer_decay.powi(i32::try_from(layers + 1 - depth).unwrap_or(0)),
-        };
-        Place { group, depth }
-    }
-}
-
-#[derive(Debug)]
-struct Variable {
-    name: String,
-    shape: Vec<i64>,
-    start: i64,
-    length: i64,
-    depth: i64,
-    tensor: Tensor,
-}
-
-/// How the flat buffer is laid out.
-struct Layout {
-    /// One after the other.
-    variables: Vec<Variable>,
-    /// Their stretches.
-    groups: Vec<(Group, Range<i64>)>,
-    /// The buffer's length.
-    end: i64,
-}
-
-fn lay_out(variables: Vec<(String, Tensor)>, place_of: impl Fn(&str, &Tensor) -> Place) -> Layout {
-    let place = |(name, tensor): (String, Tensor)| (place_of(&name, &tensor), name, tensor);
-    let mut placed: Vec<(Place, String, Tensor)> = variables.into_iter().map(place).collect();
-    // Both sorts are stable: by name within a depth, by depth within a group.
-    placed.sort_by_key(|(place, ..)| std::cmp::Reverse(place.depth));
-    let mut known: Vec<Group> = Vec::new();
-    for (place, ..) in &placed {
-        if !known.contains(&place.group) {
-            known.push(place.group);
-        }
-    }
-    placed.sort_by_key(|(place, ..)| known.iter().position(|group| *group == place.group));
-
-    let mut laid_out = Vec::new();
-    let mut groups: Vec<(Group, Range<i64>)> = Vec::new();
-    let mut end = 0;
-    for (Place { group, depth }, name, tensor) in placed {
-        let (start, length) = (end, tensor.numel() as i64);
-        laid_out.push(Variable { name, shape: tensor.size(), start, length, depth, tensor });
-        end += (length + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-        match groups.last_mut() {
-            Some((last, range)) if *last == group => range.end = end,
-            _ => groups.push((group, start..end)),
-        }
-    }
-    Layout { variables: laid_out, groups, end }
-}
 
 /// Variables, their gradients and the optimizer's moments.
 pub struct FlatParameters {
@@ -108,39 +25,40 @@ pub struct FlatParameters {
     groups: Vec<(Group, Range<i64>)>,
     values: Tensor,
     gradients: Tensor,
+    /// As long as `values`, or this rank's stretches one after the other.
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     reducer: Reducer,
+    /// Absent when every rank updates all.
+    shards: Option<Shards>,
 }
 
 impl FlatParameters {
     /// Moves the variables (of one type, fp32 or fp64, requiring gradients) into a flat buffer; they stay usable under
-    /// their names. Their order is by group, then from the output to the input, then by name: the same on every rank.
+    /// their names. The layout is the same on every rank.
     ///
     /// # Errors
     /// When libtorch refuses: variables of several types, say.
     pub fn new(
-        mut variables: Vec<(String, Tensor)>,
+        variables: Vec<(String, Tensor)>,
         place_of: impl Fn(&str, &Tensor) -> Place,
         device: Device,
     ) -> Result<Self, TrainerError> {
-        variables.sort_by(|a, b| a.0.cmp(&b.0));
         let kind = variables.first().map_or(Kind::Float, |(_, tensor)| tensor.kind());
-        let Layout { variables: laid_out, groups, end } = lay_out(variables, place_of);
+        let layout = lay_out(variables, place_of);
+        let buckets = Buckets::cut(&layout.stretches(), kind.elt_size_in_bytes() as i64);
+        let Layout { variables, groups, end } = layout;
+        let reducer = Reducer::new(buckets, variables.iter().map(|variable| variable.tensor.shallow_clone()), device)?;
         let flat = || Tensor::zeros([end], (kind, device));
-        let ends = laid_out.iter().skip(1).map(|variable| variable.start).chain([end]);
-        let stretch = |(variable, end): (&Variable, i64)| Stretch { range: variable.start..end, depth: variable.depth };
-        let stretches: Vec<Stretch> = laid_out.iter().zip(ends).map(stretch).collect();
-        let buckets = Buckets::cut(&stretches, kind.elt_size_in_bytes() as i64);
-        let reducer = Reducer::new(buckets, laid_out.iter().map(|variable| variable.tensor.shallow_clone()))?;
         let mut flat = Self {
             reducer,
-            variables: laid_out,
+            variables,
             groups,
             values: flat(),
             gradients: flat(),
             exp_avg: flat(),
             exp_avg_sq: flat(),
+            shards: None,
         };
         flat.adopt()?;
         Ok(flat)
@@ -148,13 +66,20 @@ impl FlatParameters {
 
     fn adopt(&mut self) -> Result<(), TrainerError> {
         for variable in &mut self.variables {
-            let view = |flat: &Tensor| flat.narrow(0, variable.start, variable.length).view(variable.shape.as_slice());
-            let mut place = view(&self.values);
+            let mut place = variable.view(&self.values);
             tch::no_grad(|| place.copy_(&variable.tensor));
             variable.tensor.f_set_data(&place)?;
-            shim::set_grad(&variable.tensor, &view(&self.gradients))?;
+            shim::set_grad(&variable.tensor, &variable.view(&self.gradients))?;
         }
         Ok(())
+    }
+
+    /// Keeps the moments of this rank's share alone from now on. Before the first update and before `load`.
+    pub fn shard(&mut self, collective: &dyn Collective) {
+        let shards = Shards::cut(self.reducer.ranges(), collective.rank(), collective.world());
+        let moment = || Tensor::zeros([shards.elements()], (self.values.kind(), self.values.device()));
+        (self.exp_avg, self.exp_avg_sq) = (moment(), moment());
+        self.shards = Some(shards);
     }
 
     /// How many numbers are trained.
@@ -167,8 +92,9 @@ impl FlatParameters {
         let _ = self.gradients.zero_();
     }
 
-    /// Runs the backward pass that completes the gradients, and sums them over all ranks behind it. `complete` is called
-    /// when the pass is over: the rest is communication that nothing hides.
+    /// Runs the backward pass that completes the gradients, and sums them over all ranks behind it: with a sharded
+    /// optimizer those of each rank's own stretches only. `complete` is called when the pass is over: the rest is
+    /// communication that nothing hides.
     ///
     /// # Errors
     /// When a peer fails.
@@ -177,53 +103,137 @@ impl FlatParameters {
         collective: &dyn Collective,
         backward: impl FnOnce(),
         complete: impl FnOnce(),
-    ) -> Result<(), CollectiveError> {
+    ) -> Result<(), TrainerError> {
         if collective.world().0 == 1 {
             backward();
             complete();
             return Ok(());
         }
-        self.reducer.reduce_behind(&self.gradients, collective, backward, complete)
+        let gradients = self.gradients.shallow_clone();
+        let ranges = self.reducer.ranges().to_vec();
+        let shards = self.shards.clone();
+        let reduce = move |bucket: usize| {
+            let part = |range: &Range<i64>| gradients.narrow(0, range.start, range.end - range.start);
+            match &shards {
+                None => collective.all_reduce_sum(&mut part(&ranges[bucket])),
+                Some(shards) => {
+                    let sum = collective.reduce_scatter_rows(&part(&ranges[bucket]), shards.rows(bucket))?;
+                    part(&shards.own(bucket)).copy_(&sum);
+                    Ok(())
+                }
+            }
+        };
+        self.reducer.reduce_behind(reduce, backward, complete)
     }
 
-    /// The gradients' L2 norm as a scalar tensor on the device; they are scaled down to `clip_norm` if that is less.
-    pub fn clip(&mut self, clip_norm: Option<f64>) -> Tensor {
-        let norm = self.gradients.norm();
-        if let Some(limit) = clip_norm {
-            let factor = (limit / (&norm + 1e-6)).clamp_max(1.0);
-            let _ = self.gradients.g_mul_(&factor);
-        }
-        norm
-    }
-
-    /// One AdamW update of every variable. `constants.weight_decay` is replaced by each group's.
+    /// The gradients' L2 norm over all ranks as a scalar tensor on the device; they are scaled down to `clip_norm` if that
+    /// is less.
     ///
     /// # Errors
-    /// When libtorch refuses.
-    pub fn update(&mut self, constants: &AdamW) -> Result<(), TrainerError> {
+    /// When a peer fails.
+    pub fn clip(&mut self, collective: &dyn Collective, clip_norm: Option<f64>) -> Result<Tensor, CollectiveError> {
+        let mut own: Vec<Tensor> = match &self.shards {
+            None => vec![self.gradients.shallow_clone()],
+            Some(shards) => shards.placed().map(|(range, _)| stretch(&self.gradients, &range)).collect(),
+        };
+        let norms: Vec<Tensor> = own.iter().map(Tensor::norm).collect();
+        let norm = match &self.shards {
+            None => norms[0].shallow_clone(),
+            Some(_) => {
+                let mut squares = Tensor::stack(&norms, 0).square().sum(self.gradients.kind()).view([1]);
+                collective.all_reduce_sum(&mut squares)?;
+                squares.sqrt().squeeze()
+            }
+        };
+        if let Some(limit) = clip_norm {
+            let factor = (limit / (&norm + 1e-6)).clamp_max(1.0);
+            own.iter_mut().for_each(|part| {
+                let _ = part.g_mul_(&factor);
+            });
+        }
+        Ok(norm)
+    }
+
+    /// One AdamW update of every variable, unless `skip`, a float scalar on the device, is 1. `constants.weight_decay` is
+    /// replaced by each group's.
+    ///
+    /// # Errors
+    /// When libtorch refuses, or a peer fails.
+    pub fn update(
+        &mut self,
+        collective: &dyn Collective,
+        skip: Option<&Tensor>,
+        constants: &AdamW,
+    ) -> Result<(), TrainerError> {
         for (group, range) in &self.groups {
-            let part = |flat: &Tensor| flat.narrow(0, range.start, range.end - range.start);
             let constants = AdamW {
                 weight_decay: group.weight_decay,
                 learning_rate: constants.learning_rate * group.lr_scale,
                 ..*constants
             };
-            let moments = (&mut part(&self.exp_avg), &mut part(&self.exp_avg_sq));
-            shim::fused_adamw(&mut part(&self.values), &part(&self.gradients), moments, &constants)?;
+            shim::fused_adamw(&mut self.updated(range), skip, &constants)?;
+        }
+        let Some(shards) = &self.shards else { return Ok(()) };
+        for (bucket, range) in self.reducer.ranges().iter().enumerate() {
+            let own = stretch(&self.values, &shards.own(bucket));
+            let all = collective.all_gather_rows(&own, shards.rows(bucket))?;
+            tch::no_grad(|| stretch(&self.values, range).copy_(&all));
         }
         Ok(())
     }
 
-    /// Everything that a checkpoint holds, by name: `param.X`, `exp_avg.X`, `exp_avg_sq.X`.
-    pub fn named(&self) -> Vec<(String, Tensor)> {
-        let mut named = Vec::with_capacity(3 * self.variables.len());
-        for (kind, flat) in [("param", &self.values), ("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)] {
-            for variable in &self.variables {
-                let view = flat.narrow(0, variable.start, variable.length).view(variable.shape.as_slice());
-                named.push((format!("{kind}.{}", variable.name), view));
+    /// What this rank updates of a stretch of the buffer.
+    fn updated(&self, group: &Range<i64>) -> Vec<Updated> {
+        let whole = 0..self.values.size()[0];
+        let placed: Vec<(Range<i64>, i64)> = match &self.shards {
+            None => vec![(whole, 0)],
+            Some(shards) => shards.placed().collect(),
+        };
+        let common = placed.into_iter().filter_map(|(own, place)| {
+            let common = own.start.max(group.start)..own.end.min(group.end);
+            (common.start < common.end).then(|| (place + common.start - own.start, common))
+        });
+        let updated = |(place, range): (i64, Range<i64>)| {
+            let moment = |flat: &Tensor| flat.narrow(0, place, range.end - range.start);
+            Updated {
+                parameter: stretch(&self.values, &range),
+                gradient: stretch(&self.gradients, &range),
+                exp_avg: moment(&self.exp_avg),
+                exp_avg_sq: moment(&self.exp_avg_sq),
             }
+        };
+        common.map(updated).collect()
+    }
+
+    /// Everything that a checkpoint holds, by name: `param.X`, `exp_avg.X`, `exp_avg_sq.X`. All ranks call it together:
+    /// sharded moments are gathered, which takes the memory of both for as long as the list lives.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    pub fn named(&self, collective: &dyn Collective) -> Result<Vec<(String, Tensor)>, CollectiveError> {
+        let mut named = Vec::with_capacity(3 * self.variables.len());
+        let flats = [
+            ("param", self.values.shallow_clone()),
+            ("exp_avg", self.whole(collective, &self.exp_avg)?),
+            ("exp_avg_sq", self.whole(collective, &self.exp_avg_sq)?),
+        ];
+        for (kind, flat) in &flats {
+            named.extend(
+                self.variables.iter().map(|variable| (format!("{kind}.{}", variable.name), variable.view(flat))),
+            );
         }
-        named
+        Ok(named)
+    }
+
+    /// A moment of the whole buffer.
+    fn whole(&self, collective: &dyn Collective, moment: &Tensor) -> Result<Tensor, CollectiveError> {
+        let Some(shards) = &self.shards else { return Ok(moment.shallow_clone()) };
+        let all = self.values.zeros_like();
+        for (bucket, (range, (own, place))) in self.reducer.ranges().iter().zip(shards.placed()).enumerate() {
+            let own = moment.narrow(0, place, own.end - own.start);
+            stretch(&all, range).copy_(&collective.all_gather_rows(&own, shards.rows(bucket))?);
+        }
+        Ok(all)
     }
 
     /// Overwrites everything with what `tensor` gives for each name of [`FlatParameters::named`].
@@ -234,7 +244,32 @@ impl FlatParameters {
     where
         TrainerError: From<E>,
     {
-        for (name, mut place) in self.named() {
+        self.fill("param", &self.values, &tensor)?;
+        for (kind, moment) in [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)] {
+            let Some(shards) = &self.shards else {
+                self.fill(kind, moment, &tensor)?;
+                continue;
+            };
+            let all = self.values.zeros_like();
+            self.fill(kind, &all, &tensor)?;
+            for (own, place) in shards.placed() {
+                moment.narrow(0, place, own.end - own.start).copy_(&stretch(&all, &own));
+            }
+        }
+        Ok(())
+    }
+
+    fn fill<E>(
+        &self,
+        kind: &str,
+        flat: &Tensor,
+        tensor: &impl Fn(&str) -> Result<Tensor, E>,
+    ) -> Result<(), TrainerError>
+    where
+        TrainerError: From<E>,
+    {
+        for variable in &self.variables {
+            let (name, mut place) = (format!("{kind}.{}", variable.name), variable.view(flat));
             let loaded = tensor(&name)?;
             if loaded.size() != place.size() {
                 return Err(TrainerError::Plan(format!(
@@ -249,27 +284,33 @@ impl FlatParameters {
         Ok(())
     }
 
-    /// Gives every rank what rank 0 has.
+    /// Gives every rank what rank 0 has; sharded moments are each rank's own.
     ///
     /// # Errors
     /// When a peer fails.
     pub fn broadcast(&mut self, collective: &dyn Collective) -> Result<(), CollectiveError> {
-        for flat in [&mut self.values, &mut self.exp_avg, &mut self.exp_avg_sq] {
-            collective.broadcast(flat, Rank(0))?;
+        collective.broadcast(&mut self.values, Rank(0))?;
+        if self.shards.is_none() {
+            collective.broadcast(&mut self.exp_avg, Rank(0))?;
+            collective.broadcast(&mut self.exp_avg_sq, Rank(0))?;
         }
         Ok(())
     }
 
-    /// The gradient of a variable, for tests and reports.
+    /// The gradient of a variable, for tests and reports. Complete on every rank when the optimizer is not sharded.
     pub fn gradient(&self, name: &str) -> Option<Tensor> {
-        let variable = self.variables.iter().find(|variable| variable.name == name)?;
-        Some(self.gradients.narrow(0, variable.start, variable.length).view(variable.shape.as_slice()))
+        Some(self.variables.iter().find(|variable| variable.name == name)?.view(&self.gradients))
     }
+}
+
+fn stretch(flat: &Tensor, range: &Range<i64>) -> Tensor {
+    flat.narrow(0, range.start, range.end - range.start)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{collective::Solo, trainer::layout::clip_groups};
     use tch::nn;
 
     fn store() -> nn::VarStore {
@@ -289,29 +330,22 @@ mod tests {
         let loss = || (store.variables()["w"].sum(Kind::Float) * 3.0 + store.variables()["b"].sum(Kind::Float)) * 1.0;
         loss().backward();
         assert_eq!(Vec::<f32>::try_from(flat.gradient("w").unwrap().view([-1])).unwrap(), [3.0; 15]);
-        let norm = flat.clip(Some(1.0)).double_value(&[]);
+        let norm = flat.clip(&Solo, Some(1.0)).unwrap().double_value(&[]);
         assert!((norm - (15.0f64 * 9.0 + 5.0).sqrt()).abs() < 1e-5);
         let constants = AdamW { step: 1, learning_rate: 0.5, betas: (0.9, 0.98), weight_decay: 0.0, eps: 1e-8 };
-        flat.update(&constants).unwrap();
+        flat.update(&Solo, None, &constants).unwrap();
         let w = store.variables()["w"].double_value(&[0, 0]);
         assert!((w - (2.0 * 0.95 - 0.5)).abs() < 1e-5, "decay, then the step: {w}");
         let b = store.variables()["b"].double_value(&[0]);
         assert!((b - 0.5).abs() < 1e-5, "no decay on vectors: {b}");
 
-        let saved: Vec<(String, Tensor)> = flat.named().into_iter().map(|(name, t)| (name, t.copy())).collect();
-        flat.update(&constants).unwrap();
+        let saved: Vec<(String, Tensor)> =
+            flat.named(&Solo).unwrap().into_iter().map(|(name, t)| (name, t.copy())).collect();
+        flat.update(&Solo, None, &constants).unwrap();
         flat.load(|name| Ok::<_, TrainerError>(saved.iter().find(|(n, _)| n == name).unwrap().1.shallow_clone()))
             .unwrap();
         assert_eq!(store.variables()["w"].double_value(&[0, 0]), w);
         let short = flat.load(|_| Ok::<_, TrainerError>(Tensor::zeros([1], (Kind::Float, Device::Cpu)))).unwrap_err();
         assert!(short.to_string().contains("has shape [1]"), "{short}");
-    }
-
-    #[test]
-    fn layers_far_from_the_head_learn_slower() {
-        let group = clip_groups(0.1, 0.5, 2, |name| if name == "head" { 3 } else { 0 });
-        let matrix = Tensor::zeros([2, 2], (Kind::Float, Device::Cpu));
-        assert_eq!(group("head", &matrix).group, Group { weight_decay: 0.1, lr_scale: 1.0 });
-        assert_eq!(group("embeddings", &matrix).group, Group { weight_decay: 0.1, lr_scale: 0.125 });
     }
 }

@@ -8,8 +8,11 @@ use super::{
     error::TrainerError,
 };
 use crate::{
-    collective::{Collective, CollectiveError},
-    torch::hooks::GradientHooks,
+    collective::CollectiveError,
+    torch::{
+        hooks::GradientHooks,
+        lane::{Lane, Mark},
+    },
 };
 use std::{
     ops::Range,
@@ -18,15 +21,19 @@ use std::{
         mpsc::{Receiver, SyncSender, sync_channel},
     },
 };
-use tch::Tensor;
+use tch::{Device, Tensor};
 
+/// A bucket that is full, and the point from which on its gradients are what they are.
+type Full = (usize, Mark);
 /// The backward pass whose gradients are reduced; absent while no pass is.
-type Pass = Mutex<Option<(Readiness, SyncSender<usize>)>>;
+type Pass = Mutex<Option<(Readiness, SyncSender<Full>)>>;
 
-/// Reduces the gradients of variables that lie in one flat buffer.
+/// Reduces the gradients of variables that lie in one flat buffer, on a lane of its own: the device goes on with the pass
+/// while it communicates.
 pub struct Reducer {
     buckets: Buckets,
     pass: Arc<Pass>,
+    lane: Lane,
     _hooks: GradientHooks,
 }
 
@@ -35,81 +42,91 @@ impl Reducer {
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn new(buckets: Buckets, variables: impl IntoIterator<Item = Tensor>) -> Result<Self, TrainerError> {
+    pub fn new(
+        buckets: Buckets,
+        variables: impl IntoIterator<Item = Tensor>,
+        device: Device,
+    ) -> Result<Self, TrainerError> {
         let pass = Arc::new(Pass::default());
+        let lane = Lane::new(device)?;
         let told = pass.clone();
         let hooks = GradientHooks::new(variables, move |variable| {
             if let Some((readiness, launch)) = lock(&told).as_mut() {
                 let buckets = readiness.ready(variable);
-                send(launch, buckets);
+                send(launch, buckets, &lane);
             }
         })?;
-        Ok(Self { buckets, pass, _hooks: hooks })
+        Ok(Self { buckets, pass, lane, _hooks: hooks })
     }
 
-    /// Runs the pass that completes the gradients, and sums each bucket over all ranks as it is filled. `complete` is
-    /// called when the pass is over: what comes after is waiting.
+    /// The buckets' stretches of the flat buffer, in the order in which they are reduced.
+    pub fn ranges(&self) -> &[Range<i64>] {
+        self.buckets.ranges()
+    }
+
+    /// Runs the pass that completes the gradients, and calls `reduce` with each bucket as it is filled, on a thread beside
+    /// it. `complete` is called when the pass is over: what comes after is waiting.
     ///
     /// # Errors
-    /// When a peer fails.
+    /// The first of `reduce`; later buckets are not reduced then.
     pub fn reduce_behind(
         &self,
-        gradients: &Tensor,
-        collective: &dyn Collective,
+        reduce: impl Fn(usize) -> Result<(), CollectiveError> + Send,
         backward: impl FnOnce(),
         complete: impl FnOnce(),
-    ) -> Result<(), CollectiveError> {
-        let buckets: Vec<Tensor> = self
-            .buckets
-            .ranges()
-            .iter()
-            .map(|range| gradients.narrow(0, range.start, range.end - range.start))
-            .collect();
+    ) -> Result<(), TrainerError> {
         // Each bucket is sent once: a place for each means that nobody ever waits to send.
-        let (launch, launched) = sync_channel(buckets.len());
+        let (launch, launched) = sync_channel(self.ranges().len());
+        let lane = self.lane;
         std::thread::scope(|scope| {
-            let reducing = scope.spawn(move || reduce(buckets, &launched, collective));
+            let reducing = scope.spawn(move || reduce_all(&launched, lane, reduce));
             *lock(&self.pass) = Some((Readiness::new(&self.buckets), launch));
             backward();
             // Dropping the sender ends the thread, after the last bucket.
             if let Some((mut readiness, launch)) = lock(&self.pass).take() {
-                send(&launch, readiness.rest());
+                send(&launch, readiness.rest(), &lane);
             }
             complete();
             reducing.join().expect("a panic ends the process")
-        })
+        })?;
+        Ok(lane.join(&[])?)
     }
 }
 
-fn lock(pass: &Pass) -> MutexGuard<'_, Option<(Readiness, SyncSender<usize>)>> {
+fn lock(pass: &Pass) -> MutexGuard<'_, Option<(Readiness, SyncSender<Full>)>> {
     pass.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn send(launch: &SyncSender<usize>, buckets: Range<usize>) {
+fn send(launch: &SyncSender<Full>, buckets: Range<usize>, lane: &Lane) {
     for bucket in buckets {
+        let mark = lane.mark().expect("an event can be recorded on the stream of a pass that runs");
         // The other end is gone after an error, which `join` returns.
-        let _ = launch.send(bucket);
+        let _ = launch.send((bucket, mark));
     }
 }
 
-fn reduce(
-    mut buckets: Vec<Tensor>,
-    launched: &Receiver<usize>,
-    collective: &dyn Collective,
-) -> Result<(), CollectiveError> {
-    launched.iter().try_for_each(|bucket| collective.all_reduce_sum(&mut buckets[bucket]))
+fn reduce_all(
+    launched: &Receiver<Full>,
+    lane: Lane,
+    reduce: impl Fn(usize) -> Result<(), CollectiveError>,
+) -> Result<(), TrainerError> {
+    let each = |(bucket, mark): Full| {
+        lane.follow(&mark)?;
+        reduce(bucket).map_err(TrainerError::from)
+    };
+    lane.run(|| launched.iter().try_for_each(each))?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        collective::{Deadlines, Identity, join},
+        collective::{Collective, Deadlines, Identity, join},
         trainer::buckets::Stretch,
     };
     use common::ids::{Generation, Rank, WorldSize};
     use std::{net::TcpListener, time::Duration};
-    use tch::{Device, Kind};
+    use tch::Kind;
 
     const SIDE: i64 = 600;
     const LAYERS: i64 = 5;
@@ -166,7 +183,7 @@ mod tests {
         let layers: Vec<Tensor> = (0..LAYERS).map(variable).collect();
         let stretch = |i: i64| Stretch { range: i * length..(i + 1) * length, depth: LAYERS - i };
         let buckets = Buckets::cut(&(0..LAYERS).map(stretch).collect::<Vec<_>>(), 4);
-        let reducer = Reducer::new(buckets, layers.iter().rev().map(Tensor::shallow_clone)).unwrap();
+        let reducer = Reducer::new(buckets, layers.iter().rev().map(Tensor::shallow_clone), Device::Cpu).unwrap();
         let limits = Deadlines { join: limit, operation: limit };
         let inner = join(listener, identity, limits, Device::Cpu).unwrap();
         let collective = Noted { inner, flat: flat.data_ptr() as usize, order: Mutex::default() };
@@ -175,7 +192,14 @@ mod tests {
             // Layer 0 is of no use to the loss: its gradient never comes.
             layers[1..].iter().fold(x, |x, layer| x.matmul(layer)).sin().sum(Kind::Float).backward();
         };
-        reducer.reduce_behind(&flat, &collective, backward, || {}).unwrap();
+        let part = |bucket: usize| {
+            let range = &reducer.ranges()[bucket];
+            flat.narrow(0, range.start, range.end - range.start)
+        };
+        let parts: Vec<Tensor> = (0..reducer.ranges().len()).map(part).collect();
+        let shared = &collective;
+        let reduce = move |bucket: usize| shared.all_reduce_sum(&mut parts[bucket].shallow_clone());
+        reducer.reduce_behind(reduce, backward, || {}).unwrap();
         let behind = flat.copy();
         let order = collective.order.lock().unwrap().clone();
         let _ = flat.shallow_clone().zero_();

@@ -4,15 +4,21 @@
 //! With more than one chunk this is GradCache (Gao et al. 2021, "Scaling deep contrastive learning batch size under memory
 //! limited setup"): a pass without gradients for the embeddings, then one with them, a chunk at a time.
 
-use super::{error::TrainerError, parameters::FlatParameters};
+use super::{
+    error::TrainerError,
+    parameters::FlatParameters,
+    timeline::{Section, Span, StepTimes, Timeline},
+};
 use crate::{
     collective::Collective,
-    objective::clip::{Pairs, gradients, loss, statistics},
-    torch::shim::AdamW,
+    objective::clip::{Side, loss, own_logits},
+    torch::{shim::AdamW, transfer::Fetch},
 };
-use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
+/// Both towers' gathered rows are kept through the loss while they take no more bytes than this; beyond it they are in
+/// memory one after the other, and the first is gathered once more.
+const KEPT_BYTES: i64 = 512 << 20;
 /// The largest logit scale's logarithm: exp of it is 100 (Radford et al. 2021, section 2.5).
 const LARGEST_LOG_SCALE: f64 = 4.605_170_185_988_092;
 
@@ -40,62 +46,132 @@ pub struct StepSettings {
     pub tile: i64,
 }
 
-/// How long the parts of a step took.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StepTimes {
-    /// Forward passes before the loss.
-    pub encode: Duration,
-    /// All-gathers of embeddings and statistics.
-    pub gather: Duration,
-    /// The loss and its gradients.
-    pub loss: Duration,
-    /// Backward passes, with their forward passes if there are several chunks.
-    pub backward: Duration,
-    /// All-reduce of gradients, as far as no backward pass hides it.
-    pub reduce: Duration,
-    /// Clipping and AdamW.
-    pub optimizer: Duration,
-}
-
-impl StepTimes {
-    /// In seconds, in the order of the fields.
-    pub fn seconds(&self) -> [f64; 6] {
-        [self.encode, self.gather, self.loss, self.backward, self.reduce, self.optimizer].map(|part| part.as_secs_f64())
-    }
-}
-
-/// What a step says.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What a step says, once it is done.
+#[derive(Debug)]
 pub struct StepOutput {
     /// Mean over the global batch, before the update.
     pub loss: f64,
     /// The gradients' norm before clipping.
     pub grad_norm: f64,
+    /// exp of the logit scale, after the update.
+    pub logit_scale: f64,
+    /// Whether the parameters were changed; not when a collective failed on the way.
+    pub updated: bool,
     /// Where the time went.
     pub times: StepTimes,
+    /// The same, in order.
+    pub spans: Vec<Span>,
+    /// The same, to be held against another step's.
+    pub timeline: Timeline,
 }
 
-/// Adds up where time goes.
-struct Clock(Instant);
+/// A step that was begun. On a GPU it is computed while the host goes on.
+#[derive(Debug)]
+pub struct StepBegun {
+    figures: Fetch,
+    timeline: Timeline,
+}
 
-impl Clock {
-    fn lap(&mut self, part: &mut Duration) {
-        let now = Instant::now();
-        *part += now - self.0;
-        self.0 = now;
+impl StepBegun {
+    /// Waits until it is done.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn wait(self) -> Result<StepOutput, TrainerError> {
+        let figures = self.figures.wait()?;
+        let spans = self.timeline.spans()?;
+        let mut times = StepTimes::default();
+        spans.iter().for_each(|span| times.add(span.section, span.length));
+        let [loss, grad_norm, logit_scale, skipped] = figures[..] else { unreachable!("four were asked for") };
+        Ok(StepOutput { loss, grad_norm, logit_scale, updated: skipped == 0.0, times, spans, timeline: self.timeline })
     }
 }
 
-/// Normalised rows: L2 norm 1 along the last dimension.
+/// Normalised rows: L2 norm 1 along the last dimension, in fp32 at least.
 pub fn normalise(x_BD: &Tensor) -> Tensor {
     let x_BD = if x_BD.kind() == Kind::Double { x_BD.shallow_clone() } else { x_BD.to_kind(Kind::Float) };
     let norm_B1 = x_BD.norm_scalaropt_dim(2.0, [-1i64], true).clamp_min(1e-12);
     x_BD / norm_B1
 }
 
-fn encode(encoder: &dyn PairEncoder, chunk: usize) -> (Tensor, Tensor) {
+/// A chunk's normalised embeddings, and the kind that the towers compute in.
+struct Encoded {
+    image: Tensor,
+    text: Tensor,
+    kind: Kind,
+}
+
+fn encode(encoder: &dyn PairEncoder, chunk: usize) -> Encoded {
     let (image, text) = encoder.encode(chunk);
-    (normalise(&image), normalise(&text))
+    Encoded { kind: image.kind(), image: normalise(&image), text: normalise(&text) }
+}
+
+/// The embeddings of the local slice without a gradient, in the kind that the towers compute in: so they travel.
+struct Local {
+    image_RD: Tensor,
+    text_RD: Tensor,
+}
+
+impl Local {
+    fn of(chunks: &[Encoded]) -> Self {
+        let rows = |part: fn(&Encoded) -> &Tensor| {
+            let all: Vec<Tensor> = chunks.iter().map(|chunk| part(chunk).detach().to_kind(chunk.kind)).collect();
+            Tensor::cat(&all, 0)
+        };
+        Self { image_RD: rows(|chunk| &chunk.image), text_RD: rows(|chunk| &chunk.text) }
+    }
+}
+
+/// What the loss leaves: its value, and the gradients of the local rows.
+struct Loss {
+    total: Tensor,
+    image_RD: Tensor,
+    text_RD: Tensor,
+    /// Of the scale, this rank's part.
+    scale: Tensor,
+}
+
+/// The loss over all ranks' rows.
+fn contrast(
+    local: &Local,
+    rows: &[i64],
+    collective: &dyn Collective,
+    (scale, tile): (&Tensor, i64),
+    timeline: &mut Timeline,
+) -> Result<Loss, TrainerError> {
+    let rank = collective.rank().0 as usize;
+    let first = rows[..rank].iter().sum();
+    fn side<'a>(own_RD: &'a Tensor, targets_BD: &'a Tensor, (scale, first, tile): (&'a Tensor, i64, i64)) -> Side<'a> {
+        Side { own_RD, targets_BD, scale, first, tile }
+    }
+    let how = (scale, first, tile);
+    let bytes =
+        2 * rows.iter().sum::<i64>() * local.image_RD.size()[1] * local.image_RD.kind().elt_size_in_bytes() as i64;
+
+    let text_BD = collective.all_gather_rows(&local.text_RD, rows)?;
+    timeline.lap(Section::Gather);
+    let lse_image_R = side(&local.image_RD, &text_BD, how).lse();
+    let kept = (bytes <= KEPT_BYTES).then_some(text_BD);
+    timeline.lap(Section::Loss);
+    let image_BD = collective.all_gather_rows(&local.image_RD, rows)?;
+    timeline.lap(Section::Gather);
+    let lse_text_R = side(&local.text_RD, &image_BD, how).lse();
+    let own_R = own_logits(&local.image_RD, &local.text_RD, scale);
+    timeline.lap(Section::Loss);
+    let statistics_B3 = collective.all_gather_rows(&Tensor::stack(&[lse_image_R, lse_text_R, own_R], 1), rows)?;
+    timeline.lap(Section::Gather);
+    let (lse_image_B, lse_text_B) = (statistics_B3.select(1, 0), statistics_B3.select(1, 1));
+    let (text_RD, _) = side(&local.text_RD, &image_BD, how).gradient(&lse_text_B, &lse_image_B);
+    drop(image_BD);
+    timeline.lap(Section::Loss);
+    let text_BD = match kept {
+        Some(text_BD) => text_BD,
+        None => collective.all_gather_rows(&local.text_RD, rows)?,
+    };
+    timeline.lap(Section::Gather);
+    let (image_RD, scale) = side(&local.image_RD, &text_BD, how).gradient(&lse_image_B, &lse_text_B);
+    timeline.lap(Section::Loss);
+    Ok(Loss { total: loss(&statistics_B3), image_RD, text_RD, scale })
 }
 
 /// Loss and gradients of the global batch, the gradients summed over ranks and left in `parameters`.
@@ -112,60 +188,47 @@ pub fn accumulate(
     parameters: &mut FlatParameters,
     log_scale: &Tensor,
     tile: i64,
-    times: &mut StepTimes,
+    timeline: &mut Timeline,
 ) -> Result<Tensor, TrainerError> {
-    let mut clock = Clock(Instant::now());
     parameters.zero_grad();
-    let local: i64 = sizes.iter().sum();
     let rank = collective.rank().0 as usize;
-    assert_eq!(Some(&local), rows.get(rank), "the chunks are the rank's rows");
+    assert_eq!(Some(&sizes.iter().sum()), rows.get(rank), "the chunks are the rank's rows");
 
     let retained = (sizes.len() == 1).then(|| encode(encoder, 0));
-    let (image_RD, text_RD) = match &retained {
-        Some((image, text)) => (image.detach(), text.detach()),
-        None => {
-            let chunks = tch::no_grad(|| (0..sizes.len()).map(|chunk| encode(encoder, chunk)).collect::<Vec<_>>());
-            let (image, text): (Vec<_>, Vec<_>) = chunks.into_iter().unzip();
-            (Tensor::cat(&image, 0), Tensor::cat(&text, 0))
-        }
+    let local = match &retained {
+        Some(chunk) => Local::of(std::slice::from_ref(chunk)),
+        None => Local::of(&tch::no_grad(|| (0..sizes.len()).map(|chunk| encode(encoder, chunk)).collect::<Vec<_>>())),
     };
-    clock.lap(&mut times.encode);
+    timeline.lap(Section::Encode);
 
-    let width = image_RD.size()[1];
-    let both = collective.all_gather_rows(&Tensor::cat(&[&image_RD, &text_RD], 1), rows)?;
-    let (image_BD, text_BD) = (both.narrow(1, 0, width).contiguous(), both.narrow(1, width, width).contiguous());
-    clock.lap(&mut times.gather);
-
-    let scale = log_scale.detach().exp().to_kind(image_BD.kind());
-    let first = rows[..rank].iter().sum();
-    let pairs = Pairs { image_BD: &image_BD, text_BD: &text_BD, scale: &scale, first, rows: local, tile };
-    let own = statistics(&pairs);
-    clock.lap(&mut times.loss);
-    let statistics_B3 = collective.all_gather_rows(&own, rows)?;
-    clock.lap(&mut times.gather);
-    let total = loss(&statistics_B3);
-    let gradient = gradients(&pairs, &statistics_B3);
+    let scale = log_scale.detach().exp().to_kind(if local.image_RD.kind() == Kind::Double {
+        Kind::Double
+    } else {
+        Kind::Float
+    });
+    let Loss { total, image_RD, text_RD, scale: ds } = contrast(&local, rows, collective, (&scale, tile), timeline)?;
+    drop(local);
     // dL/d(log s) = s · dL/ds; added as autograd would add it.
-    (log_scale * (gradient.scale * &scale).to_kind(log_scale.kind())).backward();
-    clock.lap(&mut times.loss);
+    (log_scale * (ds * &scale).to_kind(log_scale.kind())).backward();
+    timeline.lap(Section::Loss);
 
-    let image_parts = gradient.image_RD.split_with_sizes(sizes, 0);
-    let text_parts = gradient.text_RD.split_with_sizes(sizes, 0);
+    let image_parts = image_RD.split_with_sizes(sizes, 0);
+    let text_parts = text_RD.split_with_sizes(sizes, 0);
     let backward = |chunk: usize| {
         let again = if retained.is_none() { Some(encode(encoder, chunk)) } else { None };
-        let (image, text) = again.as_ref().or(retained.as_ref()).expect("one of the two was encoded");
+        let Encoded { image, text, .. } = again.as_ref().or(retained.as_ref()).expect("one of the two was encoded");
         // The gradient of this scalar is the cached gradient, chained through the towers.
-        ((image * &image_parts[chunk]).sum(None::<Kind>) + (text * &text_parts[chunk]).sum(None::<Kind>)).backward();
+        ((image * &image_parts[chunk]).sum(image.kind()) + (text * &text_parts[chunk]).sum(text.kind())).backward();
     };
     let last = sizes.len() - 1;
     (0..last).for_each(backward);
     // Every chunk adds to the same gradients: they are complete, and can be reduced, in the last one's pass alone.
-    parameters.reduce_behind(collective, || backward(last), || clock.lap(&mut times.backward))?;
-    clock.lap(&mut times.reduce);
+    parameters.reduce_behind(collective, || backward(last), || timeline.lap(Section::Backward))?;
+    timeline.lap(Section::Reduce);
     Ok(total)
 }
 
-/// One whole step. See [`accumulate`] for the arguments.
+/// Begins one whole step; on the CPU it is done then. See [`accumulate`] for the other arguments.
 ///
 /// # Errors
 /// When a peer fails, or libtorch refuses.
@@ -176,22 +239,23 @@ pub fn contrastive_step(
     parameters: &mut FlatParameters,
     log_scale: &Tensor,
     settings: &StepSettings,
-) -> Result<StepOutput, TrainerError> {
-    let mut times = StepTimes::default();
-    let total = accumulate(encoder, cut, collective, parameters, log_scale, settings.tile, &mut times)?;
-    let mut clock = Clock(Instant::now());
-    let norm = parameters.clip(settings.clip_norm);
-    // An update with the sum of a collective that died is one that no peer has.
-    collective.finish()?;
-    parameters.update(&AdamW {
+    mut timeline: Timeline,
+) -> Result<StepBegun, TrainerError> {
+    let total = accumulate(encoder, cut, collective, parameters, log_scale, settings.tile, &mut timeline)?;
+    let norm = parameters.clip(collective, settings.clip_norm)?;
+    // An update with the sum of a collective that died is one that no peer has: the device itself holds it back.
+    let lost = collective.lost()?;
+    let constants = AdamW {
         step: settings.step,
         learning_rate: settings.learning_rate,
         betas: settings.betas,
         weight_decay: 0.0,
         eps: settings.eps,
-    })?;
+    };
+    parameters.update(collective, lost.as_ref(), &constants)?;
     let _ = tch::no_grad(|| log_scale.shallow_clone().clamp_(0.0, LARGEST_LOG_SCALE));
-    let output = (total.double_value(&[]), norm.double_value(&[]));
-    clock.lap(&mut times.optimizer);
-    Ok(StepOutput { loss: output.0, grad_norm: output.1, times })
+    timeline.lap(Section::Optimizer);
+    let skipped = lost.unwrap_or_else(|| total.zeros_like());
+    let figures = Fetch::begin(&[&total, &norm, &log_scale.detach().exp(), &skipped])?;
+    Ok(StepBegun { figures, timeline })
 }

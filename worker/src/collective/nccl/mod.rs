@@ -277,6 +277,14 @@ impl Collective for NcclCollective {
         self.operations.finish()
     }
 
+    fn lost(&self) -> Result<Option<Tensor>, CollectiveError> {
+        // Operations go over the stream one after the other, and an aborted one takes those behind it along: so this sum
+        // is whole only if all before it are.
+        let mut present = Tensor::ones([], (Kind::Float, self.device));
+        self.all_reduce_sum(&mut present)?;
+        Ok(Some(present.ne(f64::from(self.world().0)).to_kind(Kind::Float)))
+    }
+
     fn abort(&self, reason: &str) {
         self.operations.fail(CollectiveError::Aborted { reason: reason.to_owned() });
     }

@@ -10,22 +10,7 @@ use common::{
 };
 
 pub fn progress(generation: u64, step: u64) -> Report {
-    Report::Progress(Box::new(Progress {
-        generation: Generation(generation),
-        stage: 0,
-        activity: None,
-        step: Step(step),
-        steps: 100,
-        loss: Some(1.5),
-        learning_rate: None,
-        grad_norm: None,
-        logit_scale: None,
-        samples_per_s: None,
-        data_wait_share: None,
-        step_s: None,
-        skipped_samples: 0,
-        checkpoint: None,
-    }))
+    Report::Progress(Box::new(Progress { loss: Some(1.5), ..Progress::at(Generation(generation), 0, Step(step), 100) }))
 }
 
 pub fn committed(generation: u64, step: u64) -> Report {

@@ -6,6 +6,7 @@ use super::text::CaptionEncoder;
 use crate::{
     data::Dataset,
     supervisor::ipc::Report,
+    torch::{self, memory, peak},
     trainer::{context::Context, context::Outcome, error::TrainerError},
     vectors::{Provenance, ShardFile, shard_path, write_shard},
 };
@@ -34,7 +35,9 @@ pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, Tra
     let mine: Vec<&Unit> = units.iter().skip(context.rank().0 as usize).step_by(context.world().0 as usize).collect();
     let captions: u64 =
         mine.iter().map(|unit| (unit.rows.end - unit.rows.start) * columns(&unit.dataset).count() as u64).sum();
-    let mut meter = Meter { done: 0, total: captions, started: Instant::now(), computed: 0 };
+    let peak_flop_per_s = peak::flop_per_s(context.device, torch::kind(stage.precision));
+    let mut meter =
+        Meter { done: 0, total: captions, started: Instant::now(), computed: 0, flops: 0.0, peak_flop_per_s };
     let mut stopped = false;
     for unit in mine {
         if context.link.stop_requested().is_some() {
@@ -74,6 +77,9 @@ struct Meter {
     total: u64,
     started: Instant,
     computed: u64,
+    /// Of what was computed.
+    flops: f64,
+    peak_flop_per_s: Option<f64>,
 }
 
 fn embed_unit(
@@ -105,6 +111,7 @@ fn embed_unit(
             encoder.encode_into(&batch, &mut out)?;
             meter.done += batch.len() as u64;
             meter.computed += batch.len() as u64;
+            meter.flops += encoder.flops(&batch);
             report(context, meter);
         }
         written.push((name.to_owned(), out));
@@ -115,8 +122,12 @@ fn embed_unit(
 
 fn report(context: &Context<'_>, meter: &Meter) {
     let mut progress = context.progress(meter.done, meter.total);
-    let rate = meter.computed as f64 / meter.started.elapsed().as_secs_f64().max(1e-9);
-    progress.samples_per_s = Some(rate * f64::from(context.world().0));
+    let seconds = meter.started.elapsed().as_secs_f64().max(1e-9);
+    let (ranks, flop_per_s) = (f64::from(context.world().0), meter.flops / seconds);
+    progress.samples_per_s = Some(meter.computed as f64 / seconds * ranks);
+    progress.model_flop_per_s = Some(flop_per_s * ranks);
+    progress.mfu = meter.peak_flop_per_s.map(|peak| flop_per_s / peak);
+    progress.peak_memory_bytes = memory::peak_bytes(context.device);
     context.link.report(Report::Progress(Box::new(progress)));
 }
 

@@ -7,7 +7,7 @@ use crate::{
 };
 use common::recipe::{Init, Precision, TextModel};
 use half::bf16;
-use tch::{Device, Kind, Tensor, nn};
+use tch::{Device, Tensor, nn};
 
 /// A caption as tokens, and which row its vector belongs to.
 pub struct Tokens {
@@ -56,46 +56,97 @@ impl CaptionEncoder {
         Ok(Tokens { row, ids: encoded.ids, span: encoded.span })
     }
 
-    /// Cuts captions into batches of like length: at most `batch_tokens` tokens each, padding included.
+    /// Cuts captions into batches of like length: at most `batch_tokens` tokens each, or one caption.
     pub fn batches(mut captions: Vec<Tokens>, batch_tokens: usize) -> Vec<Vec<Tokens>> {
         captions.sort_by_key(|tokens| (tokens.ids.len(), tokens.row));
         let mut batches: Vec<Vec<Tokens>> = Vec::new();
+        let mut room = 0;
         for tokens in captions {
-            // Sorted by length: the newcomer is the longest, so it sets the padded length.
-            let fits = |batch: &Vec<Tokens>| (batch.len() + 1) * tokens.ids.len() <= batch_tokens;
+            let length = tokens.ids.len();
             match batches.last_mut() {
-                Some(batch) if fits(batch) => batch.push(tokens),
-                _ => batches.push(vec![tokens]),
+                Some(batch) if length <= room => batch.push(tokens),
+                _ => {
+                    batches.push(vec![tokens]);
+                    room = batch_tokens.max(length);
+                }
             }
+            room -= length;
         }
         batches
     }
 
+    /// Floating-point operations of a batch.
+    pub fn flops(&self, batch: &[Tokens]) -> f64 {
+        self.llama.flops(&lengths(batch))
+    }
+
     /// Encodes a batch and puts each vector into its row of `out` ([rows, width]).
     pub fn encode_into(&self, batch: &[Tokens], out: &mut [bf16]) -> Result<(), TrainerError> {
-        let length = batch.iter().map(|tokens| tokens.ids.len()).max().unwrap_or(0);
-        let mut ids = vec![0i64; batch.len() * length];
-        let mut keep = vec![false; batch.len() * length];
-        let mut span = vec![false; batch.len() * length];
-        for (i, tokens) in batch.iter().enumerate() {
-            // Left padding, as the reference encodes.
-            let start = (i + 1) * length - tokens.ids.len();
-            for (j, id) in tokens.ids.iter().enumerate() {
-                ids[start + j] = i64::from(*id);
-                keep[start + j] = true;
-                span[start + j] = tokens.span.contains(&j);
-            }
-        }
-        let shape = [batch.len() as i64, length as i64];
-        let tensor = |values: Tensor| values.view(shape).to_device(self.device);
-        let (ids, keep, span) =
-            (tensor(Tensor::from_slice(&ids)), tensor(Tensor::from_slice(&keep)), tensor(Tensor::from_slice(&span)));
-        let pooled = tch::no_grad(|| pooling::mean(&self.llama.forward(&ids, &keep), &span));
-        let numbers: Vec<f32> = Vec::try_from(pooled.to_kind(Kind::Float).to_device(Device::Cpu).flatten(0, -1))?;
+        let ids: Vec<i64> = batch.iter().flat_map(|tokens| tokens.ids.iter().map(|id| i64::from(*id))).collect();
+        let ids = Tensor::from_slice(&ids).to_device(self.device);
+        let mut start = 0;
+        let span = |tokens: &Tokens| {
+            let span = start + tokens.span.start as i64..start + tokens.span.end as i64;
+            start += tokens.ids.len() as i64;
+            span
+        };
+        let spans: Vec<_> = batch.iter().map(span).collect();
+        let pooled = tch::no_grad(|| pooling::mean(&self.llama.forward(&ids, &lengths(batch)), &spans));
+        let numbers: Vec<f32> = Vec::try_from(pooled.to_device(Device::Cpu).flatten(0, -1))?;
         for (tokens, vector) in batch.iter().zip(numbers.chunks_exact(self.width)) {
             let row = &mut out[tokens.row * self.width..][..self.width];
             row.iter_mut().zip(vector).for_each(|(to, from)| *to = bf16::from_f32(*from));
         }
         Ok(())
+    }
+}
+
+fn lengths(batch: &[Tokens]) -> Vec<i64> {
+    batch.iter().map(|tokens| tokens.ids.len() as i64).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::recipe::{Attention, Pooling};
+    use std::path::Path;
+
+    #[test]
+    fn batches_are_of_like_length_and_hold_every_caption_once() {
+        let tokens = |(row, length): (usize, &usize)| Tokens { row, ids: vec![1; *length], span: 0..*length };
+        let captions = [5, 1, 40, 2, 7, 7, 1].iter().enumerate().map(tokens).collect();
+        let batches = CaptionEncoder::batches(captions, 16);
+        let rows = |batch: &Vec<Tokens>| batch.iter().map(|tokens| tokens.row).collect::<Vec<_>>();
+        assert_eq!(batches.iter().map(rows).collect::<Vec<_>>(), [vec![1, 6, 3, 0, 4], vec![5], vec![2]]);
+    }
+
+    #[test]
+    fn a_captions_vector_is_the_same_alone_and_in_a_batch() {
+        let spec = TextModel {
+            folder: Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models/llama-tiny"),
+            init: Init::Random,
+            attention: Attention::Bidirectional,
+            template: "{caption}".to_owned(),
+            pooling: Pooling::Mean,
+            max_length: 96,
+        };
+        let encoder = CaptionEncoder::open(&spec, 1, Precision::Fp32, Device::Cpu).unwrap();
+        let words = ["a red fox", "in the snow", "under a tree that has lost its leaves", "two", "looking at you"];
+        let caption =
+            |i: usize| (0..=i % 17).map(|j| words[(i * 7 + j * 3) % words.len()]).collect::<Vec<_>>().join(" ");
+        let tokens = |row: usize| encoder.tokens(row, &caption(row)).unwrap();
+        let width = encoder.width();
+        let mut together = vec![bf16::ZERO; 90 * width];
+        for batch in CaptionEncoder::batches((0..90).map(tokens).collect(), 512) {
+            encoder.encode_into(&batch, &mut together).unwrap();
+        }
+        for row in 0..90 {
+            let mut alone = vec![bf16::ZERO; width];
+            encoder.encode_into(&[Tokens { row: 0, ..tokens(row) }], &mut alone).unwrap();
+            let apart = |(a, b): (&bf16, &bf16)| f64::from(a.to_f32() - b.to_f32()).powi(2);
+            let distance: f64 = alone.iter().zip(&together[row * width..]).map(apart).sum();
+            let size: f64 = alone.iter().map(|a| f64::from(a.to_f32()).powi(2)).sum();
+            assert!(distance <= 1e-4 * size, "row {row}: {distance} of {size}");
+        }
     }
 }

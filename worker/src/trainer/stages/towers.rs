@@ -40,6 +40,8 @@ pub struct TowerSettings {
     pub log_scale_init: f64,
     /// What to compute in.
     pub precision: Precision,
+    /// Whether the backward pass runs each block of the vision tower again.
+    pub activation_checkpointing: bool,
 }
 
 impl Towers {
@@ -50,7 +52,8 @@ impl Towers {
         };
         let config: ClipVisionConfig = crate::model::config::read(&vision.folder)?;
         let mut store = nn::VarStore::new(device);
-        let tower = ClipVision::new(&store.root(), &config);
+        let mut tower = ClipVision::new(&store.root(), &config);
+        tower.recompute_blocks(settings.activation_checkpointing);
         match vision.init {
             Init::Random => crate::model::init::random(&store, recipe.seed, &config),
             Init::Pretrained => {
@@ -86,6 +89,17 @@ impl Towers {
     /// What the adapter makes of text vectors: [B, width], not normalised.
     pub fn text_features(&self, vectors_BD: &Tensor) -> Tensor {
         self.adapter.forward(&vectors_BD.to_kind(self.compute))
+    }
+
+    /// What the towers compute in.
+    pub fn kind(&self) -> Kind {
+        self.compute
+    }
+
+    /// Floating-point operations of a training step per pair when `patches` of an image are seen: three times those of a
+    /// forward pass (Kaplan et al. 2020, section 2.1). What recomputation adds does not count.
+    pub fn flops_per_pair(&self, patches: i64) -> f64 {
+        3.0 * (self.vision.flops(patches) + self.adapter.flops())
     }
 
     /// Image embeddings, normalised: [B, width] fp32.

@@ -1,20 +1,24 @@
 //! Stage `clip`: the vision tower and the adapter learn against the stored text vectors, with negatives of all ranks.
 
+mod ledger;
+
 use super::towers::{TowerSettings, Towers};
 use crate::{
     checkpoint::{self, HostCopy, Loaded, Writer},
     collective::{Collective, CollectiveError},
-    data::{Batch, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform, batch::pixels_to_tensor},
+    data::{Batch, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform, batch::Normalise},
     supervisor::ipc::Report,
+    torch::transfer::Uploader,
     trainer::{
         commits,
         context::{Context, Outcome},
         error::TrainerError,
         failpoints::Point,
-        metrics::{MetricsFile, StepMetrics},
-        parameters::{FlatParameters, clip_groups},
+        layout::clip_groups,
+        parameters::FlatParameters,
         schedule,
-        step::{PairEncoder, StepOutput, StepSettings, contrastive_step},
+        step::{PairEncoder, StepBegun, StepSettings, contrastive_step},
+        timeline::{Section, Timeline},
     },
     vectors::{Provenance, VectorStore},
 };
@@ -25,6 +29,7 @@ use common::{
     sampler::{self, Order, SourceSize},
 };
 use half::bf16;
+use ledger::{Begun, Ledger};
 use std::{
     ops::Range,
     sync::Arc,
@@ -32,7 +37,7 @@ use std::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// Columns of the logits that are computed at a time.
+/// Rows and columns of the logits that are computed at a time.
 const LOGIT_TILE: i64 = 4096;
 /// Batches decoded ahead.
 const PREFETCH: usize = 4;
@@ -55,7 +60,12 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
 
 /// The towers that a stage trains, for text vectors of width `text_width`.
 pub(super) fn tower_settings(stage: &ClipStage, text_width: usize) -> TowerSettings {
-    TowerSettings { text_width, log_scale_init: stage.logit_scale_init, precision: stage.precision }
+    TowerSettings {
+        text_width,
+        log_scale_init: stage.logit_scale_init,
+        precision: stage.precision,
+        activation_checkpointing: stage.activation_checkpointing,
+    }
 }
 
 /// The vectors of a data set.
@@ -68,14 +78,12 @@ pub(super) fn open_vectors(
     Ok(VectorStore::open(&context.plan.output, dataset.name(), shards, &provenance.over(dataset.fingerprint()))?)
 }
 
-/// The vectors of samples' captions as one tensor [n, D] in fp32.
-pub(super) fn gather_vectors<'a>(
+/// The vectors of samples' captions, one after the other.
+fn rows_of<'a>(
     vectors: &VectorStore,
     wanted: impl IntoIterator<Item = (u64, &'a str)>,
-    device: Device,
-) -> Result<Tensor, TrainerError> {
-    let mut numbers: Vec<bf16> = Vec::new();
-    let mut rows = 0;
+) -> Result<Vec<bf16>, TrainerError> {
+    let mut numbers = Vec::new();
     for (sample, column) in wanted {
         let row = vectors.get(sample, column).ok_or_else(|| {
             TrainerError::Plan(format!(
@@ -83,9 +91,20 @@ pub(super) fn gather_vectors<'a>(
             ))
         })?;
         numbers.extend_from_slice(row);
-        rows += 1;
     }
-    let tensor = Tensor::from_slice(&numbers).view([rows, vectors.width() as i64]);
+    Ok(numbers)
+}
+
+/// The vectors of samples' captions as one tensor [n, D] in fp32.
+pub(super) fn gather_vectors<'a>(
+    vectors: &VectorStore,
+    wanted: impl IntoIterator<Item = (u64, &'a str)>,
+    device: Device,
+) -> Result<Tensor, TrainerError> {
+    let (numbers, width) = (rows_of(vectors, wanted)?, vectors.width());
+    // Not `from_slice`: tch 0.24 takes bf16 for fp16.
+    let shape = [(numbers.len() / width) as i64, width as i64];
+    let tensor = Tensor::f_from_data_size(bytemuck::cast_slice(&numbers), &shape, Kind::BFloat16)?;
     Ok(tensor.to_device(device).to_kind(Kind::Float))
 }
 
@@ -134,6 +153,15 @@ struct Run<'a, 'b> {
     step: u64,
     slots: Range<u64>,
     rows: Vec<i64>,
+    uploads: Uploads,
+    normalise: Normalise,
+}
+
+/// What goes to the device for each step.
+struct Uploads {
+    pixels: Uploader,
+    text: Uploader,
+    kept: Uploader,
 }
 
 impl<'a, 'b> Run<'a, 'b> {
@@ -154,6 +182,9 @@ impl<'a, 'b> Run<'a, 'b> {
         let decay = stage.optimizer.layer_decay;
         let groups = clip_groups(stage.optimizer.weight_decay, decay, layers, |name| towers.vision.layer_id(name));
         let mut parameters = FlatParameters::new(variables, groups, context.device)?;
+        if stage.optimizer.sharded && context.world().0 > 1 {
+            parameters.shard(context.collective);
+        }
         let cursor = cursor(stage, context, &datasets, 0);
         let mut step = 0;
         if let Some(point) = &context.plan.resume {
@@ -191,29 +222,31 @@ impl<'a, 'b> Run<'a, 'b> {
             step,
             slots,
             rows,
+            uploads: Uploads {
+                pixels: Uploader::new(context.device)?,
+                text: Uploader::new(context.device)?,
+                kept: Uploader::new(context.device)?,
+            },
+            normalise: Normalise::new(context.device),
         })
     }
 
     fn train(&mut self) -> Result<Outcome, TrainerError> {
-        let path = paths::stage_folder(&self.context.plan.output, "clip").join("metrics.jsonl");
-        let io = |operation| {
-            let path = path.clone();
-            move |source| TrainerError::Io { operation, path: path.clone(), source }
-        };
-        let mut metrics =
-            self.context.speaks().then(|| MetricsFile::open(&path, Step(self.step))).transpose().map_err(io("open"))?;
+        let mut ledger = Ledger::open(self)?;
         let mut writer = self.writer();
         let mut loader = self.loader();
-        let mut speed = Speed::new(self.step);
         let mut saved = self.context.plan.resume.as_ref().map(|point| point.step.0);
         let mut stopped = false;
-        let mut skipped = 0;
+        // A step's figures are read while the next one is computed.
+        let mut begun: Option<Begun> = None;
         while self.step < self.total && !stopped {
+            let mut timeline = Timeline::begin(self.context.device);
             let waited = loader.wait_time();
             let batch =
                 loader.next().ok_or_else(|| TrainerError::Plan("the loader ended before the stage".to_owned()))??;
             let data_wait = loader.wait_time().saturating_sub(waited);
-            skipped += batch.skipped.len() as u64;
+            timeline.lap(Section::DataWait);
+            let skipped = batch.skipped.len() as u64;
             let learning_rate = schedule::learning_rate(
                 self.step,
                 self.total,
@@ -221,39 +254,47 @@ impl<'a, 'b> Run<'a, 'b> {
                 self.stage.optimizer.learning_rate,
             );
             self.context.failpoints.hit(Point::ClipStep, self.step + 1);
-            let output = self.optimizer_step(&batch, learning_rate)?;
-            if !output.loss.is_finite() {
-                return Err(TrainerError::Diverged { step: self.step + 1, loss: output.loss });
-            }
+            let output = self.optimizer_step(&batch, learning_rate, timeline)?;
             self.step += 1;
+            let this = Begun { step: Step(self.step), output, learning_rate, data_wait, skipped };
+            if let Some(before) = begun.replace(this) {
+                ledger.read(self, before)?;
+            }
             stopped = agree(self.context.collective, self.context.link.stop_requested().is_some())?;
             let due = self.step.is_multiple_of(self.stage.checkpoint.every_steps) || self.step == self.total || stopped;
-            let stall = if due { self.save(&mut writer)? } else { Duration::ZERO };
             if due {
+                // What is saved is known to be sound.
+                if let Some(this) = begun.take() {
+                    ledger.read(self, this)?;
+                }
+                ledger.stalled(self.save(&mut writer)?);
                 saved = Some(self.step);
-            }
-            let row = speed.step(self, &output, learning_rate, data_wait, stall, skipped);
-            if let Some(file) = &mut metrics {
-                file.append(&row).map_err(io("write"))?;
             }
         }
         writer.finish()?;
         if let Some(step) = saved {
             commits::wait(self.context, Step(step))?;
         }
-        Ok(Outcome { summary: (!stopped).then(|| speed.summary(self)), stopped })
+        Ok(Outcome { summary: (!stopped).then(|| ledger.summary(self)), stopped })
     }
 
-    fn optimizer_step(&mut self, batch: &Batch, learning_rate: f64) -> Result<StepOutput, TrainerError> {
+    fn optimizer_step(
+        &mut self,
+        batch: &Batch,
+        learning_rate: f64,
+        timeline: Timeline,
+    ) -> Result<StepBegun, TrainerError> {
         let chunks = sampler::chunks(self.slots.clone(), self.stage.chunk);
-        let pixels = pixels_to_tensor(batch, self.context.device);
+        let pixels = self.uploads.pixels.upload(&batch.pixels, &batch.shape(), Kind::Uint8)?;
         let text = self.text(batch)?;
+        let kept = self.kept(batch)?;
         let sizes: Vec<i64> = chunks.iter().map(|chunk| (chunk.end - chunk.start) as i64).collect();
         let encoder = Chunks {
             towers: &self.towers,
             pixels: pixels.split_with_sizes(&sizes, 0),
             text: text.split_with_sizes(&sizes, 0),
-            kept: self.kept(batch).map(|kept| kept.split_with_sizes(&sizes, 0)),
+            kept: kept.map(|kept| kept.split_with_sizes(&sizes, 0)),
+            normalise: &self.normalise,
         };
         let settings = StepSettings {
             step: self.step + 1,
@@ -270,28 +311,35 @@ impl<'a, 'b> Run<'a, 'b> {
             &mut self.parameters,
             &self.towers.log_scale,
             &settings,
+            timeline,
         )
+    }
+
+    /// How many patches of an image a step sees.
+    fn patches_seen(&self) -> u32 {
+        let patches = u32::try_from(self.towers.vision.patches()).expect("an image has fewer than 2^32 patches");
+        sampler::kept_patches(patches, self.stage.patch_dropout)
     }
 
     /// The patches that are seen of each image of a batch, [b, K], drawn by (seed, data set, sample, epoch); absent when
     /// all are.
-    fn kept(&self, batch: &Batch) -> Option<Tensor> {
+    fn kept(&mut self, batch: &Batch) -> Result<Option<Tensor>, TrainerError> {
         if self.stage.patch_dropout == 0.0 {
-            return None;
+            return Ok(None);
         }
         let seed = self.context.plan.recipe.seed;
         let patches = u32::try_from(self.towers.vision.patches()).expect("an image has fewer than 2^32 patches");
-        let kept = sampler::kept_patches(patches, self.stage.patch_dropout);
+        let kept = self.patches_seen();
         let choose = |sample: &SampleRequest| {
             sampler::choose_patches(seed, sample.source, sample.index, sample.epoch, (kept, patches))
         };
         let numbers: Vec<i64> = batch.samples.iter().flat_map(choose).map(i64::from).collect();
-        let kept_BK = Tensor::from_slice(&numbers).view([-1, i64::from(kept)]);
-        Some(kept_BK.to_device(self.context.device))
+        let shape = [batch.samples.len() as i64, i64::from(kept)];
+        Ok(Some(self.uploads.kept.upload(bytemuck::cast_slice(&numbers), &shape, Kind::Int64)?))
     }
 
     /// The text vectors of a batch, one caption a sample, chosen by (seed, data set, sample, epoch).
-    fn text(&self, batch: &Batch) -> Result<Tensor, TrainerError> {
+    fn text(&mut self, batch: &Batch) -> Result<Tensor, TrainerError> {
         let seed = self.context.plan.recipe.seed;
         // One global batch comes from one data set.
         let source = batch.samples.first().map_or(0, |sample| sample.source);
@@ -301,7 +349,11 @@ impl<'a, 'b> Run<'a, 'b> {
             let column = sampler::choose_caption(seed, source, sample.index, sample.epoch, &weights);
             (sample.index.0, dataset.columns()[column].name.as_str())
         });
-        gather_vectors(&self.vectors[source as usize], wanted, self.context.device)
+        let vectors = &self.vectors[source as usize];
+        let numbers = rows_of(vectors, wanted)?;
+        let shape = [batch.samples.len() as i64, vectors.width() as i64];
+        let text_BD = self.uploads.text.upload(bytemuck::cast_slice(&numbers), &shape, Kind::BFloat16)?;
+        Ok(text_BD.to_kind(Kind::Float))
     }
 
     fn loader(&self) -> Loader {
@@ -338,7 +390,8 @@ impl<'a, 'b> Run<'a, 'b> {
     /// Copies this rank's share to host memory and hands it to the writer; returns how long the training stood still.
     fn save(&self, writer: &mut Writer) -> Result<Duration, TrainerError> {
         let started = Instant::now();
-        let copy = HostCopy::take(&self.parameters.named(), self.context.rank(), self.context.world());
+        let copy =
+            HostCopy::take(&self.parameters.named(self.context.collective)?, self.context.rank(), self.context.world());
         let folder = paths::checkpoint_folder(&self.context.plan.output, "clip", Step(self.step));
         writer.submit(folder, Step(self.step), copy)?;
         Ok(started.elapsed())
@@ -389,105 +442,14 @@ struct Chunks<'a> {
     pixels: Vec<Tensor>,
     text: Vec<Tensor>,
     kept: Option<Vec<Tensor>>,
+    normalise: &'a Normalise,
 }
 
 impl PairEncoder for Chunks<'_> {
     fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
         let kept = self.kept.as_ref().map(|kept| &kept[chunk]);
-        (self.towers.image_features(&self.pixels[chunk], kept), self.towers.text_features(&self.text[chunk]))
-    }
-}
-
-/// Measures steps and reports them.
-struct Speed {
-    started: Instant,
-    first_step: u64,
-    step_began: Instant,
-    window_began: Instant,
-    window_steps: u64,
-    window_wait: Duration,
-    total_wait: Duration,
-    total_stall: Duration,
-    last_loss: f64,
-}
-
-impl Speed {
-    fn new(step: u64) -> Self {
-        let now = Instant::now();
-        Self {
-            started: now,
-            first_step: step,
-            step_began: now,
-            window_began: now,
-            window_steps: 0,
-            window_wait: Duration::ZERO,
-            total_wait: Duration::ZERO,
-            total_stall: Duration::ZERO,
-            last_loss: f64::NAN,
-        }
-    }
-
-    /// A step is done: its line for the file, and now and then a report.
-    fn step(
-        &mut self,
-        run: &Run<'_, '_>,
-        output: &StepOutput,
-        learning_rate: f64,
-        data_wait: Duration,
-        stall: Duration,
-        skipped: u64,
-    ) -> StepMetrics {
-        let now = Instant::now();
-        let row = StepMetrics {
-            step: Step(run.step),
-            generation: run.context.plan.generation,
-            loss: output.loss,
-            learning_rate,
-            grad_norm: output.grad_norm,
-            logit_scale: run.towers.log_scale.double_value(&[]).exp(),
-            step_s: now.duration_since(self.step_began).as_secs_f64(),
-            data_wait_s: data_wait.as_secs_f64(),
-            checkpoint_stall_s: stall.as_secs_f64(),
-        };
-        self.step_began = now;
-        self.window_steps += 1;
-        self.window_wait += data_wait;
-        self.total_wait += data_wait;
-        self.total_stall += stall;
-        self.last_loss = output.loss;
-        let window = now.duration_since(self.window_began);
-        if window >= Duration::from_millis(500) || run.step == run.total || run.step == self.first_step + 1 {
-            let mut progress = run.context.progress(run.step, run.total);
-            progress.loss = Some(row.loss);
-            progress.learning_rate = Some(learning_rate);
-            progress.grad_norm = Some(row.grad_norm);
-            progress.logit_scale = Some(row.logit_scale);
-            progress.samples_per_s = Some((self.window_steps * run.stage.global_batch) as f64 / window.as_secs_f64());
-            progress.data_wait_share = Some(self.window_wait.as_secs_f64() / window.as_secs_f64());
-            progress.step_s = Some(window.as_secs_f64() / self.window_steps as f64);
-            progress.skipped_samples = skipped;
-            progress.checkpoint = commits::newest(run.context);
-            run.context.link.report(Report::Progress(Box::new(progress)));
-            (self.window_began, self.window_steps, self.window_wait) = (now, 0, Duration::ZERO);
-        }
-        row
-    }
-
-    fn summary(&self, run: &Run<'_, '_>) -> serde_json::Value {
-        let seconds = self.started.elapsed().as_secs_f64();
-        let steps = run.step - self.first_step;
-        let share = |part: Duration| format!("{:.1} %", 100.0 * part.as_secs_f64() / seconds.max(1e-9));
-        let table = serde_json::json!({
-            "title": format!("training ({steps} steps, {seconds:.1} s)"),
-            "columns": ["loss", "samples/s", "s/step", "waiting for data", "checkpoint stall"],
-            "rows": [[
-                format!("{:.4}", self.last_loss),
-                format!("{:.0}", (steps * run.stage.global_batch) as f64 / seconds.max(1e-9)),
-                format!("{:.3}", seconds / steps.max(1) as f64),
-                share(self.total_wait),
-                share(self.total_stall),
-            ]],
-        });
-        serde_json::json!({ "tables": [table] })
+        // Bytes until here: a chunk's pixels are numbers while it is encoded.
+        let pixels = self.normalise.apply(&self.pixels[chunk]);
+        (self.towers.image_features(&pixels, kept), self.towers.text_features(&self.text[chunk]))
     }
 }

@@ -1,0 +1,219 @@
+//! What is said of steps: a line each in the metrics file, a report now and then, the trace, the summary at the end.
+
+use super::Run;
+use crate::{
+    supervisor::ipc::Report,
+    torch::{memory, peak},
+    trainer::{
+        commits,
+        error::TrainerError,
+        metrics::{MetricsFile, StepMetrics},
+        step::{StepBegun, StepOutput},
+        timeline::StepTimes,
+        trace::Trace,
+    },
+};
+use common::{ids::Step, manifest::paths};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+/// A report is sent as often as this.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+
+/// A step on its way.
+pub(super) struct Begun {
+    /// Which, from 1.
+    pub step: Step,
+    /// What it will say.
+    pub output: StepBegun,
+    /// The learning rate it is taken with.
+    pub learning_rate: f64,
+    /// How long it waited for data.
+    pub data_wait: Duration,
+    /// Samples of it that were broken and replaced.
+    pub skipped: u64,
+}
+
+/// Steps since some moment.
+struct Window {
+    began: Instant,
+    steps: u64,
+    wait: Duration,
+    exposed: Duration,
+}
+
+impl Window {
+    fn new() -> Self {
+        Self { began: Instant::now(), steps: 0, wait: Duration::ZERO, exposed: Duration::ZERO }
+    }
+
+    fn add(&mut self, data_wait: Duration, times: &StepTimes) {
+        self.steps += 1;
+        self.wait += data_wait;
+        self.exposed += times.exposed_communication();
+    }
+
+    fn seconds(&self) -> f64 {
+        self.began.elapsed().as_secs_f64().max(1e-9)
+    }
+}
+
+/// See the file's text.
+pub(super) struct Ledger {
+    path: PathBuf,
+    file: Option<MetricsFile>,
+    trace: Option<Trace>,
+    flops_per_pair: f64,
+    peak_flop_per_s: Option<f64>,
+    first_step: u64,
+    step_began: Instant,
+    all: Window,
+    recent: Window,
+    stall: Duration,
+    all_stall: Duration,
+    skipped: u64,
+    last_loss: f64,
+}
+
+impl Ledger {
+    pub(super) fn open(run: &Run<'_, '_>) -> Result<Self, TrainerError> {
+        let context = run.context;
+        let folder = paths::stage_folder(&context.plan.output, "clip");
+        let path = folder.join("metrics.jsonl");
+        let file = context.speaks().then(|| MetricsFile::open(&path, Step(run.step))).transpose();
+        let file = file.map_err(|source| TrainerError::Io { operation: "open", path: path.clone(), source })?;
+        let trace = (run.stage.profile_steps > 0).then(|| {
+            let name = format!("trace-rank-{:03}.json", context.rank().0);
+            Trace::new(context.rank(), run.stage.profile_steps, folder.join(name))
+        });
+        memory::reset_peak(context.device);
+        Ok(Self {
+            path,
+            file,
+            trace,
+            flops_per_pair: run.towers.flops_per_pair(i64::from(run.patches_seen())),
+            peak_flop_per_s: peak::flop_per_s(context.device, run.towers.kind()),
+            first_step: run.step,
+            step_began: Instant::now(),
+            all: Window::new(),
+            recent: Window::new(),
+            stall: Duration::ZERO,
+            all_stall: Duration::ZERO,
+            skipped: 0,
+            last_loss: f64::NAN,
+        })
+    }
+
+    /// The training stood still for a checkpoint.
+    pub(super) fn stalled(&mut self, stall: Duration) {
+        self.stall += stall;
+        self.all_stall += stall;
+    }
+
+    /// Waits for a step's figures and writes them down.
+    ///
+    /// # Errors
+    /// When the step failed, or the loss is no number.
+    pub(super) fn read(&mut self, run: &Run<'_, '_>, begun: Begun) -> Result<(), TrainerError> {
+        let Begun { step, output, learning_rate, data_wait, skipped } = begun;
+        let output = output.wait()?;
+        if !output.updated {
+            run.context.collective.finish()?;
+            return Err(TrainerError::NotUpdated { step: step.0 });
+        }
+        if !output.loss.is_finite() {
+            return Err(TrainerError::Diverged { step: step.0, loss: output.loss });
+        }
+        let now = Instant::now();
+        let row = StepMetrics {
+            step,
+            generation: run.context.plan.generation,
+            loss: output.loss,
+            learning_rate,
+            grad_norm: output.grad_norm,
+            logit_scale: output.logit_scale,
+            step_s: now.duration_since(std::mem::replace(&mut self.step_began, now)).as_secs_f64(),
+            data_wait_s: data_wait.as_secs_f64(),
+            exposed_communication_s: output.times.exposed_communication().as_secs_f64(),
+            checkpoint_stall_s: std::mem::take(&mut self.stall).as_secs_f64(),
+        };
+        self.all.add(data_wait, &output.times);
+        self.recent.add(data_wait, &output.times);
+        self.skipped += skipped;
+        self.last_loss = row.loss;
+        if let Some(file) = &mut self.file {
+            let failed = |source| TrainerError::Io { operation: "write", path: self.path.clone(), source };
+            file.append(&row).map_err(failed)?;
+        }
+        if self.recent.began.elapsed() >= REPORT_EVERY || step.0 == run.total || step.0 == self.first_step + 1 {
+            self.report(run, &row);
+        }
+        self.profile(step, output)
+    }
+
+    fn profile(&mut self, step: Step, output: StepOutput) -> Result<(), TrainerError> {
+        if let Some(trace) = &mut self.trace
+            && let Some(path) = trace.step(step, output)?
+        {
+            tracing::info!(trace = %path.display(), "wrote the profile: open it in ui.perfetto.dev");
+            self.trace = None;
+        }
+        Ok(())
+    }
+
+    fn report(&mut self, run: &Run<'_, '_>, row: &StepMetrics) {
+        let recent = std::mem::replace(&mut self.recent, Window::new());
+        let seconds = recent.seconds();
+        let mut progress = run.context.progress(row.step.0, run.total);
+        progress.loss = Some(row.loss);
+        progress.learning_rate = Some(row.learning_rate);
+        progress.grad_norm = Some(row.grad_norm);
+        progress.logit_scale = Some(row.logit_scale);
+        progress.samples_per_s = Some(self.samples(run, recent.steps) / seconds);
+        progress.data_wait_share = Some(recent.wait.as_secs_f64() / seconds);
+        progress.exposed_communication_share = Some(recent.exposed.as_secs_f64() / seconds);
+        progress.step_s = Some(seconds / recent.steps as f64);
+        progress.model_flop_per_s = Some(self.flops_per_pair * self.samples(run, recent.steps) / seconds);
+        progress.mfu = self.mfu(run, recent.steps, seconds);
+        progress.peak_memory_bytes = memory::peak_bytes(run.context.device);
+        progress.skipped_samples = self.skipped;
+        progress.checkpoint = commits::newest(run.context);
+        run.context.link.report(Report::Progress(Box::new(progress)));
+    }
+
+    /// Samples over all ranks.
+    #[expect(clippy::unused_self, reason = "beside `mfu`")]
+    fn samples(&self, run: &Run<'_, '_>, steps: u64) -> f64 {
+        (steps * run.stage.global_batch) as f64
+    }
+
+    fn mfu(&self, run: &Run<'_, '_>, steps: u64, seconds: f64) -> Option<f64> {
+        let most = self.peak_flop_per_s? * f64::from(run.context.world().0);
+        Some(self.flops_per_pair * self.samples(run, steps) / seconds / most)
+    }
+
+    pub(super) fn summary(&self, run: &Run<'_, '_>) -> serde_json::Value {
+        let (seconds, steps) = (self.all.seconds(), run.step - self.first_step);
+        let share = |part: Duration| format!("{:.1} %", 100.0 * part.as_secs_f64() / seconds);
+        let mut columns = vec![
+            ("loss", format!("{:.4}", self.last_loss)),
+            ("samples/s", format!("{:.0}", self.samples(run, steps) / seconds)),
+            ("s/step", format!("{:.3}", seconds / steps.max(1) as f64)),
+            ("model TFLOP/s", format!("{:.3}", self.flops_per_pair * self.samples(run, steps) / seconds / 1e12)),
+        ];
+        if let Some(mfu) = self.mfu(run, steps, seconds) {
+            columns.push(("MFU", format!("{:.1} %", 100.0 * mfu)));
+        }
+        columns.push(("waiting for data", share(self.all.wait)));
+        columns.push(("exposed communication", share(self.all.exposed)));
+        columns.push(("checkpoint stall", share(self.all_stall)));
+        if let Some(bytes) = memory::peak_bytes(run.context.device) {
+            columns.push(("peak memory", format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))));
+        }
+        let (names, values): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
+        let title = format!("training ({steps} steps, {seconds:.1} s)");
+        serde_json::json!({ "tables": [{ "title": title, "columns": names, "rows": [values] }] })
+    }
+}
