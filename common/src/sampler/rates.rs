@@ -54,7 +54,7 @@ impl Rates {
         });
         let shares = shares.collect();
         // 2^64 divided by the golden ratio.
-        let mut pace = (u128::from(period) * 0x9E37_79B9_7F4A_7C15 >> 64) as u64;
+        let mut pace = ((u128::from(period) * 0x9E37_79B9_7F4A_7C15) >> 64) as u64;
         while gcd(pace, period) != 1 {
             pace += 1;
         }
