@@ -2,21 +2,27 @@
 //!
 //! This module sees strings, sizes and digests, never a tensor or a file.
 
+mod cursor;
+mod format_1;
 pub mod paths;
 pub mod retention;
 mod validate;
 
+pub use cursor::{CursorDifference, DataCursor, ResumeError, SourceFingerprint, Weights};
 pub use validate::ManifestError;
 
 use crate::ids::{Generation, JobId, Rank, Step, WorldSize};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// `manifest.json`, version 1. Written last.
+/// The version of the manifest that this program writes. It reads version 1 too.
+pub const FORMAT: u32 = 2;
+
+/// `manifest.json`, version 2. Written last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// The version of this document: 1.
+    /// The version of this document: [`FORMAT`].
     pub format: u32,
     /// The job.
     pub job: JobId,
@@ -34,30 +40,6 @@ pub struct Manifest {
     pub data: DataCursor,
     /// One part a rank.
     pub parts: Vec<Part>,
-}
-
-/// Where the data stands: all that the order of samples depends on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataCursor {
-    /// Samples consumed by the stage.
-    pub position: u64,
-    /// The seed of the order.
-    pub seed: u64,
-    /// Every data set of the mix: name, samples, fingerprint of its index.
-    pub sources: Vec<SourceFingerprint>,
-}
-
-/// One data set of the mix.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SourceFingerprint {
-    /// The data set's name in the recipe.
-    pub name: String,
-    /// How many samples its index has.
-    pub samples: u64,
-    /// BLAKE3 over the index.
-    pub fingerprint: String,
 }
 
 /// One rank's share.

@@ -1,7 +1,8 @@
 //! What must hold in a manifest before a byte of its files is read.
 
-use super::{Manifest, Part};
+use super::{FORMAT, Manifest, Part, format_1};
 use crate::ids::{Rank, Step};
+use serde::Deserialize;
 use std::collections::BTreeMap;
 
 /// What is wrong with a manifest.
@@ -11,7 +12,7 @@ pub enum ManifestError {
     #[error("it cannot be read: {0}")]
     Unreadable(String),
     /// Written by another version.
-    #[error("its format is {0}, this program reads format 1: update llm2clip")]
+    #[error("its format is {0}, this program reads formats 1 and 2: update llm2clip")]
     Format(u32),
     /// A rank's file is missing from it, or listed twice.
     #[error("it lists {found} files for {world} ranks, rank {rank} is missing or doubled")]
@@ -46,22 +47,35 @@ pub enum ManifestError {
     },
 }
 
+/// What every version has.
+#[derive(Deserialize)]
+struct Versioned {
+    format: u32,
+}
+
 impl Manifest {
     /// Reads and checks a manifest.
     ///
     /// # Errors
     /// When it is not one, or what it says cannot be.
     pub fn parse(text: &str, expected: Step) -> Result<Self, ManifestError> {
-        let manifest: Manifest =
-            serde_json::from_str(text).map_err(|error| ManifestError::Unreadable(error.to_string()))?;
+        let manifest = Self::read(text)?;
         manifest.validate(expected)?;
         Ok(manifest)
     }
 
-    fn validate(&self, expected: Step) -> Result<(), ManifestError> {
-        if self.format != 1 {
-            return Err(ManifestError::Format(self.format));
+    /// A document of any version as this version has it.
+    fn read(text: &str) -> Result<Self, ManifestError> {
+        let unreadable = |error: serde_json::Error| ManifestError::Unreadable(error.to_string());
+        let Versioned { format } = serde_json::from_str(text).map_err(unreadable)?;
+        match format {
+            1 => Ok(serde_json::from_str::<format_1::Manifest>(text).map_err(unreadable)?.into()),
+            FORMAT => serde_json::from_str(text).map_err(unreadable),
+            other => Err(ManifestError::Format(other)),
         }
+    }
+
+    fn validate(&self, expected: Step) -> Result<(), ManifestError> {
         if self.step != expected {
             return Err(ManifestError::Step { found: self.step, expected });
         }
@@ -110,6 +124,7 @@ mod tests {
     use crate::{
         ids::{Generation, WorldSize},
         manifest::{DataCursor, TensorEntry},
+        sampler::OrderSpec,
     };
 
     fn manifest() -> Manifest {
@@ -125,14 +140,14 @@ mod tests {
             .into(),
         };
         Manifest {
-            format: 1,
+            format: FORMAT,
             job: "demo-1".parse().unwrap(),
             generation: Generation(3),
             step: Step(50),
             world: WorldSize(2),
             stage: "clip".into(),
             recipe_fingerprint: "ab".into(),
-            data: DataCursor { position: 12_800, seed: 0, sources: vec![] },
+            data: DataCursor::new(&OrderSpec::plain(0, &[], 256), 12_800, |_| String::new()),
             parts: vec![part(0), part(1)],
         }
     }
@@ -152,7 +167,7 @@ mod tests {
 
     #[test]
     fn whatever_cannot_be_is_named() {
-        check(|m| m.format = 2, "format is 2");
+        check(|m| m.format = 3, "format is 3");
         check(|m| m.step = Step(51), "of step 51");
         check(|m| m.world = WorldSize(3), "2 files for 3 ranks");
         check(|m| m.parts.swap(0, 1), "rank 0 is missing or doubled");

@@ -6,6 +6,7 @@
 
 mod error;
 mod fingerprint;
+mod mix;
 mod raw;
 mod read;
 mod stages;
@@ -17,6 +18,7 @@ mod tests;
 pub use error::RecipeError;
 pub use read::{Source, parse};
 
+use crate::sampler::{Policy, Shuffle, Tail};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -58,6 +60,9 @@ pub struct DataSet {
     pub captions: Captions,
     /// The largest share of broken samples to bear, 0 to 1.
     pub broken_limit: f64,
+    /// How its samples are shuffled when it is trained on.
+    #[serde(default)]
+    pub shuffle: Shuffle,
 }
 
 /// The layout of a data set.
@@ -214,6 +219,12 @@ pub struct EmbedStage {
 pub struct ClipStage {
     /// Data sets that are mixed.
     pub data: Vec<String>,
+    /// How they are mixed.
+    #[serde(default)]
+    pub mix: Mix,
+    /// What happens to samples that do not fill a global batch.
+    #[serde(default)]
+    pub tail: Tail,
     /// Pairs per step over all ranks; the set of negatives.
     pub global_batch: u64,
     /// Pairs per forward and backward pass, cut on the global batch's slot numbers.
@@ -243,11 +254,22 @@ pub struct ClipStage {
     pub profile_steps: u64,
 }
 
+/// How data sets are mixed.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mix {
+    /// How a global batch is composed.
+    pub policy: Policy,
+    /// One weight a data set, in the order of the stage's `data`: of batches with `one-source`, of samples with `mixed`.
+    /// Absent means in proportion to the sizes, so that each sample comes once an epoch.
+    pub weights: Option<Vec<u32>>,
+}
+
 /// How long to train.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Length {
-    /// Times through the data; an incomplete global batch at an epoch's end is dropped.
+    /// Times through the data; `tail` says what happens to an incomplete global batch at an epoch's end. With weights, an
+    /// epoch is as many samples as the data sets have together.
     Epochs(u64),
     /// Optimizer steps.
     Steps(u64),

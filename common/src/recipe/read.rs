@@ -4,6 +4,7 @@ use super::{
     AdapterModel, Attention, CaptionColumn, CaptionTable, Captions, DataKind, DataSet, Faults, Init, Models, Pooling,
     Recipe, TextModel, VisionModel,
     error::{File, RecipeError},
+    mix,
     raw::{self, Node, Table, Value},
     stages, validate,
 };
@@ -83,10 +84,11 @@ fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError>
     let kind = table.need("kind", |value| choice(value, &[("webdataset", DataKind::Webdataset)]))?;
     let shards = table.need("shards", |value| one_or_more(value, text))?;
     let broken_limit = table.get("broken_limit", share)?.unwrap_or(0.1);
+    let shuffle = mix::shuffle(&mut table)?;
     let captions = captions(table.table("captions")?, folder)?;
     table.finish()?;
     let shards = shards.iter().map(|shard| plain(&folder.join(shard))).collect();
-    Ok(DataSet { kind, shards, captions, broken_limit })
+    Ok(DataSet { kind, shards, captions, broken_limit, shuffle })
 }
 
 fn captions(table: Option<Table<'_>>, folder: &Path) -> Result<Captions, RecipeError> {
@@ -118,13 +120,9 @@ fn captions(table: Option<Table<'_>>, folder: &Path) -> Result<Captions, RecipeE
 
 fn columns(mut table: Table<'_>) -> Result<Vec<CaptionColumn>, RecipeError> {
     let file = table.file;
-    let read = |(name, node): (String, Node)| {
-        let weight =
-            unsigned(&node.value).and_then(|weight| u32::try_from(weight).map_err(|_| "is too large".to_owned()));
-        match weight {
-            Ok(weight) => Ok(CaptionColumn { name, weight }),
-            Err(message) => Err(file.error(&node.place, format!("the weight of caption column `{name}` {message}"))),
-        }
+    let read = |(name, node): (String, Node)| match small(&node.value) {
+        Ok(weight) => Ok(CaptionColumn { name, weight }),
+        Err(message) => Err(file.error(&node.place, format!("the weight of caption column `{name}` {message}"))),
     };
     table.rest().into_iter().map(read).collect()
 }
@@ -179,10 +177,9 @@ fn adapter_model(mut table: Table<'_>) -> Result<AdapterModel, RecipeError> {
 
 fn faults(table: &mut Table<'_>) -> Result<Faults, RecipeError> {
     let mut faults = table.table("faults")?.unwrap_or_else(|| Table::empty(table.file, "faults"));
-    let number = |value: &Value| unsigned(value).and_then(|n| u32::try_from(n).map_err(|_| "is too large".to_owned()));
     let read = Faults {
-        max_failures: faults.get("max_failures", number)?.unwrap_or(10),
-        max_no_progress: faults.get("max_no_progress", number)?.unwrap_or(3),
+        max_failures: faults.get("max_failures", small)?.unwrap_or(10),
+        max_no_progress: faults.get("max_no_progress", small)?.unwrap_or(3),
     };
     faults.finish()?;
     Ok(read)
@@ -223,6 +220,10 @@ pub(super) fn unsigned(value: &Value) -> Result<u64, String> {
         Value::Integer(number) => u64::try_from(*number).map_err(|_| format!("is {number}, it must be 0 or more")),
         other => Err(format!("must be an integer, not {}", other.kind())),
     }
+}
+
+pub(super) fn small(value: &Value) -> Result<u32, String> {
+    unsigned(value).and_then(|number| u32::try_from(number).map_err(|_| "is too large".to_owned()))
 }
 
 pub(super) fn positive(value: &Value) -> Result<u64, String> {

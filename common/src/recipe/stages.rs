@@ -3,8 +3,9 @@
 use super::{
     Augment, CheckpointPolicy, ClipStage, EmbedStage, EvalStage, Length, Optimizer, Precision, Schedule, Stage,
     error::{RecipeError, nearest},
+    mix,
     raw::{Table, Value},
-    read::{boolean, choice, float, one_or_more, positive, text, unsigned, within},
+    read::{boolean, choice, float, positive, text, unsigned, within},
 };
 
 const KINDS: [&str; 3] = ["embed", "clip", "eval"];
@@ -29,7 +30,7 @@ fn stage(mut table: Table<'_>) -> Result<Stage, RecipeError> {
         let near = nearest(&kind, KINDS).map_or(String::new(), |near| format!(", did you mean `{near}`?"));
         Err(format!("is `{kind}`, it must be one of: {}{near}", KINDS.join(", ")))
     })?;
-    let data = table.need("data", |value| one_or_more(value, text))?;
+    let data = table.need("data", mix::data)?;
     let read = match kind.as_str() {
         "embed" => {
             let batch_tokens = table.get("batch_tokens", positive)?.unwrap_or(16_384) as usize;
@@ -51,6 +52,8 @@ fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeErr
     let global_batch = table.need("global_batch", positive)?;
     let chunk = table.get("chunk", positive)?.unwrap_or(global_batch);
     Ok(ClipStage {
+        mix: mix::mix(table, &data)?,
+        tail: mix::tail(table)?,
         data,
         global_batch,
         chunk,

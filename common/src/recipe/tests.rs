@@ -95,6 +95,58 @@ fn mistakes_are_told_with_line_key_and_what_was_meant() {
 }
 
 #[test]
+fn data_sets_are_mixed_and_shuffled_as_the_recipe_says() {
+    let two = RECIPE.replace(
+        "[model.text]",
+        "[data.other]\nkind = \"webdataset\"\nshards = \"*.tar\"\nshuffle = { block = 64, window = 4096 }\n\n[model.text]",
+    );
+    let two = two.replace("data = [\"train\"]", "data = [\"train\", \"other\"]\nMIX");
+    let with = |mix: &str| read(&two.replace("MIX", mix), &[]);
+    let plain = with("").unwrap();
+    assert_eq!((&clip(&plain).mix, clip(&plain).tail), (&Mix::default(), Tail::Drop));
+    assert_eq!(plain.data["train"].shuffle, Shuffle::Full);
+    assert_eq!(plain.data["other"].shuffle, Shuffle::Blocks { block: 64, window: 4096 });
+    let mixed = with("mix = { policy = \"mixed\", weights = { other = 1, train = 2 } }\ntail = \"carry\"").unwrap();
+    assert_eq!(clip(&mixed).mix, Mix { policy: Policy::Mixed, weights: Some(vec![2, 1]) });
+    assert_eq!(clip(&mixed).tail, Tail::Carry);
+    assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&mixed).unwrap()).unwrap(), mixed);
+
+    let check = |from: &str, to: &str, expected: &str| {
+        let text = two.replace("MIX", "mix = { weights = { train = 2, other = 1 } }");
+        assert!(text.contains(from), "{from}");
+        let error = read(&text.replacen(from, to, 1), &[]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}\nshould say\n{expected}");
+    };
+    check(
+        ", other = 1 }",
+        " }",
+        "small.toml:31: `stage.mix.weights` has no weight of data set `other`; 0 leaves it out",
+    );
+    check("other = 1 }", "other = 1, val = 1 }", "small.toml:31: `stage.mix.weights` names `val`");
+    check("train = 2, other = 1", "train = 0, other = 0", "no data set of `stage.mix.weights` has a weight above 0");
+    check("train = 2", "train = -2", "small.toml:31: the weight of data set `train` is -2, it must be 0 or more");
+    check(
+        "weights =",
+        "policy = \"one\", weights =",
+        "`stage.mix.policy` is `one`, it must be one of: one-source, mixed",
+    );
+    check("\"train\", \"other\"]", "\"train\", \"train\"]", "small.toml:30: `stage.data` names data set `train` twice");
+    check(
+        "window = 4096",
+        "window = 32",
+        "small.toml:13: `data.other.shuffle.window` is 32, less than one block of 64",
+    );
+    check(
+        "window = 4096",
+        "window = 2047",
+        "`data.other.shuffle.window` is 2047, it must be at least 2048: 8 global batches",
+    );
+    check("{ block = 64, window = 4096 }", "\"blocks\"", "small.toml:13: `data.other.shuffle` must be \"full\" or {");
+    check("block = 64", "blok = 64", "`blok` is no key in `data.other.shuffle`; did you mean `block`?");
+    check("steps = 100", "steps = 100\ntail = \"cary\"", "`stage.tail` is `cary`, it must be one of: drop, carry");
+}
+
+#[test]
 fn overrides_reach_every_place_and_their_mistakes_are_told_as_theirs() {
     let recipe =
         read(RECIPE, &["stage.clip.global_batch=512", "seed=9", "name=other", "stage.clip.optimizer.clip_norm=1"])

@@ -1,6 +1,10 @@
 //! What must hold between the parts of a recipe.
 
 use super::{Length, Recipe, Stage, error::nearest};
+use crate::sampler::Shuffle;
+
+/// How many global batches a window of a block shuffle has at least.
+const LEAST_WINDOW: u64 = 8;
 
 /// The first thing that does not fit.
 pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
@@ -20,11 +24,31 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
             known_data(recipe, stage.kind(), name)?;
         }
         models(recipe, stage)?;
+        windows(recipe, stage)?;
         if let Stage::Clip(clip) = stage
             && let Length::Steps(steps) = clip.length
             && clip.schedule.warmup_steps >= steps
         {
             return Err(format!("`warmup_steps` is {}, the stage has {steps} steps", clip.schedule.warmup_steps));
+        }
+    }
+    Ok(())
+}
+
+/// A batch is drawn from one window of a block shuffle: with fewer than 8 batches in it, batches would be made of neighbours,
+/// and the same samples would be each other's negatives again and again.
+fn windows(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
+    let Stage::Clip(clip) = stage else { return Ok(()) };
+    let least = clip.global_batch.saturating_mul(LEAST_WINDOW);
+    for name in &clip.data {
+        if let Shuffle::Blocks { window, .. } = recipe.data[name].shuffle
+            && window < least
+        {
+            return Err(format!(
+                "`data.{name}.shuffle.window` is {window}, it must be at least {least}: {LEAST_WINDOW} global batches of \
+                 {}, or batches would be made of neighbours. Enlarge it, or shuffle fully",
+                clip.global_batch
+            ));
         }
     }
     Ok(())

@@ -28,7 +28,7 @@ pub(super) fn halves(value: u64) -> [u32; 2] {
 pub enum Purpose {
     /// The order of a data set's samples.
     Order = 1,
-    /// The order of a mix's batches.
+    /// Where a mix begins in its round of the data sets.
     Mix = 2,
     /// Which caption of an image.
     Caption = 3,
@@ -36,6 +36,14 @@ pub enum Purpose {
     Crop = 4,
     /// Which patches of an image are seen.
     Patches = 5,
+    /// What stands in for samples that fail at run time.
+    Reserve = 6,
+    /// The order of a mixed batch's slots; the step takes the epoch's place in the key.
+    Slots = 7,
+    /// The order of a data set's blocks.
+    Blocks = 8,
+    /// The order within a window of blocks.
+    Window = 9,
 }
 
 /// The key of all numbers of a purpose, a data set and an epoch.

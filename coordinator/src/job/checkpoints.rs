@@ -3,7 +3,7 @@
 use super::{Command, Intent, JobState, Life, transition::Step};
 use common::{
     ids::{Generation, Rank, Step as StepNumber},
-    manifest::{Manifest, Share},
+    manifest::{FORMAT, Manifest, Share},
 };
 
 /// How many steps may have incomplete shares at a time; the oldest go.
@@ -44,7 +44,7 @@ impl Step {
             return;
         }
         let manifest = Manifest {
-            format: 1,
+            format: FORMAT,
             job: self.state.job.clone(),
             generation: self.state.generation,
             step,

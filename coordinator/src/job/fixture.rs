@@ -6,6 +6,7 @@ use common::{
     ids::{Generation, Rank, Slot, Step, WorldSize},
     manifest::{DataCursor, Part, Share, paths},
     recipe::{EmbedStage, EvalStage, Faults, Models, Precision, Recipe, Stage},
+    sampler::OrderSpec,
     status::{FailureCause, Progress},
     time::Timestamp,
 };
@@ -112,7 +113,7 @@ pub(super) fn share(rank: u32) -> Share {
             blake3: "00".repeat(32),
             tensors: Default::default(),
         },
-        data: DataCursor { position: 32, seed: 7, sources: Vec::new() },
+        data: DataCursor::new(&OrderSpec::plain(7, &[], 8), 32, |_| String::new()),
     }
 }
 

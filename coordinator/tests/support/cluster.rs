@@ -5,6 +5,7 @@ use common::{
     ids::Rank,
     manifest::{DataCursor, Part, Share, paths},
     recipe::Recipe,
+    sampler::OrderSpec,
     status::{Event, JobStatus, Phase},
 };
 use coordinator::{
@@ -113,5 +114,5 @@ pub fn recipe(output: &Path) -> Recipe {
 pub fn share(rank: Rank) -> Share {
     let part =
         Part { rank, file: paths::part_file(rank), bytes: 8, blake3: "00".repeat(32), tensors: Default::default() };
-    Share { part, data: DataCursor { position: 80, seed: 7, sources: Vec::new() } }
+    Share { part, data: DataCursor::new(&OrderSpec::plain(7, &[], 8), 80, |_| String::new()) }
 }

@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use common::{
     ids::{Epoch, SampleIndex},
     recipe::{Augment, CaptionColumn, Captions, DataKind, DataSet},
+    sampler::Shuffle,
 };
 use serde_json::{Value, json};
 use std::{path::PathBuf, sync::Arc, time::Instant};
@@ -80,6 +81,7 @@ fn spec(args: &LoaderArgs) -> DataSet {
         // A column of weight 0 may be absent: only images are measured.
         captions: Captions { table: None, columns: vec![CaptionColumn { name: ".txt".to_owned(), weight: 0 }] },
         broken_limit: 1.0,
+        shuffle: Shuffle::Full,
     }
 }
 

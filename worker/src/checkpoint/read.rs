@@ -116,7 +116,8 @@ mod tests {
     use super::*;
     use common::{
         ids::{Generation, Rank, Step, WorldSize},
-        manifest::DataCursor,
+        manifest::{DataCursor, FORMAT},
+        sampler::OrderSpec,
     };
     use std::sync::mpsc::channel;
 
@@ -144,14 +145,14 @@ mod tests {
         }
         drop(sender);
         let manifest = Manifest {
-            format: 1,
+            format: FORMAT,
             job: "demo-1".parse().unwrap(),
             generation: Generation(1),
             step: Step(step),
             world: WorldSize(world),
             stage: "clip".to_owned(),
             recipe_fingerprint: String::new(),
-            data: DataCursor { position: 0, seed: 0, sources: vec![] },
+            data: DataCursor::new(&OrderSpec::plain(0, &[], 1), 0, |_| String::new()),
             parts: parts.into_iter().collect(),
         };
         create_manifest(&folder, &manifest).unwrap();

@@ -9,6 +9,7 @@ use crate::data::{
 use common::{
     ids::SampleIndex,
     recipe::{CaptionColumn, CaptionTable, Captions, DataKind, DataSet},
+    sampler::Shuffle,
 };
 use std::{fs::File, path::Path};
 
@@ -139,6 +140,7 @@ fn emoji(columns: &[(&str, u32)], key: &str) -> DataSet {
         shards: vec![folder.join("emoji-wds/train/*.tar")],
         captions: Captions { table, columns },
         broken_limit: 0.0,
+        shuffle: Shuffle::Full,
     }
 }
 

@@ -4,7 +4,10 @@ mod golden;
 mod index;
 mod load;
 
-use common::recipe::{CaptionColumn, Captions, DataKind, DataSet};
+use common::{
+    recipe::{CaptionColumn, Captions, DataKind, DataSet},
+    sampler::Shuffle,
+};
 use std::path::{Path, PathBuf};
 
 /// The repository's `tests` folder.
@@ -47,5 +50,6 @@ fn spec(folder: &Path, broken_limit: f64) -> DataSet {
         shards: vec![folder.join("*.tar")],
         captions: Captions { table: None, columns: vec![CaptionColumn { name: ".txt".to_owned(), weight: 1 }] },
         broken_limit,
+        shuffle: Shuffle::Full,
     }
 }

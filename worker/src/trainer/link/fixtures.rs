@@ -3,9 +3,10 @@
 use crate::supervisor::ipc::{Order, Report};
 use common::{
     ids::{Generation, Rank, Step, WorldSize},
-    manifest::{DataCursor, Manifest},
+    manifest::{DataCursor, FORMAT, Manifest},
     plan::TrainPlan,
     recipe::{Faults, Models, Recipe},
+    sampler::OrderSpec,
     status::Progress,
 };
 
@@ -41,14 +42,14 @@ pub fn plan(generation: u64) -> Order {
 
 pub fn commit(step: u64) -> Order {
     let manifest = Box::new(Manifest {
-        format: 1,
+        format: FORMAT,
         job: "demo-1".parse().unwrap(),
         generation: Generation(1),
         step: Step(step),
         world: WorldSize(0),
         stage: "clip".into(),
         recipe_fingerprint: "ab".into(),
-        data: DataCursor { position: 0, seed: 0, sources: vec![] },
+        data: DataCursor::new(&OrderSpec::plain(0, &[], 1), 0, |_| String::new()),
         parts: vec![],
     });
     Order::CommitManifest { step: Step(step), manifest }

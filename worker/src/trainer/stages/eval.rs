@@ -135,8 +135,8 @@ impl Features {
             let pixels = pixels_to_tensor(&batch, context.device);
             image.push(tch::no_grad(|| towers.image_embeddings(&pixels)));
             for (column, name) in names.iter().enumerate() {
-                let wanted = batch.samples.iter().map(|sample| (sample.index.0, *name));
-                let vectors_BD = clip::gather_vectors(vectors, wanted, context.device)?;
+                let wanted = batch.samples.iter().map(|sample| (vectors, sample.index.0, *name));
+                let vectors_BD = clip::gather_vectors(wanted, vectors.width(), context.device)?;
                 text[column].push(tch::no_grad(|| towers.text_embeddings(&vectors_BD)));
             }
             done += 1;

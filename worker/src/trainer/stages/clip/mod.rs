@@ -24,9 +24,9 @@ use crate::{
 };
 use common::{
     ids::Step,
-    manifest::{DataCursor, Share, SourceFingerprint, paths},
+    manifest::{DataCursor, Share, Weights, paths},
     recipe::{ClipStage, Length},
-    sampler::{self, Order, SourceSize},
+    sampler::{self, Draw, Order, OrderSource, OrderSpec, Segment, Shuffle, Tail},
 };
 use half::bf16;
 use ledger::{Begun, Ledger};
@@ -78,13 +78,12 @@ pub(super) fn open_vectors(
     Ok(VectorStore::open(&context.plan.output, dataset.name(), shards, &provenance.over(dataset.fingerprint()))?)
 }
 
-/// The vectors of samples' captions, one after the other.
+/// The vectors of samples' captions, each with the store of its data set, one after the other.
 fn rows_of<'a>(
-    vectors: &VectorStore,
-    wanted: impl IntoIterator<Item = (u64, &'a str)>,
+    wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>,
 ) -> Result<Vec<bf16>, TrainerError> {
     let mut numbers = Vec::new();
-    for (sample, column) in wanted {
+    for (vectors, sample, column) in wanted {
         let row = vectors.get(sample, column).ok_or_else(|| {
             TrainerError::Plan(format!(
                 "the embedding store has no vector of sample {sample}, caption column `{column}`"
@@ -95,13 +94,13 @@ fn rows_of<'a>(
     Ok(numbers)
 }
 
-/// The vectors of samples' captions as one tensor [n, D] in fp32.
+/// The vectors of samples' captions, each with the store of its data set, as one tensor [n, `width`] in fp32.
 pub(super) fn gather_vectors<'a>(
-    vectors: &VectorStore,
-    wanted: impl IntoIterator<Item = (u64, &'a str)>,
+    wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>,
+    width: usize,
     device: Device,
 ) -> Result<Tensor, TrainerError> {
-    let (numbers, width) = (rows_of(vectors, wanted)?, vectors.width());
+    let numbers = rows_of(wanted)?;
     // Not `from_slice`: tch 0.24 takes bf16 for fp16.
     let shape = [(numbers.len() / width) as i64, width as i64];
     let tensor = Tensor::f_from_data_size(bytemuck::cast_slice(&numbers), &shape, Kind::BFloat16)?;
@@ -131,11 +130,30 @@ pub(super) fn load_parameters(store: &mut tch::nn::VarStore, loaded: &Loaded) ->
     Ok(())
 }
 
+/// The order that the recipe describes.
 fn order(stage: &ClipStage, datasets: &[Arc<Dataset>], context: &Context<'_>) -> Result<Order, TrainerError> {
-    let sizes: Vec<SourceSize> =
-        datasets.iter().map(|data| SourceSize { name: data.name().to_owned(), samples: data.len() }).collect();
-    Order::new(context.plan.recipe.seed, &sizes, stage.global_batch)
-        .map_err(|error| TrainerError::Plan(error.to_string()))
+    if stage.tail == Tail::Carry {
+        // `Order::repeats` knows them; the loss cannot mask them yet.
+        return Err(TrainerError::Plan(
+            "`tail = \"carry\"` would make a sample its own negative at an epoch's end: use `tail = \"drop\"`"
+                .to_owned(),
+        ));
+    }
+    let recipe = &context.plan.recipe;
+    let source = |data: &Arc<Dataset>| OrderSource {
+        name: data.name().to_owned(),
+        samples: data.len(),
+        shuffle: recipe.data.get(data.name()).map_or(Shuffle::Full, |set| set.shuffle),
+    };
+    let spec = OrderSpec {
+        seed: recipe.seed,
+        global_batch: stage.global_batch,
+        sources: datasets.iter().map(source).collect(),
+        policy: stage.mix.policy,
+        tail: stage.tail,
+        segments: vec![Segment::first(stage.mix.weights.clone())],
+    };
+    Order::new(spec).map_err(|error| TrainerError::Plan(error.to_string()))
 }
 
 /// Everything of one run of the stage.
@@ -171,11 +189,11 @@ impl<'a, 'b> Run<'a, 'b> {
         datasets: Vec<Arc<Dataset>>,
         vectors: Vec<VectorStore>,
         towers: Towers,
-        order: Order,
+        mut order: Order,
     ) -> Result<Self, TrainerError> {
         let total = match stage.length {
             Length::Steps(steps) => steps,
-            Length::Epochs(epochs) => epochs * order.steps_per_epoch(),
+            Length::Epochs(epochs) => order.steps_of(epochs),
         };
         let variables: Vec<(String, Tensor)> = towers.store.variables().into_iter().collect();
         let layers = towers.vision.layers();
@@ -185,12 +203,14 @@ impl<'a, 'b> Run<'a, 'b> {
         if stage.optimizer.sharded && context.world().0 > 1 {
             parameters.shard(context.collective);
         }
-        let cursor = cursor(stage, context, &datasets, 0);
+        let mut cursor = cursor(&order, &datasets);
         let mut step = 0;
         if let Some(point) = &context.plan.resume {
             context.activity(&format!("loading the checkpoint of step {}", point.step));
             let loaded = checkpoint::read(&point.folder)?;
-            same_order(&loaded.manifest.data, &cursor)?;
+            let resumed = loaded.manifest.data.resume(&cursor, Weights::AsWritten);
+            order = resumed.map_err(|error| TrainerError::Plan(error.to_string()))?;
+            cursor = self::cursor(&order, &datasets);
             parameters.load(|name| loaded.tensor(name))?;
             step = loaded.manifest.step.0;
         }
@@ -341,17 +361,16 @@ impl<'a, 'b> Run<'a, 'b> {
     /// The text vectors of a batch, one caption a sample, chosen by (seed, data set, sample, epoch).
     fn text(&mut self, batch: &Batch) -> Result<Tensor, TrainerError> {
         let seed = self.context.plan.recipe.seed;
-        // One global batch comes from one data set.
-        let source = batch.samples.first().map_or(0, |sample| sample.source);
-        let dataset = &self.datasets[source as usize];
-        let weights: Vec<u32> = dataset.columns().iter().map(|column| column.weight).collect();
+        let weights = |data: &Arc<Dataset>| data.columns().iter().map(|column| column.weight).collect();
+        let weights: Vec<Vec<u32>> = self.datasets.iter().map(weights).collect();
         let wanted = batch.samples.iter().map(|sample| {
-            let column = sampler::choose_caption(seed, source, sample.index, sample.epoch, &weights);
-            (sample.index.0, dataset.columns()[column].name.as_str())
+            let source = sample.source as usize;
+            let column = sampler::choose_caption(seed, sample.source, sample.index, sample.epoch, &weights[source]);
+            (&self.vectors[source], sample.index.0, self.datasets[source].columns()[column].name.as_str())
         });
-        let vectors = &self.vectors[source as usize];
-        let numbers = rows_of(vectors, wanted)?;
-        let shape = [batch.samples.len() as i64, vectors.width() as i64];
+        let numbers = rows_of(wanted)?;
+        let width = self.vectors.first().map_or(0, VectorStore::width);
+        let shape = [batch.samples.len() as i64, width as i64];
         let text_BD = self.uploads.text.upload(bytemuck::cast_slice(&numbers), &shape, Kind::BFloat16)?;
         Ok(text_BD.to_kind(Kind::Float))
     }
@@ -367,11 +386,9 @@ impl<'a, 'b> Run<'a, 'b> {
         };
         let (order, slots) = (self.order.clone(), self.slots.clone());
         let requests = (self.step..self.total).map(move |step| {
-            let draw = |slot| {
-                let draw = order.draw(Step(step), slot);
-                SampleRequest { source: draw.source as u32, index: draw.index, epoch: draw.epoch }
-            };
-            BatchRequest { tag: step, samples: slots.clone().map(draw).collect() }
+            let request =
+                |draw: Draw| SampleRequest { source: draw.source as u32, index: draw.index, epoch: draw.epoch };
+            BatchRequest { tag: step, samples: order.draws(Step(step), slots.clone()).map(request).collect() }
         });
         Loader::start(config, requests)
     }
@@ -398,42 +415,9 @@ impl<'a, 'b> Run<'a, 'b> {
     }
 }
 
-fn cursor(stage: &ClipStage, context: &Context<'_>, datasets: &[Arc<Dataset>], step: u64) -> DataCursor {
-    let sources = datasets.iter().map(|data| SourceFingerprint {
-        name: data.name().to_owned(),
-        samples: data.len(),
-        fingerprint: data.fingerprint(),
-    });
-    DataCursor { position: step * stage.global_batch, seed: context.plan.recipe.seed, sources: sources.collect() }
-}
-
-/// Refuses to go on in another order than the checkpoint was written in.
-fn same_order(written: &DataCursor, now: &DataCursor) -> Result<(), TrainerError> {
-    let refuse = |what: String| {
-        Err(TrainerError::Plan(format!(
-            "the checkpoint cannot be resumed: {what}, so the samples would come in another order. \
-             Undo the change, or start a new job with another `output`"
-        )))
-    };
-    if written.seed != now.seed {
-        return refuse(format!("its seed is {}, the recipe's is {}", written.seed, now.seed));
-    }
-    if written.sources.len() != now.sources.len() {
-        return refuse(format!(
-            "it was trained on {} data sets, the recipe names {}",
-            written.sources.len(),
-            now.sources.len()
-        ));
-    }
-    for (then, now) in written.sources.iter().zip(&now.sources) {
-        if then.name != now.name || then.samples != now.samples || then.fingerprint != now.fingerprint {
-            return refuse(format!(
-                "data set `{}` had {} samples (index {:.12}) and `{}` has {} now (index {:.12})",
-                then.name, then.samples, then.fingerprint, now.name, now.samples, now.fingerprint
-            ));
-        }
-    }
-    Ok(())
+/// The data record of an order at its beginning.
+fn cursor(order: &Order, datasets: &[Arc<Dataset>]) -> DataCursor {
+    DataCursor::new(order.spec(), 0, |number| datasets[number].fingerprint())
 }
 
 /// A local slice in chunks.

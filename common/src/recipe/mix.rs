@@ -1,0 +1,77 @@
+//! How data sets are mixed and shuffled.
+
+use super::{
+    Mix,
+    error::RecipeError,
+    raw::{Node, Table, Value},
+    read::{choice, one_or_more, positive, small, text},
+};
+use crate::sampler::{Policy, Shuffle, Tail};
+
+/// Reads `[data.NAME] shuffle`: `"full"` or `{ block = b, window = m }`.
+pub(super) fn shuffle(table: &mut Table<'_>) -> Result<Shuffle, RecipeError> {
+    let (file, path) = (table.file, table.path("shuffle"));
+    let Some(node) = table.take("shuffle") else { return Ok(Shuffle::Full) };
+    match &node.value {
+        Value::Text(word) if word == "full" => Ok(Shuffle::Full),
+        Value::Table(_) => {
+            let mut blocks = Table::of(file, &path, node)?;
+            let block = blocks.need("block", positive)?;
+            let window = blocks.need("window", positive)?;
+            if window < block {
+                return Err(
+                    blocks.error(format!("`{path}.window` is {window}, less than one block of {block} samples"))
+                );
+            }
+            blocks.finish()?;
+            Ok(Shuffle::Blocks { block, window })
+        }
+        _ => Err(file.error(&node.place, format!("`{path}` must be \"full\" or {{ block = 128, window = 262144 }}"))),
+    }
+}
+
+/// Reads `mix` of a stage with these data sets.
+pub(super) fn mix(table: &mut Table<'_>, data: &[String]) -> Result<Mix, RecipeError> {
+    let Some(mut mix) = table.table("mix")? else { return Ok(Mix::default()) };
+    let policies = [("one-source", Policy::OneSource), ("mixed", Policy::Mixed)];
+    let policy = mix.get("policy", |value| choice(value, &policies))?.unwrap_or_default();
+    let weights = mix.table("weights")?.map(|weights| self::weights(weights, data)).transpose()?;
+    mix.finish()?;
+    Ok(Mix { policy, weights })
+}
+
+/// Reads `tail` of a stage.
+pub(super) fn tail(table: &mut Table<'_>) -> Result<Tail, RecipeError> {
+    let tails = [("drop", Tail::Drop), ("carry", Tail::Carry)];
+    Ok(table.get("tail", |value| choice(value, &tails))?.unwrap_or_default())
+}
+
+/// One weight a data set, in the order of the stage's `data`.
+fn weights(mut table: Table<'_>, data: &[String]) -> Result<Vec<u32>, RecipeError> {
+    let mut given = table.rest();
+    let mut take = |name: &String| {
+        let Some(Node { place, value }) = given.remove(name) else {
+            return Err(table.error(format!("`stage.mix.weights` has no weight of data set `{name}`; 0 leaves it out")));
+        };
+        small(&value).map_err(|message| table.file.error(&place, format!("the weight of data set `{name}` {message}")))
+    };
+    let weights = data.iter().map(&mut take).collect::<Result<Vec<_>, _>>()?;
+    if let Some((name, node)) = given.into_iter().next() {
+        let names = data.join(", ");
+        let message = format!("`stage.mix.weights` names `{name}`, which is not in the stage's `data` ({names})");
+        return Err(table.file.error(&node.place, message));
+    }
+    if weights.iter().all(|weight| *weight == 0) {
+        return Err(table.error("no data set of `stage.mix.weights` has a weight above 0"));
+    }
+    Ok(weights)
+}
+
+/// Reads a stage's `data`: one name or several, none twice.
+pub(super) fn data(value: &Value) -> Result<Vec<String>, String> {
+    let names = one_or_more(value, text)?;
+    match names.iter().enumerate().find(|(number, name)| names[..*number].contains(name)) {
+        Some((_, twice)) => Err(format!("names data set `{twice}` twice")),
+        None => Ok(names),
+    }
+}
