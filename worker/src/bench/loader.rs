@@ -5,10 +5,10 @@ use crate::data::{BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Tr
 use anyhow::Context as _;
 use common::{
     ids::{Epoch, SampleIndex},
-    recipe::{Augment, CaptionColumn, Captions, DataKind, DataSet},
+    recipe::{Augment, CaptionColumn, Captions, DataKind, DataSet, IndexPlace, RowRange},
 };
 use serde_json::{Value, json};
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -80,6 +80,11 @@ fn spec(args: &LoaderArgs) -> DataSet {
         // A column of weight 0 may be absent: only images are measured.
         captions: Captions { table: None, columns: vec![CaptionColumn { name: ".txt".to_owned(), weight: 0 }] },
         broken_limit: 1.0,
+        images: None,
+        image_column: None,
+        rows: RowRange::default(),
+        only: BTreeMap::new(),
+        index: IndexPlace::Cache,
     }
 }
 
