@@ -125,7 +125,7 @@ impl Dataset {
         self.text(sample, column)
     }
 
-    /// All captions of a sample in a column: several of a column such as `caption[*]`, else one.
+    /// All captions of a sample in a column: several of a column such as `.caption[*]`, or the lines of `.txt[*]`, else one.
     ///
     /// # Panics
     /// When there is no such sample or column.
@@ -134,8 +134,25 @@ impl Dataset {
         if !self.columns[column].name.ends_with("[*]") {
             return Ok(vec![text]);
         }
+        if let Source::Member(_) = self.sources[column] {
+            return Ok(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect());
+        }
         let texts = serde_json::from_str(&text);
         texts.map_err(|error| DataError::DamagedIndex { path: "captions".into(), reason: error.to_string() })
+    }
+
+    /// All captions of a column, and for each the sample that it belongs to. Images have five to seven in COCO: whose a
+    /// caption is, is told and not computed from its place.
+    ///
+    /// # Panics
+    /// When there is no such column.
+    pub fn texts_with_samples(&self, column: usize) -> Result<(Vec<String>, Vec<SampleIndex>), DataError> {
+        let (mut texts, mut samples) = (Vec::new(), Vec::new());
+        for sample in (0..self.len()).map(SampleIndex) {
+            texts.extend(self.captions(sample, column)?);
+            samples.resize(texts.len(), sample);
+        }
+        Ok((texts, samples))
     }
 
     fn text(&self, sample: SampleIndex, column: usize) -> Result<String, DataError> {
@@ -229,8 +246,9 @@ fn images(spec: &DataSet, paths: &[PathBuf]) -> Images {
         DataKind::Webdataset => Images::Tars,
         DataKind::Parquet => Images::Parquets(ParquetImages::new(spec.image_column.clone())),
         DataKind::List => {
-            let beside = paths.first().and_then(|path| path.parent()).map(PathBuf::from);
-            Images::Folder(spec.images.clone().or(beside).unwrap_or_default())
+            let folder =
+                |path: &PathBuf| if path.is_dir() { Some(path.clone()) } else { path.parent().map(PathBuf::from) };
+            Images::Folders(paths.iter().map(|path| spec.images.clone().or(folder(path)).unwrap_or_default()).collect())
         }
     }
 }
@@ -241,7 +259,9 @@ fn sources(name: &str, spec: &DataSet) -> Result<Vec<Column>, DataError> {
     let mut columns = Vec::new();
     for column in &spec.captions.columns {
         let source = match (column.name.strip_prefix('.'), spec.kind) {
-            (Some(field), DataKind::Webdataset) if !field.starts_with("json:") => Source::Member(field.to_owned()),
+            (Some(field), DataKind::Webdataset) if !field.starts_with("json:") => {
+                Source::Member(field.strip_suffix("[*]").unwrap_or(field).to_owned())
+            }
             (Some(_), _) => {
                 own += 1;
                 Source::Own(own - 1)

@@ -22,6 +22,9 @@ impl ShardReader for Lists {
     }
 
     fn read(&self, _: &File, path: &Path) -> Result<Rows, DataError> {
+        if path.is_dir() {
+            return super::folder::read(path);
+        }
         let tried: Vec<&str> = self.image_column.as_deref().map_or(USUAL.to_vec(), |column| vec![column]);
         let mut failed = None;
         for column in tried {

@@ -1,5 +1,6 @@
 //! Where a sample's image comes from: a range of bytes of a tar, a row of a parquet file, or a file of its own.
 
+pub mod folder;
 mod list;
 mod parquet;
 #[cfg(test)]
@@ -22,8 +23,8 @@ pub enum Images {
     Tars,
     /// Rows of parquet files.
     Parquets(ParquetImages),
-    /// Files, named by the samples' keys.
-    Folder(PathBuf),
+    /// Files, named by the samples' keys, in a folder for each shard.
+    Folders(Vec<PathBuf>),
 }
 
 impl Images {
@@ -46,8 +47,8 @@ impl Images {
                 files.read(shard, extent.offset, extent.length as usize, bytes)
             }
             Self::Parquets(images) => images.read(files, shard, place(index.place(row, IMAGE)?)?.row(), bytes),
-            Self::Folder(folder) => {
-                let path = folder.join(index.key(row)?);
+            Self::Folders(folders) => {
+                let path = folders[shard as usize].join(index.key(row)?);
                 bytes.clear();
                 let read = std::fs::File::open(&path).and_then(|mut file| std::io::Read::read_to_end(&mut file, bytes));
                 read.map(|_| ()).map_err(|source| DataError::Io { operation: "read", path, source })

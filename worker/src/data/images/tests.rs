@@ -2,7 +2,7 @@
 
 use crate::data::{
     DataError, Dataset, SkipReason,
-    tests::{columns, image, spec},
+    tests::{columns, image, spec, tar},
 };
 use arrow_array::{ArrayRef, BinaryArray, RecordBatch, StringArray, StructArray};
 use arrow_schema::{DataType, Field};
@@ -133,7 +133,9 @@ fn coco_of_karpathy_has_five_to_seven_captions_an_image() {
     spec.captions.columns = columns(&[(".caption[*]", 1), (".caption[4]", 1)]);
     let data = Dataset::open("coco", &spec).unwrap();
     let counts: Vec<usize> = (0..2).map(|i| data.captions(SampleIndex(i), 0).unwrap().len()).collect();
-    assert_eq!(counts, [5, 6], "a text's image is told by the counts, never by five a row");
+    assert_eq!(counts, [5, 6]);
+    let (texts, samples) = data.texts_with_samples(0).unwrap();
+    assert_eq!((texts.len(), texts[5].as_str(), samples[5], samples[10]), (11, "f", SampleIndex(1), SampleIndex(1)));
     assert_eq!(data.captions(SampleIndex(1), 0).unwrap()[5], "k");
     assert_eq!(
         (data.caption(SampleIndex(1), 0).unwrap(), data.caption(SampleIndex(0), 1).unwrap()),
@@ -186,4 +188,69 @@ fn a_parquet_file_without_images_names_its_columns() {
     let error = Dataset::open("p", &parquet(folder.path())).unwrap_err();
     assert!(matches!(error, DataError::MissingColumn { .. }), "{error}");
     assert!(error.to_string().contains("it has: text"), "{error}");
+}
+
+#[test]
+fn urban1k_has_the_first_line_of_its_captions_and_image_net_the_names_of_its_folders() {
+    let folder = tempfile::tempdir().unwrap();
+    let urban = folder.path().join("Urban1k");
+    std::fs::create_dir_all(urban.join("image")).unwrap();
+    std::fs::create_dir_all(urban.join("caption")).unwrap();
+    for i in [1, 2, 10] {
+        std::fs::write(urban.join(format!("image/{i}.jpg")), body(i)).unwrap();
+        std::fs::write(urban.join(format!("caption/{i}.txt")), format!("first {i}\nsecond")).unwrap();
+    }
+    let mut spec = DataSet { kind: DataKind::List, shards: vec![urban.clone()], ..spec(folder.path(), 0.0) };
+    spec.captions.columns = columns(&[(".caption", 1)]);
+    let data = Dataset::open("urban", &spec).unwrap();
+    let pairs: Vec<_> =
+        (0..3).map(|i| (data.key(SampleIndex(i)).unwrap(), data.caption(SampleIndex(i), 0).unwrap())).collect();
+    let pair = |key: &str, caption: &str| (key.to_owned(), caption.to_owned());
+    let expected = [pair("image/1.jpg", "first 1"), pair("image/10.jpg", "first 10"), pair("image/2.jpg", "first 2")];
+    assert_eq!(pairs, expected);
+    let mut bytes = Vec::new();
+    data.read_image(SampleIndex(1), &mut bytes).unwrap();
+    assert!(bytes == body(10));
+    // A caption that changes is another data set, although no folder's time tells of it.
+    std::fs::write(urban.join("caption/2.txt"), "other").unwrap();
+    let changed = Dataset::open("urban", &spec).unwrap();
+    assert_eq!(changed.caption(SampleIndex(2), 0).unwrap(), "other");
+    assert_ne!(changed.fingerprint(), data.fingerprint());
+
+    let net = folder.path().join("imagenet/val");
+    for (class, i) in [("n01440764", 1), ("n01443537", 2)] {
+        std::fs::create_dir_all(net.join(class)).unwrap();
+        std::fs::write(net.join(format!("{class}/ILSVRC_{i}.JPEG")), body(i)).unwrap();
+    }
+    spec.shards = vec![net];
+    spec.captions.columns = columns(&[(".class", 1)]);
+    let data = Dataset::open("imagenet", &spec).unwrap();
+    assert_eq!((data.len(), data.caption(SampleIndex(1), 0).unwrap().as_str()), (2, "n01443537"));
+    spec.captions.columns = columns(&[(".label", 1)]);
+    assert!(
+        Dataset::open("imagenet", &spec).unwrap_err().to_string().contains("no column `label`; it has: caption, class")
+    );
+}
+
+#[test]
+fn clip_benchmark_tars_have_classes_or_lines_of_captions() {
+    let folder = tempfile::tempdir().unwrap();
+    let (jpg, png) = (image("420.jpg"), image("rgb.png"));
+    let members: &[(&str, &[u8])] = &[
+        ("s0000000.png", &png),
+        ("s0000000.cls", b"7"),
+        ("s0000001.jpg", &jpg),
+        ("s0000001.cls", b"0"),
+        ("s0000001.txt", b"one\ntwo\n\nthree"),
+        ("s0000000.txt", b"zero"),
+    ];
+    std::fs::write(folder.path().join("0.tar"), tar(members)).unwrap();
+    let mut spec = spec(folder.path(), 0.0);
+    spec.captions.columns = columns(&[(".cls", 0), (".txt[*]", 1)]);
+    let data = Dataset::open("bench", &spec).unwrap();
+    let classes: Vec<String> = (0..2).map(|i| data.caption(SampleIndex(i), 0).unwrap()).collect();
+    assert_eq!(classes, ["7", "0"]);
+    let (texts, samples) = data.texts_with_samples(1).unwrap();
+    assert_eq!(texts, ["zero", "one", "two", "three"]);
+    assert_eq!(samples, [0, 1, 1, 1].map(SampleIndex));
 }

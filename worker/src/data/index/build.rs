@@ -79,9 +79,11 @@ fn open_or_make(
 ) -> Result<(ShardIndex, bool), DataError> {
     let io = |operation| move |source| DataError::Io { operation, path: path.to_owned(), source };
     let file = File::open(path).map_err(io("open"))?;
-    let shard = Stat::of(&file.metadata().map_err(io("read"))?);
+    let metadata = file.metadata().map_err(io("read"))?;
+    let shard = Stat::of(&metadata);
     let kind = reader.kind();
-    let files = places.of_shard(path);
+    // A folder does not change its time when something in its folders does: it is listed at every start.
+    let files = if metadata.is_dir() { Vec::new() } else { places.of_shard(path) };
     for file in files.iter().filter(|file| file.exists()) {
         match open_if_good(file, shard, &kind, shards) {
             Ok(index) => return Ok((index, false)),

@@ -10,7 +10,7 @@ mod rows;
 
 pub use build::{Progress, ShardReader, Tars, in_parallel, open_all, rewrite};
 pub use place::{Draft, Places};
-pub use rows::{Extent, Fault, Flaw, Place, Rows};
+pub use rows::{Fault, Flaw, Place, Rows};
 
 use super::{
     DataError,

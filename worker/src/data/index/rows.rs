@@ -34,7 +34,7 @@ pub struct Place {
 impl Place {
     /// A tar's member; `None` when it lies beyond 2 TiB or is longer than 4 GiB, where nobody's samples are.
     pub fn of_member(offset: u64, length: u64) -> Option<Self> {
-        let block = u32::try_from(offset / BLOCK).ok().filter(|_| offset % BLOCK == 0 && offset > 0)?;
+        let block = u32::try_from(offset / BLOCK).ok().filter(|_| offset.is_multiple_of(BLOCK) && offset > 0)?;
         Some(Self { block, length: u32::try_from(length).ok()? })
     }
 

@@ -3,6 +3,7 @@
 use crate::data::{
     DataError,
     files::Files,
+    images::folder,
     index::ShardIndex,
     table::{self, EachRow, Field},
 };
@@ -55,7 +56,7 @@ impl OwnFields for TarMetadata<'_> {
     }
 }
 
-/// The columns of shards that are tables themselves.
+/// The columns of shards that are tables or folders themselves.
 pub struct RowColumns<'a> {
     /// The shards.
     pub files: &'a Files,
@@ -65,7 +66,8 @@ impl OwnFields for RowColumns<'_> {
     fn read(&self, shard: u32, fields: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
         // Opened once to see that it is the shard that was indexed.
         self.files.file(shard)?;
-        table::read(self.files.path(shard), fields, each)
+        let path = self.files.path(shard);
+        if path.is_dir() { folder::fields(path, fields, each) } else { table::read(path, fields, each) }
     }
 
     fn small(&self) -> bool {

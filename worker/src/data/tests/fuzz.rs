@@ -168,6 +168,27 @@ fn damaged_tars_give_true_members_or_an_end() {
 }
 
 #[test]
+fn a_cut_tar_gives_the_first_of_its_members_wherever_it_is_cut() {
+    let members = |bytes: &Vec<u8>| {
+        let mut walk = Walk::new(bytes).unwrap();
+        let mut members = Vec::new();
+        while let Some(member) = walk.next().unwrap() {
+            members.push(member);
+        }
+        members
+    };
+    let whole = valid(&mut Draws(3));
+    let all = members(&whole);
+    assert!(all.len() > 3);
+    for cut in (0..whole.len()).step_by(37) {
+        let found = members(&whole[..cut].to_vec());
+        assert_eq!(found, all[..found.len()], "cut at {cut}");
+        let there = all.iter().filter(|member| member.offset + member.size <= cut as u64).count();
+        assert_eq!(found.len(), there, "cut at {cut}");
+    }
+}
+
+#[test]
 fn damaged_tars_are_indexed_with_every_place_inside_them() {
     for_a_while(|draws| {
         let mut bytes = valid(draws);

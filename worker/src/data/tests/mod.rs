@@ -4,7 +4,8 @@ mod faults;
 mod fuzz;
 mod golden;
 mod index;
+mod layouts;
 mod load;
 mod shards;
 
-use shards::*;
+pub(super) use shards::*;
