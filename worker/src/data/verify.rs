@@ -190,7 +190,7 @@ mod tests {
         bytes[512..516].copy_from_slice(b"<htm");
         let path = folder.path().join("a.tar");
         std::fs::write(&path, bytes).unwrap();
-        let open = || Survey::open(&[path.clone()], &IndexPlace::Beside).unwrap();
+        let open = || Survey::open(std::slice::from_ref(&path), &IndexPlace::Beside).unwrap();
         let survey = open();
         let verified = verify(&survey, true).unwrap();
         assert_eq!((verified.samples, verified.bad.len(), survey.made), (320, 1, 1));

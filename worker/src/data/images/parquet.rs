@@ -172,7 +172,7 @@ impl ShardReader for Parquets {
 }
 
 fn add(rows: &mut Rows, images: &BinaryArray, keys: Option<&StringArray>, row: usize) {
-    let number = u64::from(rows.len());
+    let number = u64::from(rows.count());
     let key =
         keys.filter(|keys| keys.is_valid(row)).map_or_else(|| number.to_string(), |keys| keys.value(row).to_owned());
     let place = rows.push(&key);

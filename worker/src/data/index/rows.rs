@@ -132,13 +132,13 @@ impl Default for Rows {
 
 impl Rows {
     /// How many there are.
-    pub fn len(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         self.ends.len() as u32
     }
 
     /// The row of a key, added when it is new. The members of a sample need not stand together.
     pub fn row(&mut self, key: &str) -> u32 {
-        let last = self.len().checked_sub(1).filter(|row| self.key(*row) == key);
+        let last = self.count().checked_sub(1).filter(|row| self.key(*row) == key);
         if let Some(row) = last.or_else(|| self.by_key.get(key).copied()) {
             return row;
         }
@@ -149,7 +149,7 @@ impl Rows {
 
     /// Adds a row whether or not its key is there.
     pub fn push(&mut self, key: &str) -> u32 {
-        let row = self.len();
+        let row = self.count();
         self.keys.push_str(key);
         // A shard's keys fill no 4 GiB: a sample has 8 bytes of places and a header of 512 besides.
         self.ends.push(self.keys.len() as u32);
@@ -224,7 +224,7 @@ impl Rows {
             // A flawed member is there; only what has no place and no flaw is missing.
             let flawed = |row: u32| flaws.values().any(|rows| rows.binary_search(&row).is_ok());
             let absent = |row: &u32| slot.places.get(*row as usize).copied().flatten().is_none() && !flawed(*row);
-            let missing: Vec<u32> = (0..self.len()).filter(absent).collect();
+            let missing: Vec<u32> = (0..self.count()).filter(absent).collect();
             if !missing.is_empty() {
                 flaws.insert(Flaw::Missing, missing);
             }
@@ -234,7 +234,7 @@ impl Rows {
         Footer {
             kind: kind.to_owned(),
             shard,
-            rows: self.len(),
+            rows: self.count(),
             slots: self.slots.iter().map(slot).collect(),
             duplicates: self.duplicates,
             duplicate_examples: self.duplicate_examples.clone(),
