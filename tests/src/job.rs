@@ -63,6 +63,7 @@ impl Job {
     /// A command in this job's environment.
     pub fn around(&self, mut command: Command) -> Command {
         command.current_dir(self.folder.path()).env("XDG_STATE_HOME", self.folder.path().join("state"));
+        command.env("LLM2CLIP_CACHE", self.folder.path().join("cache"));
         command.env_remove("LLM2CLIP_COORDINATOR").stdin(Stdio::null());
         command
     }

@@ -63,6 +63,44 @@ pub struct DataSet {
     /// How its samples are shuffled when it is trained on.
     #[serde(default)]
     pub shuffle: Shuffle,
+    /// Where images are that a list names by relative paths; absent means beside the list. Of `list` alone.
+    #[serde(default)]
+    pub images: Option<PathBuf>,
+    /// The column or field that holds an image's path (`list`) or bytes (`parquet`); absent means that it is found by the
+    /// names that are usual.
+    #[serde(default)]
+    pub image_column: Option<String>,
+    /// How many samples at the beginning are left out, and after how many the set ends.
+    #[serde(default)]
+    pub rows: RowRange,
+    /// Samples whose own field has another text than this are left out: DOCCI's `split`. Of `list` and `parquet`.
+    #[serde(default)]
+    pub only: BTreeMap<String, String>,
+    /// Where the index of the shards is kept.
+    #[serde(default)]
+    pub index: IndexPlace,
+}
+
+/// A part of a data set's samples, in their order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowRange {
+    /// The first that is used.
+    pub from: u64,
+    /// The first after them; absent means the end.
+    pub to: Option<u64>,
+}
+
+/// Where what is known of shards is kept between jobs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IndexPlace {
+    /// In the user's cache folder on each machine. Data folders are often shared or read only, and nobody is surprised.
+    #[default]
+    Cache,
+    /// Beside each shard, so that every machine finds it; in the cache folder where the data cannot be written.
+    Beside,
+    /// In this folder, absolute.
+    Folder(PathBuf),
 }
 
 /// The layout of a data set.
@@ -71,25 +109,55 @@ pub struct DataSet {
 pub enum DataKind {
     /// Tars of `key.jpg|png|webp`, `key.txt`, `key.json`, as img2dataset writes them.
     Webdataset,
+    /// Parquet files with a column of images: `jpg: binary`, or `image: struct{bytes, path}`.
+    Parquet,
+    /// Files that list images by path, with their captions: JSON, JSON lines, CSV or parquet.
+    List,
 }
 
 /// Where captions come from and how often each is drawn.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Captions {
-    /// A parquet with more captions, joined by `key`; absent means that the tars hold all of them.
+    /// A table with more captions, joined by key or another field; absent means that the shards hold all of them.
     pub table: Option<CaptionTable>,
-    /// Caption columns and their sampling weights, in the order of the recipe. `.txt` is the tar's own member; every
-    /// other name is a column of the table.
+    /// Caption columns and their sampling weights, in the order of the recipe. A name that begins with a dot is the
+    /// shards' own: of tars a member (`.txt`, `.cls`) or a field of the `.json` (`.json:long_caption`), of the other
+    /// kinds a column (`.txt`, `.caption`). Every other name is a column of the table.
     pub columns: Vec<CaptionColumn>,
 }
 
-/// A parquet file of captions.
+/// A table of captions: parquet, CSV, JSON lines, or one JSON array.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptionTable {
-    /// The file, absolute.
+    /// The file, absolute, or a pattern of several.
     pub file: PathBuf,
-    /// The column that holds the sample's key.
+    /// The column by which a row is found.
     pub key: String,
+    /// What of a sample is looked up there: `key`, or a field of its metadata such as `url` or `sha256`.
+    #[serde(default = "join_by_key")]
+    pub join: String,
+    /// What becomes of samples without a row, and of rows without a sample.
+    #[serde(default)]
+    pub unmatched: Unmatched,
+}
+
+fn join_by_key() -> String {
+    "key".to_owned()
+}
+
+/// What becomes of what a join leaves over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Unmatched {
+    /// A sample without a row is a broken one, and `broken_limit` bounds how many there may be.
+    #[default]
+    Broken,
+    /// A sample without a row is an error.
+    Error,
+    /// Samples without a row are left out, however many.
+    Skip,
+    /// As `skip`, and rows without a sample are kept as text for the stages that read text alone.
+    CaptionOnly,
 }
 
 /// One column of captions.

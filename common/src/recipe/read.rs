@@ -1,8 +1,8 @@
 //! From the file as written to the validated recipe: all but the stages.
 
 use super::{
-    AdapterModel, Attention, CaptionColumn, CaptionTable, Captions, DataKind, DataSet, Faults, Init, Models, Pooling,
-    Recipe, TextModel, VisionModel,
+    AdapterModel, Attention, CaptionColumn, CaptionTable, Captions, DataKind, DataSet, Faults, IndexPlace, Init,
+    Models, Pooling, Recipe, RowRange, TextModel, Unmatched, VisionModel,
     error::{File, RecipeError},
     mix,
     raw::{self, Node, Table, Value},
@@ -81,14 +81,49 @@ fn data_sets(table: &mut Table<'_>, folder: &Path) -> Result<BTreeMap<String, Da
 }
 
 fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError> {
-    let kind = table.need("kind", |value| choice(value, &[("webdataset", DataKind::Webdataset)]))?;
+    let kinds = [("webdataset", DataKind::Webdataset), ("parquet", DataKind::Parquet), ("list", DataKind::List)];
+    let kind = table.need("kind", |value| choice(value, &kinds))?;
     let shards = table.need("shards", |value| one_or_more(value, text))?;
     let broken_limit = table.get("broken_limit", share)?.unwrap_or(0.1);
     let shuffle = mix::shuffle(&mut table)?;
+    let images = table.get("images", text)?.map(|images| plain(&folder.join(images)));
+    let image_column = table.get("image_column", text)?;
+    let rows = rows(table.table("rows")?)?;
+    let only = table.table("only")?.map(only).transpose()?.unwrap_or_default();
+    let index = table.get("index", text)?.map_or(IndexPlace::Cache, |place| match place.as_str() {
+        "cache" => IndexPlace::Cache,
+        "beside" => IndexPlace::Beside,
+        path => IndexPlace::Folder(plain(&folder.join(path))),
+    });
+    if kind != DataKind::List && images.is_some() {
+        return Err(table.error("`images` is the folder of a list's images: set `kind` to \"list\", or leave it out"));
+    }
+    if kind == DataKind::Webdataset && (image_column.is_some() || !only.is_empty()) {
+        return Err(table.error("`image_column` and `only` are of the kinds parquet and list; tars have no columns"));
+    }
     let captions = captions(table.table("captions")?, folder)?;
     table.finish()?;
     let shards = shards.iter().map(|shard| plain(&folder.join(shard))).collect();
-    Ok(DataSet { kind, shards, captions, broken_limit, shuffle })
+    Ok(DataSet { kind, shards, captions, broken_limit, shuffle, images, image_column, rows, only, index })
+}
+
+fn rows(table: Option<Table<'_>>) -> Result<RowRange, RecipeError> {
+    let Some(mut table) = table else { return Ok(RowRange::default()) };
+    let rows = RowRange { from: table.get("from", unsigned)?.unwrap_or(0), to: table.get("to", unsigned)? };
+    if rows.to.is_some_and(|to| to <= rows.from) {
+        return Err(table.error("`rows` is empty: `to` must be above `from`"));
+    }
+    table.finish()?;
+    Ok(rows)
+}
+
+fn only(mut table: Table<'_>) -> Result<BTreeMap<String, String>, RecipeError> {
+    let file = table.file;
+    let read = |(name, node): (String, Node)| match text(&node.value) {
+        Ok(value) => Ok((name, value)),
+        Err(message) => Err(file.error(&node.place, format!("`only.{name}` {message}"))),
+    };
+    table.rest().into_iter().map(read).collect()
 }
 
 fn captions(table: Option<Table<'_>>, folder: &Path) -> Result<Captions, RecipeError> {
@@ -96,20 +131,27 @@ fn captions(table: Option<Table<'_>>, folder: &Path) -> Result<Captions, RecipeE
     let Some(mut table) = table else { return Ok(Captions { table: None, columns: own() }) };
     let file = table.get("table", text)?;
     let key = table.get("key", text)?;
+    let join = table.get("join", text)?;
+    let choices = [
+        ("broken", Unmatched::Broken),
+        ("error", Unmatched::Error),
+        ("skip", Unmatched::Skip),
+        ("caption-only", Unmatched::CaptionOnly),
+    ];
+    let unmatched = table.get("unmatched", |value| choice(value, &choices))?;
     let columns = table.table("columns")?.map(columns).transpose()?.unwrap_or_else(own);
-    let parquet = match (file, key) {
-        (Some(file), key) => {
-            Some(CaptionTable { file: plain(&folder.join(file)), key: key.unwrap_or_else(|| "key".to_owned()) })
-        }
-        (None, Some(_)) => {
-            return Err(
-                table.error("`captions.key` is given without `captions.table`, the parquet file it is a column of")
-            );
-        }
-        (None, None) => None,
-    };
-    if parquet.is_none() && columns.iter().any(|column| column.name != ".txt") {
-        return Err(table.error("columns other than `.txt` need `captions.table`, the parquet file they are in"));
+    if let (None, Some(word)) = (&file, key.as_ref().map(|_| "key").or(join.as_ref().map(|_| "join"))) {
+        return Err(table.error(format!("`captions.{word}` is given without `captions.table`, the file it is about")));
+    }
+    let parquet = file.map(|file| {
+        let join = join.unwrap_or_else(|| "key".to_owned());
+        let key = key.unwrap_or_else(|| join.clone());
+        CaptionTable { file: plain(&folder.join(file)), key, join, unmatched: unmatched.unwrap_or_default() }
+    });
+    if parquet.is_none() && columns.iter().any(|column| !column.name.starts_with('.')) {
+        return Err(
+            table.error("columns other than the shards' own (`.txt`) need `captions.table`, the file they are in")
+        );
     }
     if columns.iter().all(|column| column.weight == 0) {
         return Err(table.error("no caption column has a weight above 0"));

@@ -169,3 +169,41 @@ fn the_fingerprint_sees_what_changes_numbers_and_nothing_else() {
     assert_eq!(base, read(RECIPE, &["output=elsewhere", "faults.max_failures=0"]).unwrap().fingerprint());
     assert_ne!(base, read(RECIPE, &["seed=4"]).unwrap().fingerprint());
 }
+
+#[test]
+fn data_sets_of_other_kinds_and_joins_by_other_fields() {
+    let with = |to: &str| {
+        let from = "kind = \"webdataset\"\nshards = \"../data/*.tar\"\n\
+                    captions = { table = \"captions.parquet\", columns = { \".txt\" = 1, long = 2 } }";
+        assert!(RECIPE.contains(from));
+        read(&RECIPE.replacen(from, to, 1), &[])
+    };
+    let joined = with(
+        "kind = \"webdataset\"\nshards = \"a.tar\"\nindex = \"beside\"\n\
+         captions = { table = \"d.csv\", join = \"url\", key = \"Image Path\", unmatched = \"skip\", \
+         columns = { long = 1, \".json:x\" = 1 } }",
+    )
+    .unwrap();
+    let data = &joined.data["train"];
+    let table = data.captions.table.as_ref().unwrap();
+    assert_eq!((table.join.as_str(), table.key.as_str(), table.unmatched), ("url", "Image Path", Unmatched::Skip));
+    assert_eq!(data.index, IndexPlace::Beside);
+    let list = with(
+        "kind = \"list\"\nshards = \"s.json\"\nimages = \"coco\"\nimage_column = \"image\"\nrows = { from = 1000 }\n\
+         only = { split = \"test\" }\nindex = \"cache/here\"\ncaptions = { columns = { \".caption[0]\" = 1 } }",
+    )
+    .unwrap();
+    let data = &list.data["train"];
+    assert_eq!(data.images.as_deref(), Some(Path::new("/home/me/configs/coco")));
+    assert_eq!(data.rows, RowRange { from: 1000, to: None });
+    assert_eq!(data.only["split"], "test");
+    assert_eq!(data.index, IndexPlace::Folder("/home/me/configs/cache/here".into()));
+    for (to, expected) in [
+        ("kind = \"webdataset\"\nshards = \"a.tar\"\nimages = \"x\"", "`images` is the folder of a list's images"),
+        ("kind = \"list\"\nshards = \"a\"\nrows = { from = 3, to = 3 }", "`rows` is empty"),
+        ("kind = \"list\"\nshards = \"a\"\ncaptions = { join = \"url\" }", "`captions.join` is given without"),
+    ] {
+        let error = with(to).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}

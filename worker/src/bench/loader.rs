@@ -5,11 +5,11 @@ use crate::data::{BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Tr
 use anyhow::Context as _;
 use common::{
     ids::{Epoch, SampleIndex},
-    recipe::{Augment, CaptionColumn, Captions, DataKind, DataSet},
+    recipe::{Augment, CaptionColumn, Captions, DataKind, DataSet, IndexPlace, RowRange},
     sampler::Shuffle,
 };
 use serde_json::{Value, json};
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -82,6 +82,11 @@ fn spec(args: &LoaderArgs) -> DataSet {
         captions: Captions { table: None, columns: vec![CaptionColumn { name: ".txt".to_owned(), weight: 0 }] },
         broken_limit: 1.0,
         shuffle: Shuffle::Full,
+        images: None,
+        image_column: None,
+        rows: RowRange::default(),
+        only: BTreeMap::new(),
+        index: IndexPlace::Cache,
     }
 }
 

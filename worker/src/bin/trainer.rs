@@ -2,7 +2,11 @@
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
-use worker::{bench, data::inspect, trainer::session};
+use worker::{
+    bench,
+    data::{inspect, verify},
+    trainer::session,
+};
 
 /// The process that computes. `llm2clip-worker` starts it; `llm2clip bench` and `llm2clip data` pass on to it
 #[derive(Debug, Parser)]
@@ -29,6 +33,10 @@ enum Command {
 enum DataCommand {
     /// What is in a data set, and what is broken
     Inspect(inspect::InspectArgs),
+    /// Make the index of shards, which the first job that needs it would make
+    Index(verify::IndexArgs),
+    /// Decode everything and list what is bad
+    Verify(verify::VerifyArgs),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +61,8 @@ fn main() -> ExitCode {
             }
         }
         Command::Data(DataCommand::Inspect(args)) => end(inspect::main(&args)),
+        Command::Data(DataCommand::Index(args)) => end(verify::index(&args)),
+        Command::Data(DataCommand::Verify(args)) => end(verify::main(&args)),
         Command::Bench(command) => end(bench::main(&command)),
     }
 }

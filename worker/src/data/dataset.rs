@@ -1,32 +1,26 @@
-//! A data set's index: every usable sample's image, key and captions.
+//! A data set: its shards' indices, the texts that were joined to them, and which samples are used.
 
 use super::{
-    DataError, Report, SkipReason,
-    captions::Captions,
+    DataError, Report,
     files::Files,
     glob,
-    index::Index,
-    scan::{Extent, RawSample, ShardScan, scan},
+    images::{Images, Lists, ParquetImages, Parquets},
+    index::{Places, Progress, ShardIndex, ShardReader, Tars, open_all},
+    join::{self, From, Joined, OwnFields, Plan, RowColumns, TablePlan, TarMetadata, Wanted},
+    select::{Column, Select, Source},
+    selection::Selection,
+    table,
 };
 use common::{
     ids::SampleIndex,
-    recipe::{CaptionColumn, DataSet},
+    recipe::{CaptionColumn, DataKind, DataSet},
 };
-use std::{
-    ops::Range,
-    path::PathBuf,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::{ops::Range, path::PathBuf};
 
-/// Threads that read the shards' headers.
-const SCANNERS: usize = 8;
-/// The caption column that is the tar's own member.
-pub const TEXT_MEMBER: &str = ".txt";
-
-/// One tar of a data set.
+/// One shard of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {
-    /// The file's name without `.tar`.
+    /// The file's name without its ending.
     pub stem: String,
     /// The file.
     pub path: PathBuf,
@@ -34,58 +28,68 @@ pub struct Shard {
     pub samples: Range<u64>,
 }
 
-/// An open data set. Samples are numbered in the order of the shards and, in them, of the tars' members.
+/// An open data set. Samples are numbered in the order of the shards and, in them, of the shards' own order.
+///
+/// In memory are a few hundred bytes a shard; keys, captions and images' places are read when they are asked for.
 #[derive(Debug)]
 pub struct Dataset {
     name: String,
     shards: Vec<Shard>,
     columns: Vec<CaptionColumn>,
-    index: Index,
+    sources: Vec<Source>,
+    indices: Vec<ShardIndex>,
+    selections: Vec<Selection>,
+    /// The row of each shard's first sample among all rows.
+    first_rows: Vec<u64>,
+    joined: Option<Joined>,
+    images: Images,
+    files: Files,
     fingerprint: String,
     report: Report,
-    files: Files,
 }
 
 impl Dataset {
-    /// Reads the index of all shards.
+    /// Opens a data set; what is not indexed yet is indexed, and what is not joined yet is joined.
     ///
     /// # Errors
-    /// When a shard or the caption table is missing or no tar, or more samples are broken than the recipe bears.
+    /// When a shard or the caption table is missing or no such file, or more samples are broken than the recipe bears.
     pub fn open(name: &str, spec: &DataSet) -> Result<Self, DataError> {
+        Self::open_with(name, spec, &|_| {})
+    }
+
+    /// As [`Dataset::open`]; `progress` hears of every shard that is done.
+    pub fn open_with(name: &str, spec: &DataSet, progress: &(dyn Fn(Progress) + Sync)) -> Result<Self, DataError> {
         let mut paths = Vec::new();
         for pattern in &spec.shards {
             paths.extend(glob::expand(pattern)?);
         }
-        let table = read_table(name, spec)?;
-        let mut report =
-            Report { duplicate_rows: table.as_ref().map_or(0, |table| table.duplicate_rows), ..Report::default() };
-        let mut index = Index::default();
-        let mut shards = Vec::new();
-        for (path, scanned) in paths.iter().zip(scan_all(&paths)) {
-            let scanned = scanned?;
-            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let first = index.len();
-            for sample in &scanned.samples {
-                match texts(sample, &spec.captions.columns, table.as_ref()) {
-                    Ok((image, texts)) => index.push(shards.len() as u32, image, &texts),
-                    Err(reason) => report.skip(reason, &stem, &sample.key),
-                }
-            }
-            scanned.duplicates.iter().for_each(|key| report.skip(SkipReason::Duplicate, &stem, key));
-            report.faults.extend(scanned.fault);
-            shards.push(Shard { stem, path: path.clone(), samples: first..index.len() });
-        }
-        check_share(name, index.len(), &report, spec.broken_limit)?;
-        if !report.is_clean() {
-            tracing::warn!(
-                data = name,
-                skipped = report.skipped_total(),
-                "parts of the data set are not used\n{report}"
-            );
-        }
-        let columns = spec.captions.columns.clone();
-        let fingerprint = index.fingerprint(spec.kind, &shards, &columns);
-        Ok(Self { name: name.to_owned(), shards, columns, index, fingerprint, report, files: Files::new(paths) })
+        let columns = sources(name, spec)?;
+        let places = Places::new(&spec.index);
+        let indices = open_all(&paths, reader(spec).as_ref(), &places, progress)?;
+        let stats = indices.iter().map(|index| index.footer().shard);
+        let files = Files::new(paths.iter().cloned().zip(stats).collect());
+        let joined = joined(name, spec, &columns, &indices, &files, &places)?;
+        let select =
+            Select { name, spec, columns: &columns, indices: &indices, joined: joined.as_ref(), paths: &paths };
+        let selected = select.run()?;
+        let mut first_rows = vec![0];
+        indices
+            .iter()
+            .for_each(|index| first_rows.push(first_rows[first_rows.len() - 1] + u64::from(index.footer().rows)));
+        Ok(Self {
+            name: name.to_owned(),
+            shards: selected.shards,
+            columns: spec.captions.columns.clone(),
+            sources: columns.into_iter().map(|column| column.source).collect(),
+            images: images(spec, &paths),
+            indices,
+            selections: selected.selections,
+            first_rows,
+            joined,
+            files,
+            fingerprint: selected.fingerprint,
+            report: selected.report,
+        })
     }
 
     /// The data set's name in the recipe.
@@ -96,7 +100,7 @@ impl Dataset {
     /// How many usable samples there are; at least one.
     #[expect(clippy::len_without_is_empty, reason = "an empty data set cannot be opened")]
     pub fn len(&self) -> u64 {
-        self.index.len()
+        self.shards.last().map_or(0, |shard| shard.samples.end)
     }
 
     /// The shards in order.
@@ -109,24 +113,88 @@ impl Dataset {
         &self.columns
     }
 
-    /// A sample's caption in a column, by the column's place.
+    /// A sample's caption in a column, by the column's place; empty where a column of weight 0 has none. Of a column of
+    /// several captions (`caption[*]`) it is the first.
     ///
     /// # Panics
     /// When there is no such sample or column.
-    pub fn caption(&self, sample: SampleIndex, column: usize) -> &str {
+    pub fn caption(&self, sample: SampleIndex, column: usize) -> Result<String, DataError> {
+        if self.columns[column].name.ends_with("[*]") {
+            return Ok(self.captions(sample, column)?.into_iter().next().unwrap_or_default());
+        }
+        self.text(sample, column)
+    }
+
+    /// All captions of a sample in a column: several of a column such as `.caption[*]`, or the lines of `.txt[*]`, else one.
+    ///
+    /// # Panics
+    /// When there is no such sample or column.
+    pub fn captions(&self, sample: SampleIndex, column: usize) -> Result<Vec<String>, DataError> {
+        let text = self.text(sample, column)?;
+        if !self.columns[column].name.ends_with("[*]") {
+            return Ok(vec![text]);
+        }
+        if let Source::Member(_) = self.sources[column] {
+            return Ok(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect());
+        }
+        let texts = serde_json::from_str(&text);
+        texts.map_err(|error| DataError::DamagedIndex { path: "captions".into(), reason: error.to_string() })
+    }
+
+    /// All captions of a column, and for each the sample that it belongs to. Images have five to seven in COCO: whose a
+    /// caption is, is told and not computed from its place.
+    ///
+    /// # Panics
+    /// When there is no such column.
+    pub fn texts_with_samples(&self, column: usize) -> Result<(Vec<String>, Vec<SampleIndex>), DataError> {
+        let (mut texts, mut samples) = (Vec::new(), Vec::new());
+        for sample in (0..self.len()).map(SampleIndex) {
+            texts.extend(self.captions(sample, column)?);
+            samples.resize(texts.len(), sample);
+        }
+        Ok((texts, samples))
+    }
+
+    fn text(&self, sample: SampleIndex, column: usize) -> Result<String, DataError> {
         assert!(column < self.columns.len(), "data set `{}` has no caption column {column}", self.name);
-        self.index.text(self.texts_of(sample) + 1 + column)
+        let (shard, row) = self.place(sample);
+        let (from, column) = match &self.sources[column] {
+            Source::Member(member) => return self.member(shard, row, member),
+            Source::Own(column) => (From::Own, *column),
+            Source::Table(column) => (From::Table, *column),
+        };
+        let joined = self.joined.as_ref().expect("there is a join where a column comes of one");
+        let text = joined.text(self.first_rows[shard as usize] + u64::from(row), from, column)?;
+        Ok(text.unwrap_or_default())
+    }
+
+    /// How many rows of the caption table have no sample and are kept as text (`captions.unmatched = "caption-only"`).
+    pub fn unpaired(&self) -> u64 {
+        self.joined.as_ref().map_or(0, |joined| joined.footer().unpaired)
+    }
+
+    /// A caption of such a row, by the column's place; empty for columns that are not the table's.
+    ///
+    /// # Panics
+    /// When there is no such row or column.
+    pub fn unpaired_caption(&self, row: u64, column: usize) -> Result<String, DataError> {
+        let (Some(joined), Source::Table(column)) = (&self.joined, &self.sources[column]) else {
+            return Ok(String::new());
+        };
+        Ok(joined.unpaired(row, *column)?.unwrap_or_default())
     }
 
     /// A sample's key.
     ///
     /// # Panics
     /// When there is no such sample.
-    pub fn key(&self, sample: SampleIndex) -> &str {
-        self.index.text(self.texts_of(sample))
+    pub fn key(&self, sample: SampleIndex) -> Result<String, DataError> {
+        let (shard, row) = self.place(sample);
+        self.indices[shard as usize].key(row)
     }
 
-    /// BLAKE3 in hex over all that the index says: layout, shards' names, keys, images' places, captions.
+    /// BLAKE3 in hex over all that orders and describes the samples: the shards' names, sizes, counts and indices, the
+    /// columns, the joined texts, and what is left out.
     pub fn fingerprint(&self) -> String {
         self.fingerprint.clone()
     }
@@ -137,86 +205,117 @@ impl Dataset {
     }
 
     /// Reads the bytes of a sample's image into `bytes`.
-    pub(super) fn read_image(&self, sample: SampleIndex, bytes: &mut Vec<u8>) -> Result<(), DataError> {
-        let (shard, image) = self.index.image(sample);
-        self.files.read(shard, image.offset, image.length as usize, bytes)
+    pub fn read_image(&self, sample: SampleIndex, bytes: &mut Vec<u8>) -> Result<(), DataError> {
+        let (shard, row) = self.place(sample);
+        self.images.read(&self.files, shard, &self.indices[shard as usize], row, bytes)
     }
 
-    fn texts_of(&self, sample: SampleIndex) -> usize {
-        sample.0 as usize * (1 + self.columns.len())
+    /// A sample's shard, and its row there.
+    fn place(&self, sample: SampleIndex) -> (u32, u32) {
+        let shard = self.shards.partition_point(|shard| shard.samples.end <= sample.0);
+        assert!(shard < self.shards.len(), "data set `{}` has no sample {}", self.name, sample.0);
+        let number = (sample.0 - self.shards[shard].samples.start) as u32;
+        (shard as u32, self.selections[shard].row(number))
+    }
+
+    fn member(&self, shard: u32, row: u32, name: &str) -> Result<String, DataError> {
+        let index = &self.indices[shard as usize];
+        let Some(slot) = index.slot(name) else { return Ok(String::new()) };
+        let Some(place) = index.place(row, slot)? else { return Ok(String::new()) };
+        let (extent, mut bytes) = (place.extent(), Vec::new());
+        self.files.read(shard, extent.offset, extent.length as usize, &mut bytes)?;
+        String::from_utf8(bytes).map_err(|_| {
+            // It was UTF-8 when it was indexed, and its time of change is still the same.
+            let path = self.files.path(shard).to_owned();
+            DataError::Shard { path, reason: format!("the .{name} of row {row} is no UTF-8 any more") }
+        })
     }
 }
 
-fn read_table(name: &str, spec: &DataSet) -> Result<Option<Captions>, DataError> {
-    let wanted: Vec<&str> =
-        spec.captions.columns.iter().map(|column| column.name.as_str()).filter(|name| *name != TEXT_MEMBER).collect();
-    match (&spec.captions.table, wanted.first()) {
-        (Some(table), _) => Captions::read(table, &wanted).map(Some),
-        (None, None) => Ok(None),
-        (None, Some(column)) => Err(DataError::NoTable { name: name.to_owned(), column: (*column).to_owned() }),
+/// How shards of a kind are indexed.
+pub(super) fn reader(spec: &DataSet) -> Box<dyn ShardReader> {
+    match spec.kind {
+        DataKind::Webdataset => Box::new(Tars),
+        DataKind::Parquet => Box::new(Parquets { image_column: spec.image_column.clone() }),
+        DataKind::List => Box::new(Lists { image_column: spec.image_column.clone() }),
     }
 }
 
-/// Reads the shards' headers on a few threads; the results are in the shards' order.
-fn scan_all(paths: &[PathBuf]) -> Vec<Result<ShardScan, DataError>> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        let mut done = Vec::new();
-        while let Some((i, path)) = Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|i| Some((i, paths.get(i)?))) {
-            done.push((i, scan(path)));
+fn images(spec: &DataSet, paths: &[PathBuf]) -> Images {
+    match spec.kind {
+        DataKind::Webdataset => Images::Tars,
+        DataKind::Parquet => Images::Parquets(ParquetImages::new(spec.image_column.clone())),
+        DataKind::List => {
+            let folder =
+                |path: &PathBuf| if path.is_dir() { Some(path.clone()) } else { path.parent().map(PathBuf::from) };
+            Images::Folders(paths.iter().map(|path| spec.images.clone().or(folder(path)).unwrap_or_default()).collect())
         }
-        done
+    }
+}
+
+/// Where each caption column comes from.
+fn sources(name: &str, spec: &DataSet) -> Result<Vec<Column>, DataError> {
+    let (mut own, mut table) = (0, 0);
+    let mut columns = Vec::new();
+    for column in &spec.captions.columns {
+        let source = match (column.name.strip_prefix('.'), spec.kind) {
+            (Some(field), DataKind::Webdataset) if !field.starts_with("json:") => {
+                Source::Member(field.strip_suffix("[*]").unwrap_or(field).to_owned())
+            }
+            (Some(_), _) => {
+                own += 1;
+                Source::Own(own - 1)
+            }
+            (None, _) if spec.captions.table.is_none() => {
+                return Err(DataError::NoTable { name: name.to_owned(), column: column.name.clone() });
+            }
+            (None, _) => {
+                table += 1;
+                Source::Table(table - 1)
+            }
+        };
+        columns.push(Column { name: column.name.clone(), needed: column.weight > 0, source });
+    }
+    Ok(columns)
+}
+
+/// The field that a column of the samples' own means.
+fn own_field(name: &str) -> &str {
+    let name = name.strip_prefix('.').unwrap_or(name);
+    name.strip_prefix("json:").unwrap_or(name)
+}
+
+/// What is joined to the samples; `None` when all captions are members.
+fn joined(
+    name: &str,
+    spec: &DataSet,
+    columns: &[Column],
+    indices: &[ShardIndex],
+    files: &Files,
+    places: &Places,
+) -> Result<Option<Joined>, DataError> {
+    let wanted = |of: fn(&Source) -> bool, name: fn(&str) -> &str| -> Vec<Wanted> {
+        let chosen = columns.iter().filter(|column| of(&column.source));
+        chosen.map(|column| Wanted { name: name(&column.name).to_owned(), needed: column.needed }).collect()
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(SCANNERS).min(paths.len());
-    let mut all: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        let join = |thread: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
-            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        };
-        threads.into_iter().flat_map(join).collect()
-    });
-    all.sort_by_key(|(i, _)| *i);
-    all.into_iter().map(|(_, scanned)| scanned).collect()
-}
-
-/// A sample's image and its texts: the key, then the captions; or why it is not used.
-fn texts<'a>(
-    sample: &'a RawSample,
-    columns: &[CaptionColumn],
-    table: Option<&'a Captions>,
-) -> Result<(Extent, Vec<&'a str>), SkipReason> {
-    let image = sample.usable_image()?;
-    let row = table.map(|table| Ok((table, table.row(&sample.key).ok_or(SkipReason::NoRow)?))).transpose()?;
-    let mut texts = vec![sample.key.as_str()];
-    let mut place = 0;
-    for column in columns {
-        let text = if column.name == TEXT_MEMBER {
-            sample.usable_text()
-        } else {
-            place += 1;
-            row.and_then(|(table, row)| table.caption(row, place - 1)).ok_or(SkipReason::EmptyCaption)
-        };
-        match text {
-            Ok(text) if column.weight == 0 || !text.trim().is_empty() => texts.push(text),
-            // A column that is never drawn is a label only.
-            Err(SkipReason::NoText | SkipReason::EmptyCaption) if column.weight == 0 => texts.push(""),
-            Ok(_) => return Err(SkipReason::EmptyCaption),
-            Err(reason) => return Err(reason),
+    let own = wanted(|source| matches!(source, Source::Own(_)), own_field);
+    let table = match &spec.captions.table {
+        None => None,
+        Some(table) => {
+            let files = glob::expand(&table.file)?;
+            let stats = table::stats(&files)?;
+            let columns = wanted(|source| matches!(source, Source::Table(_)), |name| name);
+            let (key, join, unmatched) = (table.key.clone(), table.join.clone(), table.unmatched);
+            Some(TablePlan { files, stats, key, join, columns, unmatched })
         }
+    };
+    if own.is_empty() && table.is_none() && spec.only.is_empty() {
+        return Ok(None);
     }
-    Ok((image, texts))
-}
-
-fn check_share(name: &str, usable: u64, report: &Report, limit: f64) -> Result<(), DataError> {
-    let (name, skipped) = (name.to_owned(), report.skipped_total());
-    let total = usable + skipped;
-    let share = skipped as f64 / total.max(1) as f64;
-    if share > limit {
-        let (percent, report) = (100.0 * share, report.to_string());
-        return Err(DataError::TooManyBroken { name, skipped, total, percent, limit, report });
-    }
-    if usable == 0 {
-        return Err(DataError::Empty { name, report: report.to_string() });
-    }
-    Ok(())
+    let fields: Box<dyn OwnFields> = match spec.kind {
+        DataKind::Webdataset => Box::new(TarMetadata { files, indices }),
+        DataKind::Parquet | DataKind::List => Box::new(RowColumns { files }),
+    };
+    let plan = Plan { name, indices, own, only: &spec.only, table };
+    join::open(&plan, fields.as_ref(), places).map(Some)
 }

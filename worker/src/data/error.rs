@@ -27,10 +27,76 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
     },
+    /// A shard that holds a table cannot be read.
+    #[error("could not read {path}: {reason}")]
+    Shard {
+        /// The shard.
+        path: PathBuf,
+        /// What its reader said.
+        reason: String,
+    },
+    /// A shard of zero bytes: a download that failed.
+    #[error(
+        "{path} has zero bytes: a tar without samples has at least 1024; remove it from `shards` or fetch it again"
+    )]
+    EmptyFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A shard is no longer there.
+    #[error("{path} is gone since it was indexed: bring it back, or take it out of `shards` and start the job anew")]
+    ShardGone {
+        /// The shard.
+        path: PathBuf,
+    },
+    /// A shard is another one than was indexed.
+    #[error(
+        "{path} has changed since it was indexed ({was} bytes then, {is} now): bring the old file back and resume, or \
+         start the job anew, which indexes it again"
+    )]
+    ShardChanged {
+        /// The shard.
+        path: PathBuf,
+        /// Its size in bytes when it was indexed.
+        was: u64,
+        /// Its size in bytes now.
+        is: u64,
+    },
+    /// An index was damaged after it was opened.
+    #[error("the index {path} is damaged ({reason}): remove the file and resume, it is made again")]
+    DamagedIndex {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The joined captions cannot be kept.
+    #[error(
+        "could not keep the joined captions in {path}: {source}; free space there, or name a folder that can be written \
+         (`index` of the data set)"
+    )]
+    Keep {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Samples lack a row, and the recipe bears none.
+    #[error(
+        "data set `{name}`: {count} samples have no row in the caption table (`captions.unmatched` is \"error\"): {examples}"
+    )]
+    Unmatched {
+        /// The data set.
+        name: String,
+        /// How many.
+        count: u64,
+        /// Some of their keys.
+        examples: String,
+    },
     /// The caption table cannot be read.
     #[error("could not read the captions in {path}: {reason}")]
     Table {
-        /// The parquet file.
+        /// The file.
         path: PathBuf,
         /// What its reader said.
         reason: String,
@@ -38,7 +104,7 @@ pub enum DataError {
     /// The caption table lacks a column.
     #[error("{path} has no column `{column}`; it has: {columns}")]
     MissingColumn {
-        /// The parquet file.
+        /// The file.
         path: PathBuf,
         /// The column that the recipe names.
         column: String,

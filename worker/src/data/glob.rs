@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The files that match a pattern, sorted by name.
 ///
-/// A pattern without `*` and `?` names one file.
+/// A pattern without `*` and `?` names one file, or one folder: who wants no folder notices when it is read.
 ///
 /// # Errors
 /// When the folder cannot be read or nothing matches.
@@ -13,7 +13,7 @@ pub fn expand(pattern: &Path) -> Result<Vec<PathBuf>, DataError> {
     let no_match = || DataError::NoMatch { pattern: pattern.to_owned() };
     let name = pattern.file_name().and_then(|name| name.to_str()).ok_or_else(no_match)?;
     if !name.contains(['*', '?']) {
-        return if pattern.is_file() { Ok(vec![pattern.to_owned()]) } else { Err(no_match()) };
+        return if pattern.exists() { Ok(vec![pattern.to_owned()]) } else { Err(no_match()) };
     }
     let folder = match pattern.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

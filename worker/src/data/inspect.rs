@@ -1,25 +1,31 @@
-//! `llm2clip data inspect`: what is in tars, and what is broken. Every image is decoded.
+//! `llm2clip data inspect`: what is in shards, and what is broken. Every image is decoded.
 
 use super::{
     DataError, Report, SkipReason,
-    decode::{Decoder, ImageKind},
-    files::Files,
-    glob,
-    scan::{Extent, RawSample, scan},
+    index::Flaw,
+    progress::Line,
+    report::ShardFault,
+    survey::{Seen, Survey},
 };
 use anyhow::Context as _;
+use common::recipe::IndexPlace;
 use serde::Serialize;
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
+
+/// How many samples are shown.
+const EXAMPLES: usize = 5;
+/// How many characters of their captions.
+const SHOWN: usize = 100;
 
 /// What to look at, and how to say it.
 #[derive(Debug, clap::Args)]
 pub struct InspectArgs {
-    /// Tars, folders of tars, or patterns in quotes such as 'data/*.tar'
+    /// Tars or parquet files, folders of them, or patterns in quotes such as 'data/*.tar'
     #[arg(required = true, value_name = "PATH")]
     pub paths: Vec<PathBuf>,
+    /// Where the shards' index is kept: `beside` them, or a folder; the user's cache folder unless given
+    #[arg(long, value_name = "PLACE")]
+    pub index: Option<String>,
     /// How to print: lines for people, or one JSON document
     #[arg(short, long, value_enum, default_value_t = Format::Text)]
     pub output: Format,
@@ -36,7 +42,7 @@ pub enum Format {
 
 /// Looks, and prints what was found.
 pub fn main(args: &InspectArgs) -> anyhow::Result<()> {
-    let summary = inspect(&args.paths)?;
+    let summary = inspect(&Survey::open(&args.paths, &place(args.index.as_deref()))?)?;
     match args.output {
         Format::Text => println!("{}", summary.text()),
         Format::Json => println!("{}", serde_json::to_string_pretty(&summary).context("a summary is JSON")?),
@@ -44,8 +50,17 @@ pub fn main(args: &InspectArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is in some tars.
-#[derive(Debug, Serialize)]
+/// Where `--index` says that indices are kept.
+pub(super) fn place(given: Option<&str>) -> IndexPlace {
+    match given {
+        None | Some("cache") => IndexPlace::Cache,
+        Some("beside") => IndexPlace::Beside,
+        Some(folder) => IndexPlace::Folder(folder.into()),
+    }
+}
+
+/// What is in some shards.
+#[derive(Debug, Default, Serialize)]
 struct Summary {
     schema: u32,
     shards: u64,
@@ -59,9 +74,29 @@ struct Summary {
     height_pixels: Option<Spread>,
     image_bytes: Option<Spread>,
     caption_characters: Option<Spread>,
+    /// Captions by length: up to so many characters, so many captions.
+    caption_histogram: Vec<Bucket>,
+    examples: Vec<Example>,
     skipped_total: u64,
     #[serde(flatten)]
     report: Report,
+}
+
+/// Captions of more than half as many characters, up to so many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Bucket {
+    up_to_characters: u64,
+    captions: u64,
+}
+
+/// A sample, shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Example {
+    shard: String,
+    key: String,
+    width_pixels: u32,
+    height_pixels: u32,
+    caption: String,
 }
 
 /// The range of some numbers.
@@ -80,13 +115,6 @@ impl Spread {
     }
 }
 
-/// One image, decoded.
-struct Seen {
-    kind: Option<ImageKind>,
-    /// Width and height, if it can be decoded.
-    size: Option<(u32, u32)>,
-}
-
 /// The numbers behind [`Spread`]s.
 #[derive(Default)]
 struct Numbers {
@@ -96,98 +124,79 @@ struct Numbers {
     characters: Vec<u64>,
 }
 
-fn inspect(paths: &[PathBuf]) -> Result<Summary, DataError> {
-    let mut shards = Vec::new();
-    for path in paths {
-        shards.extend(glob::expand(&if path.is_dir() { path.join("*.tar") } else { path.clone() })?);
-    }
-    let files = Files::new(shards.clone());
-    let mut summary = Summary::new(shards.len() as u64);
+fn inspect(survey: &Survey) -> Result<Summary, DataError> {
+    let mut summary = Summary { schema: 1, shards: survey.paths.len() as u64, ..Summary::default() };
     let mut numbers = Numbers::default();
-    for (i, path) in shards.iter().enumerate() {
-        let scanned = scan(path)?;
-        let stem = stem(path);
-        let extents: Vec<Option<Extent>> = scanned.samples.iter().map(|sample| sample.usable_image().ok()).collect();
-        for (sample, seen) in scanned.samples.iter().zip(decode_all(&files, i as u32, &extents)?) {
-            summary.add(&stem, sample, seen.as_ref(), &mut numbers);
+    let line = Line::new("decoding", "samples");
+    for shard in 0..survey.paths.len() {
+        let stem = survey.stem(shard);
+        for seen in survey.look(shard)? {
+            summary.add(&stem, &seen, &mut numbers);
         }
-        scanned.duplicates.iter().for_each(|key| summary.report.skip(SkipReason::Duplicate, &stem, key));
-        summary.report.faults.extend(scanned.fault);
+        line.show(summary.samples, survey.rows(), numbers.bytes.iter().sum());
+        let footer = survey.indices[shard].footer();
+        if footer.duplicates > 0 {
+            summary.report.skip_more(SkipReason::Duplicate, footer.duplicates);
+            footer.duplicate_examples.iter().for_each(|key| summary.report.example(SkipReason::Duplicate, &stem, key));
+        }
+        summary.report.faults.extend(footer.fault.as_ref().map(|fault| ShardFault {
+            path: survey.paths[shard].clone(),
+            fault: fault.what.clone(),
+            used_bytes: fault.used_bytes,
+        }));
     }
     summary.skipped_total = summary.report.skipped_total();
     summary.width_pixels = Spread::of(numbers.widths);
     summary.height_pixels = Spread::of(numbers.heights);
     summary.image_bytes = Spread::of(numbers.bytes);
+    summary.caption_histogram = histogram(&numbers.characters);
     summary.caption_characters = Spread::of(numbers.characters);
     Ok(summary)
 }
 
-fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-/// Decodes a shard's images on all cores; `None` where there is no image.
-fn decode_all(files: &Files, shard: u32, extents: &[Option<Extent>]) -> Result<Vec<Option<Seen>>, DataError> {
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let share = extents.len().div_ceil(threads).max(1);
-    let work = |extents: &[Option<Extent>]| -> Result<Vec<Option<Seen>>, DataError> {
-        let (mut decoder, mut bytes) = (Decoder::default(), Vec::new());
-        let mut see = |extent: &Extent| {
-            files.read(shard, extent.offset, extent.length as usize, &mut bytes)?;
-            let size = decoder.decode(&bytes).ok().map(|image| (image.width, image.height));
-            Ok(Seen { kind: ImageKind::of(&bytes), size })
-        };
-        extents.iter().map(|extent| extent.as_ref().map(&mut see).transpose()).collect()
-    };
-    let parts = std::thread::scope(|scope| {
-        let threads: Vec<_> = extents.chunks(share).map(|part| scope.spawn(move || work(part))).collect();
-        let joined =
-            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        joined.collect::<Result<Vec<_>, _>>()
-    })?;
-    Ok(parts.into_iter().flatten().collect())
+/// Buckets whose ends are powers of two.
+fn histogram(characters: &[u64]) -> Vec<Bucket> {
+    let mut buckets = BTreeMap::<u64, u64>::new();
+    characters.iter().for_each(|n| *buckets.entry(n.next_power_of_two()).or_default() += 1);
+    buckets.into_iter().map(|(up_to_characters, captions)| Bucket { up_to_characters, captions }).collect()
 }
 
 impl Summary {
-    fn new(shards: u64) -> Self {
-        Self {
-            schema: 1,
-            shards,
-            samples: 0,
-            usable: 0,
-            images: BTreeMap::new(),
-            without_text: 0,
-            width_pixels: None,
-            height_pixels: None,
-            image_bytes: None,
-            caption_characters: None,
-            skipped_total: 0,
-            report: Report::default(),
-        }
-    }
-
-    fn add(&mut self, stem: &str, sample: &RawSample, seen: Option<&Seen>, numbers: &mut Numbers) {
+    fn add(&mut self, stem: &str, seen: &Seen, numbers: &mut Numbers) {
         self.samples += 1;
-        let text = sample.usable_text();
-        self.without_text += u64::from(text == Err(SkipReason::NoText));
-        if let Some(seen) = seen {
-            *self.images.entry(seen.kind.map_or("unknown", ImageKind::name)).or_default() += 1;
+        self.without_text += u64::from(seen.text == Err(Flaw::Missing));
+        if let Some(image) = &seen.image {
+            *self.images.entry(image.kind.map_or("unknown", super::decode::ImageKind::name)).or_default() += 1;
         }
-        let image = sample.usable_image().and_then(|extent| {
-            let size = seen.and_then(|seen| seen.size).ok_or(SkipReason::BrokenImage)?;
-            Ok((extent, size))
-        });
-        let (extent, (width, height)) = match (image, text) {
-            (Err(reason), _) | (_, Err(reason @ SkipReason::InvalidUtf8)) => {
-                return self.report.skip(reason, stem, &sample.key);
-            }
-            (Ok(image), _) => image,
+        let broken = match (&seen.image, &seen.text) {
+            (None, _) if seen.empty => Some(SkipReason::EmptyImage),
+            (None, _) => Some(SkipReason::NoImage),
+            (Some(image), _) if image.size.is_err() => Some(SkipReason::BrokenImage),
+            (_, Err(Flaw::Invalid)) => Some(SkipReason::InvalidUtf8),
+            _ => None,
+        };
+        if let Some(reason) = broken {
+            return self.report.skip(reason, stem, &seen.key);
+        }
+        let Some((image, size)) = seen.image.as_ref().and_then(|image| Some((image, *image.size.as_ref().ok()?)))
+        else {
+            return;
         };
         self.usable += 1;
-        numbers.widths.push(u64::from(width));
-        numbers.heights.push(u64::from(height));
-        numbers.bytes.push(extent.length);
-        numbers.characters.extend(text.map(|text| text.chars().count() as u64));
+        numbers.widths.push(u64::from(size.0));
+        numbers.heights.push(u64::from(size.1));
+        numbers.bytes.push(image.bytes);
+        let caption = seen.text.as_deref().unwrap_or_default();
+        numbers.characters.extend(seen.text.as_ref().ok().map(|text| text.chars().count() as u64));
+        if self.examples.len() < EXAMPLES {
+            self.examples.push(Example {
+                shard: stem.to_owned(),
+                key: seen.key.clone(),
+                width_pixels: size.0,
+                height_pixels: size.1,
+                caption: caption.chars().take(SHOWN).collect(),
+            });
+        }
     }
 
     fn text(&self) -> String {
@@ -207,8 +216,20 @@ impl Summary {
                 spread(&self.caption_characters, "characters"),
                 self.without_text
             ),
-            format!("broken    {}", self.skipped_total),
         ];
+        lines.extend(
+            self.caption_histogram
+                .iter()
+                .map(|bucket| format!("          {} of up to {} characters", bucket.captions, bucket.up_to_characters)),
+        );
+        let example = |e: &Example| {
+            format!("          {}/{}, {} x {}: {}", e.shard, e.key, e.width_pixels, e.height_pixels, e.caption)
+        };
+        if !self.examples.is_empty() {
+            lines.push("samples   such as".to_owned());
+            lines.extend(self.examples.iter().map(example));
+        }
+        lines.push(format!("broken    {}", self.skipped_total));
         if !self.report.is_clean() {
             lines.push(self.report.to_string());
         }
@@ -219,14 +240,22 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
+    fn look(path: PathBuf) -> Summary {
+        let index = tempfile::tempdir().unwrap();
+        inspect(&Survey::open(&[path], &IndexPlace::Folder(index.path().to_owned())).unwrap()).unwrap()
+    }
 
     #[test]
     fn a_folder_of_tars_is_summed_up() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/emoji/emoji-wds/val");
-        let summary = inspect(&[folder]).unwrap();
+        let summary = look(folder);
         assert_eq!((summary.samples, summary.usable, summary.skipped_total), (320, 320, 0));
         assert_eq!(summary.images, BTreeMap::from([("jpg", 320)]));
         assert_eq!(summary.width_pixels, Some(Spread { min: 102, median: 102, max: 102 }));
+        assert_eq!(summary.caption_histogram.iter().map(|bucket| bucket.captions).sum::<u64>(), 320);
+        assert_eq!(summary.examples.len(), EXAMPLES);
         let json = serde_json::to_value(&summary).unwrap();
         assert_eq!((&json["schema"], &json["skipped"]), (&1.into(), &serde_json::json!({})));
     }
@@ -241,7 +270,7 @@ mod tests {
         bytes.truncate(100_000);
         let path = folder.path().join("cut.tar");
         std::fs::write(&path, bytes).unwrap();
-        let summary = inspect(&[path]).unwrap();
+        let summary = look(path);
         assert_eq!(summary.report.skipped[&SkipReason::BrokenImage].count, 1);
         assert_eq!(summary.images["unknown"], 1);
         let text = summary.text();

@@ -37,14 +37,13 @@ impl Pipeline {
             match self.one(config, dataset, sample, pixels)? {
                 Ok(()) => return Ok((sample, first)),
                 Err(error) => {
-                    let key = || dataset.key(sample.index).to_owned();
-                    last = format!("{error} (key `{}`)", key());
-                    let detail = || error.to_string();
+                    let key = dataset.key(sample.index)?;
+                    last = format!("{error} (key `{key}`)");
                     first.get_or_insert_with(|| ReplacedSample {
                         wanted,
-                        key: key(),
+                        key,
                         reason: SkipReason::BrokenImage,
-                        detail: detail(),
+                        detail: error.to_string(),
                     });
                 }
             }
@@ -52,7 +51,7 @@ impl Pipeline {
         Err(DataError::NoReplacement {
             name: dataset.name().to_owned(),
             index: wanted.index.0,
-            key: dataset.key(wanted.index).to_owned(),
+            key: dataset.key(wanted.index)?,
             tries,
             reason: last,
         })

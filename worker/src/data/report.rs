@@ -1,5 +1,6 @@
 //! What is broken in a data set: counted by reason, with examples.
 
+use super::join::Coverage;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
@@ -26,6 +27,8 @@ pub enum SkipReason {
     EmptyCaption,
     /// The tar has this member a second time; the first is used.
     Duplicate,
+    /// The sample lacks the field that the table is joined by.
+    NoJoinField,
 }
 
 impl fmt::Display for SkipReason {
@@ -39,6 +42,7 @@ impl fmt::Display for SkipReason {
             SkipReason::NoRow => "no row in the caption table",
             SkipReason::EmptyCaption => "empty caption",
             SkipReason::Duplicate => "member that is there twice",
+            SkipReason::NoJoinField => "no field to join by",
         })
     }
 }
@@ -58,7 +62,7 @@ pub struct ShardFault {
     /// The tar.
     pub path: PathBuf,
     /// What is wrong: `truncated` or `damaged`.
-    pub fault: &'static str,
+    pub fault: String,
     /// Up to which byte it was used.
     pub used_bytes: u64,
 }
@@ -72,6 +76,11 @@ pub struct Report {
     pub faults: Vec<ShardFault>,
     /// Rows of the caption table whose key came before; the first row counts.
     pub duplicate_rows: u64,
+    /// Samples that the recipe leaves out by `rows`, `only` and `captions.unmatched`; they are not broken.
+    pub left_out: u64,
+    /// How samples and the caption table's rows met; absent without a table.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join: Option<Coverage>,
 }
 
 impl Report {
@@ -82,14 +91,31 @@ impl Report {
 
     /// Whether there is nothing to tell.
     pub fn is_clean(&self) -> bool {
-        *self == Self::default()
+        let joined_whole = self.join.as_ref().is_none_or(Coverage::is_whole);
+        self.skipped.is_empty()
+            && self.faults.is_empty()
+            && self.duplicate_rows == 0
+            && self.left_out == 0
+            && joined_whole
     }
 
     pub(super) fn skip(&mut self, reason: SkipReason, shard: &str, key: &str) {
+        if self.skip_more(reason, 1) {
+            self.example(reason, shard, key);
+        }
+    }
+
+    /// Counts; true when examples of the reason are still wanted.
+    pub(super) fn skip_more(&mut self, reason: SkipReason, count: u64) -> bool {
         let skipped = self.skipped.entry(reason).or_default();
-        skipped.count += 1;
-        if skipped.examples.len() < EXAMPLES {
-            skipped.examples.push(format!("{shard}/{key}"));
+        skipped.count += count;
+        skipped.examples.len() < EXAMPLES
+    }
+
+    pub(super) fn example(&mut self, reason: SkipReason, shard: &str, key: &str) {
+        let examples = &mut self.skipped.entry(reason).or_default().examples;
+        if examples.len() < EXAMPLES {
+            examples.push(format!("{shard}/{key}"));
         }
     }
 }
@@ -106,6 +132,12 @@ impl fmt::Display for Report {
         }
         if self.duplicate_rows > 0 {
             lines.push(format!("  {} rows of the caption table repeat a key: the first is used", self.duplicate_rows));
+        }
+        if self.left_out > 0 {
+            lines.push(format!("  {} samples are left out, as the recipe says", self.left_out));
+        }
+        if let Some(join) = self.join.as_ref().filter(|join| !join.is_whole()) {
+            lines.push(join.to_string());
         }
         f.write_str(&lines.join("\n"))
     }

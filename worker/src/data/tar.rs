@@ -1,13 +1,15 @@
 //! The members of a tar: names, offsets and sizes, without their contents.
 //!
 //! ustar, GNU long names and base-256 sizes, pax `path` and `size` (img2dataset writes a pax header before every
-//! member). Read by position and not mapped: a file that shrinks under a map would kill the process.
+//! member), for one member or for all after it. Read by position and not mapped: a file that shrinks under a map would
+//! kill the process.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+use super::source::ReadAt;
+use std::io;
 
 const BLOCK: u64 = 512;
-/// Bytes read at a time: a header, a caption and the header after it.
-const WINDOW: usize = 4096;
+/// Bytes read at a time: a caption, metadata and their headers.
+const WINDOW: usize = 8192;
 /// The longest extended header that is believed.
 const LONGEST_HEADER: u64 = 1 << 20;
 
@@ -37,16 +39,18 @@ pub enum End {
 
 /// A tar that is being walked through.
 pub struct Walk<'a> {
-    file: &'a File,
+    source: &'a dyn ReadAt,
     len: u64,
     at: u64,
     window: Vec<u8>,
     window_at: u64,
     end: Option<End>,
+    /// What a global pax header said of all members after it.
+    global: Extended,
 }
 
 /// What an extended header says of the member after it.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Extended {
     name: Option<String>,
     size: Option<u64>,
@@ -54,9 +58,9 @@ struct Extended {
 
 impl<'a> Walk<'a> {
     /// Begins at the first member.
-    pub fn new(file: &'a File) -> io::Result<Self> {
-        let len = file.metadata()?.len();
-        Ok(Self { file, len, at: 0, window: Vec::new(), window_at: 0, end: None })
+    pub fn new(source: &'a dyn ReadAt) -> io::Result<Self> {
+        let (len, global) = (source.length()?, Extended::default());
+        Ok(Self { source, len, at: 0, window: Vec::new(), window_at: 0, end: None, global })
     }
 
     /// How the tar ends; known once [`Walk::next`] gave `None`.
@@ -66,7 +70,7 @@ impl<'a> Walk<'a> {
 
     /// The next member whose bytes are all there.
     pub fn next(&mut self) -> io::Result<Option<Member>> {
-        let mut extended = Extended::default();
+        let mut extended = self.global.clone();
         let start = self.at;
         while self.end.is_none() {
             if self.at + BLOCK > self.len {
@@ -88,16 +92,23 @@ impl<'a> Walk<'a> {
             }
             self.at = body + size.div_ceil(BLOCK) * BLOCK;
             match header.kind {
-                b'x' | b'L' if size <= LONGEST_HEADER => {
+                b'x' | b'g' | b'L' if size <= LONGEST_HEADER => {
                     let bytes = self.bytes(body, size)?.to_vec();
-                    if header.kind == b'x' { extended.read_pax(&bytes) } else { extended.name = Some(text(&bytes)) }
+                    match header.kind {
+                        b'x' => extended.read_pax(&bytes),
+                        b'L' => extended.name = Some(text(&bytes)),
+                        _ => {
+                            self.global.read_pax(&bytes);
+                            extended = self.global.clone();
+                        }
+                    }
                 }
                 b'x' | b'L' | b'g' | b'K' => {}
                 b'0' | 0 | b'7' => {
                     let name = extended.name.take().unwrap_or(header.name);
                     return Ok(Some(Member { name, offset: body, size }));
                 }
-                _ => extended = Extended::default(),
+                _ => extended = self.global.clone(),
             }
         }
         Ok(None)
@@ -111,7 +122,7 @@ impl<'a> Walk<'a> {
             let there = usize::try_from(self.len.saturating_sub(at)).unwrap_or(usize::MAX);
             self.window.resize(len.max(WINDOW.min(there)), 0);
             self.window_at = at;
-            self.file.read_exact_at(&mut self.window, at).inspect_err(|_| self.window.clear())?;
+            self.source.read_at(&mut self.window, at).inspect_err(|_| self.window.clear())?;
         }
         let from = (at - self.window_at) as usize;
         Ok(&self.window[from..from + len])

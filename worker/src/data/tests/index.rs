@@ -1,24 +1,19 @@
 //! The index over tars with all that goes wrong in them.
 
-use super::{fixtures, image, member, spec, tar};
+use super::{columns, fixtures, image, member, spec, tar};
 use crate::data::{
     DataError, Dataset, SkipReason,
-    scan::scan,
     tar::{End, Member, Walk},
 };
 use common::{
     ids::SampleIndex,
-    recipe::{CaptionColumn, CaptionTable, Captions, DataKind, DataSet},
-    sampler::Shuffle,
+    recipe::{CaptionTable, DataSet, IndexPlace, Unmatched},
 };
-use std::{fs::File, path::Path};
+use std::path::Path;
 
 fn walk(bytes: &[u8]) -> (Vec<Member>, End) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("x.tar");
-    std::fs::write(&path, bytes).unwrap();
-    let file = File::open(&path).unwrap();
-    let mut walk = Walk::new(&file).unwrap();
+    let source = bytes.to_vec();
+    let mut walk = Walk::new(&source).unwrap();
     let mut members = Vec::new();
     while let Some(member) = walk.next().unwrap() {
         members.push(member);
@@ -99,9 +94,9 @@ fn broken_samples_are_counted_by_reason() {
     assert!(error.to_string().contains("0/latin"), "{error}");
 
     let data = Dataset::open("d", &spec(folder.path(), 0.8)).unwrap();
-    let keys: Vec<&str> = (0..data.len()).map(|i| data.key(SampleIndex(i))).collect();
+    let keys: Vec<String> = (0..data.len()).map(|i| data.key(SampleIndex(i)).unwrap()).collect();
     assert_eq!(keys, ["good", "sub/upper", "b", "last"]);
-    assert_eq!(data.caption(SampleIndex(2), 0), "B");
+    assert_eq!(data.caption(SampleIndex(2), 0).unwrap(), "B");
     let ranges: Vec<_> = data.shards().iter().map(|shard| (shard.stem.as_str(), shard.samples.clone())).collect();
     assert_eq!(ranges, [("0", 0..1), ("1", 1..3), ("2", 3..4)]);
     let skipped = &data.report().skipped;
@@ -125,44 +120,45 @@ fn broken_samples_are_counted_by_reason() {
 fn keys_reach_to_the_first_dot_of_the_last_component() {
     let folder = tempfile::tempdir().unwrap();
     write(folder.path(), "0.tar", &[("./v1.0/k.extra.jpg", b"x"), ("./v1.0/k.jpg", b"x"), ("._k.jpg", b"x")]);
-    let keys: Vec<String> =
-        scan(&folder.path().join("0.tar")).unwrap().samples.into_iter().map(|sample| sample.key).collect();
-    assert_eq!(keys, ["v1.0/k"]);
+    let mut spec = spec(folder.path(), 1.0);
+    spec.captions.columns[0].weight = 0;
+    let data = Dataset::open("d", &spec).unwrap();
+    assert_eq!((data.len(), data.key(SampleIndex(0)).unwrap().as_str()), (1, "v1.0/k"));
 }
 
-fn emoji(columns: &[(&str, u32)], key: &str) -> DataSet {
+fn emoji(index: &Path, wanted: &[(&str, u32)], key: &str) -> DataSet {
     let folder = fixtures().join("data/emoji");
-    let columns =
-        columns.iter().map(|(name, weight)| CaptionColumn { name: (*name).to_owned(), weight: *weight }).collect();
-    let table = Some(CaptionTable { file: folder.join("emoji-dense-train.parquet"), key: key.to_owned() });
-    DataSet {
-        kind: DataKind::Webdataset,
-        shards: vec![folder.join("emoji-wds/train/*.tar")],
-        captions: Captions { table, columns },
-        broken_limit: 0.0,
-        shuffle: Shuffle::Full,
-    }
+    let mut spec = spec(&folder.join("emoji-wds/train"), 0.0);
+    let (file, key, join) = (folder.join("emoji-dense-train.parquet"), key.to_owned(), "key".to_owned());
+    spec.captions.table = Some(CaptionTable { file, key, join, unmatched: Unmatched::Broken });
+    spec.captions.columns = columns(wanted);
+    spec.index = IndexPlace::Folder(index.to_owned());
+    spec
 }
 
 #[test]
 fn captions_are_joined_by_key() {
-    let data = Dataset::open("emoji", &emoji(&[("raw_caption", 1), (".txt", 1), ("long_caption", 2)], "key")).unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let data =
+        Dataset::open("emoji", &emoji(cache.path(), &[("raw_caption", 1), (".txt", 1), ("long_caption", 2)], "key"))
+            .unwrap();
     assert_eq!((data.len(), data.shards().len(), data.report().skipped_total()), (3335, 7, 0));
     for i in [0, 1, 1000, 3334].map(SampleIndex) {
-        assert_eq!(data.caption(i, 0), data.caption(i, 1), "the raw caption is that of the tar");
-        assert_ne!(data.caption(i, 0), data.caption(i, 2));
+        assert_eq!(data.caption(i, 0).unwrap(), data.caption(i, 1).unwrap(), "the raw caption is that of the tar");
+        assert_ne!(data.caption(i, 0).unwrap(), data.caption(i, 2).unwrap());
     }
     assert_eq!(data.shards().last().unwrap().samples.end, 3335);
     assert_eq!(data.fingerprint().len(), 64);
-    let other = Dataset::open("emoji", &emoji(&[("raw_caption", 1)], "key")).unwrap();
+    let other = Dataset::open("emoji", &emoji(cache.path(), &[("raw_caption", 1)], "key")).unwrap();
     assert_ne!(data.fingerprint(), other.fingerprint());
-    let again = Dataset::open("other name", &emoji(&[("raw_caption", 7)], "key")).unwrap();
+    let again = Dataset::open("other name", &emoji(cache.path(), &[("raw_caption", 7)], "key")).unwrap();
     assert_eq!(again.fingerprint(), other.fingerprint(), "weights and the set's name are no part of it");
 }
 
 #[test]
 fn a_missing_column_is_named_beside_those_there_are() {
-    for spec in [emoji(&[("dense", 1)], "key"), emoji(&[("raw_caption", 1)], "dense")] {
+    let cache = tempfile::tempdir().unwrap();
+    for spec in [emoji(cache.path(), &[("dense", 1)], "key"), emoji(cache.path(), &[("raw_caption", 1)], "dense")] {
         let error = Dataset::open("emoji", &spec).unwrap_err().to_string();
         assert!(error.contains("no column `dense`; it has: key, url, raw_caption, long_caption"), "{error}");
         assert!(error.contains("emoji-dense-train.parquet"), "{error}");

@@ -7,7 +7,7 @@ use crate::data::{
 };
 use common::{
     ids::{Epoch, SampleIndex},
-    recipe::Augment,
+    recipe::{Augment, IndexPlace},
 };
 use std::{
     path::Path,
@@ -31,7 +31,11 @@ fn request(tag: u64, indices: impl IntoIterator<Item = u64>, epoch: u64) -> Batc
 }
 
 fn emoji() -> Arc<Dataset> {
-    Arc::new(Dataset::open("emoji", &spec(&fixtures().join("data/emoji/emoji-wds/val"), 0.0)).unwrap())
+    // The index is not left in the repository: an open one is read although its folder is gone.
+    let cache = tempfile::tempdir().unwrap();
+    let mut spec = spec(&fixtures().join("data/emoji/emoji-wds/val"), 0.0);
+    spec.index = IndexPlace::Folder(cache.path().to_owned());
+    Arc::new(Dataset::open("emoji", &spec).unwrap())
 }
 
 fn all(config: LoaderConfig, requests: Vec<BatchRequest>) -> Vec<Batch> {

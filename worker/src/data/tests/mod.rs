@@ -1,55 +1,11 @@
-//! Tests over several files of `data`, and what they share: tars made in memory.
+//! Tests over several files of `data`.
 
+mod faults;
+mod fuzz;
 mod golden;
 mod index;
+mod layouts;
 mod load;
+mod shards;
 
-use common::{
-    recipe::{CaptionColumn, Captions, DataKind, DataSet},
-    sampler::Shuffle,
-};
-use std::path::{Path, PathBuf};
-
-/// The repository's `tests` folder.
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests")
-}
-
-/// The bytes of one of the golden images.
-fn image(name: &str) -> Vec<u8> {
-    std::fs::read(fixtures().join("golden/data/images").join(name)).unwrap()
-}
-
-/// A tar's header and body, padded.
-fn member(name: &str, kind: u8, body: &[u8]) -> Vec<u8> {
-    let mut block = vec![0u8; 512];
-    block[..name.len()].copy_from_slice(name.as_bytes());
-    block[100..107].copy_from_slice(b"0000644");
-    block[124..135].copy_from_slice(format!("{:011o}", body.len()).as_bytes());
-    block[148..156].fill(b' ');
-    block[156] = kind;
-    block[257..265].copy_from_slice(b"ustar\x0000");
-    let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
-    block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
-    block.extend(body);
-    block.resize(block.len().next_multiple_of(512), 0);
-    block
-}
-
-/// A tar of regular files.
-fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut bytes: Vec<u8> = files.iter().flat_map(|(name, body)| member(name, b'0', body)).collect();
-    bytes.resize(bytes.len() + 1024, 0);
-    bytes
-}
-
-/// A data set of `shards` in a folder, captioned by `.txt`.
-fn spec(folder: &Path, broken_limit: f64) -> DataSet {
-    DataSet {
-        kind: DataKind::Webdataset,
-        shards: vec![folder.join("*.tar")],
-        captions: Captions { table: None, columns: vec![CaptionColumn { name: ".txt".to_owned(), weight: 1 }] },
-        broken_limit,
-        shuffle: Shuffle::Full,
-    }
-}
+pub(super) use shards::*;

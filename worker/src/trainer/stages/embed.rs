@@ -103,11 +103,11 @@ fn embed_unit(
     let mut written = Vec::new();
     for (column, name) in columns(&unit.dataset) {
         let mut out = vec![bf16::ZERO; rows * encoder.width()];
-        let captions =
-            unit.rows.clone().enumerate().map(|(row, sample)| {
-                encoder.tokens(row, unit.dataset.caption(common::ids::SampleIndex(sample), column))
-            });
-        for batch in CaptionEncoder::batches(captions.collect::<Result<_, _>>()?, batch_tokens) {
+        let captions = unit.rows.clone().enumerate().map(|(row, sample)| {
+            let caption = unit.dataset.caption(common::ids::SampleIndex(sample), column)?;
+            encoder.tokens(row, &caption)
+        });
+        for batch in CaptionEncoder::batches(captions.collect::<Result<_, TrainerError>>()?, batch_tokens) {
             encoder.encode_into(&batch, &mut out)?;
             meter.done += batch.len() as u64;
             meter.computed += batch.len() as u64;

@@ -161,7 +161,7 @@ impl Features {
         let mut tensors = vec![("image".to_owned(), self.image_ND.shallow_clone())];
         tensors.extend(self.text.iter().map(|(name, text)| (format!("text/{name}"), text.shallow_clone())));
         Tensor::write_safetensors(&tensors, path)?;
-        let keys: Vec<&str> = (0..dataset.len()).map(|i| dataset.key(SampleIndex(i))).collect();
+        let keys = (0..dataset.len()).map(|i| dataset.key(SampleIndex(i))).collect::<Result<Vec<_>, _>>()?;
         std::fs::write(path.with_extension("keys.txt"), keys.join("\n") + "\n").map_err(io)
     }
 }
@@ -197,31 +197,32 @@ fn rank_both(
         best = Some(context.collective.all_gather_rows(&ranked.best_nk.contiguous(), &rows)?);
     }
     let best: Vec<Vec<i64>> = best.map(Vec::try_from).transpose()?.unwrap_or_default();
-    Ok(examples(dataset, column, &best))
+    examples(dataset, column, &best)
 }
 
 /// Texts and the images found for them, spread evenly over the data set.
-fn examples(dataset: &Dataset, column: &str, best: &[Vec<i64>]) -> Vec<String> {
-    let Some((column, _)) = embed::columns(dataset).find(|(_, name)| *name == column) else { return Vec::new() };
+fn examples(dataset: &Dataset, column: &str, best: &[Vec<i64>]) -> Result<Vec<String>, TrainerError> {
+    let Some((column, _)) = embed::columns(dataset).find(|(_, name)| *name == column) else { return Ok(Vec::new()) };
     let count = EXAMPLES.min(best.len());
     let show = |example: usize| {
         let query = example * best.len() / count;
-        let found: Vec<String> = best[query].iter().map(|i| label(dataset, SampleIndex(*i as u64))).collect();
+        let found =
+            best[query].iter().map(|i| label(dataset, SampleIndex(*i as u64))).collect::<Result<Vec<_>, _>>()?;
         let mark = if best[query].first() == Some(&(query as i64)) { "hit " } else { "miss" };
-        let text: String = dataset.caption(SampleIndex(query as u64), column).chars().take(48).collect();
-        format!("{mark}  {text:<48}  ->  {}", found.join("   "))
+        let text: String = dataset.caption(SampleIndex(query as u64), column)?.chars().take(48).collect();
+        Ok(format!("{mark}  {text:<48}  ->  {}", found.join("   ")))
     };
     (0..count).map(show).collect()
 }
 
 /// What stands for an image on the screen: a caption column of weight 0 if there is one, else its key. `emoji:1f450`
 /// is shown as the character itself.
-fn label(dataset: &Dataset, sample: SampleIndex) -> String {
+fn label(dataset: &Dataset, sample: SampleIndex) -> Result<String, TrainerError> {
     let labels = dataset.columns().iter().position(|column| column.weight == 0);
-    let text = labels.map_or_else(|| dataset.key(sample), |column| dataset.caption(sample, column));
+    let text = labels.map_or_else(|| dataset.key(sample), |column| dataset.caption(sample, column))?;
     let points = text.strip_prefix("emoji:").map(|points| points.split('-').map(|p| u32::from_str_radix(p, 16)));
     let shown: Option<String> = points.and_then(|points| points.map(|p| char::from_u32(p.ok()?)).collect());
-    shown.unwrap_or_else(|| text.to_owned())
+    Ok(shown.unwrap_or(text))
 }
 
 fn summary(figures: &[Figures], notes: Vec<String>, step: Step) -> serde_json::Value {

@@ -1,0 +1,268 @@
+//! Images in rows of parquet files: `jpg: binary` as img2dataset writes them, or `image: struct{bytes, path}` as Hugging
+//! Face does.
+
+use crate::data::{
+    DataError,
+    files::Files,
+    index::{Flaw, Place, Rows, ShardReader},
+};
+use arrow_array::{Array, BinaryArray, RecordBatch, StringArray, cast::AsArray as _};
+use arrow_schema::{DataType, Schema};
+use bytes::Bytes;
+use parquet::{
+    arrow::{
+        ProjectionMask,
+        arrow_reader::{
+            ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
+        },
+    },
+    errors::ParquetError,
+    file::{
+        metadata::PageIndexPolicy,
+        reader::{ChunkReader, Length},
+    },
+    schema::types::SchemaDescriptor,
+};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// The columns that are tried when the recipe names none.
+const USUAL: [&str; 6] = ["image", "jpg", "jpeg", "png", "webp", "img"];
+/// The columns that may hold a sample's key; without one the key is the row's number.
+const KEYS: [&str; 3] = ["key", "__key__", "id"];
+/// Rows decoded at a time while indexing.
+const BATCH: usize = 64;
+/// How much of an image's end goes into the fingerprint.
+const TAIL: usize = 64;
+/// Column chunks of which the metadata are held, some hundred bytes each: files of thousands of small row groups are many
+/// megabytes of it.
+const HELD_CHUNKS: usize = 1 << 19;
+
+/// A file read by position: several threads share it, and the reader's own way would share one cursor.
+struct Positional(Arc<File>);
+
+impl Length for Positional {
+    fn len(&self) -> u64 {
+        self.0.metadata().map_or(0, |metadata| metadata.len())
+    }
+}
+
+impl ChunkReader for Positional {
+    type T = PositionalRead;
+
+    fn get_read(&self, start: u64) -> Result<PositionalRead, ParquetError> {
+        Ok(PositionalRead { file: self.0.clone(), at: start })
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        // A damaged footer may ask for anything.
+        if start.checked_add(length as u64).is_none_or(|end| end > self.len()) {
+            return Err(ParquetError::EOF(format!("{length} bytes at {start} are beyond the end of the file")));
+        }
+        let mut bytes = vec![0; length];
+        self.0.read_exact_at(&mut bytes, start)?;
+        Ok(bytes.into())
+    }
+}
+
+struct PositionalRead {
+    file: Arc<File>,
+    at: u64,
+}
+
+impl Read for PositionalRead {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(bytes, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+fn options() -> ArrowReaderOptions {
+    // Without the schema of the writer's own, every column of bytes comes as one type.
+    ArrowReaderOptions::new().with_skip_arrow_metadata(true).with_page_index_policy(PageIndexPolicy::Optional)
+}
+
+fn failed(path: &Path, error: &dyn std::fmt::Display) -> DataError {
+    DataError::Shard { path: path.to_owned(), reason: error.to_string() }
+}
+
+/// The image column of a schema: its place, and the leaf with the bytes.
+fn image_column(schema: &Schema, wanted: Option<&str>, path: &Path) -> Result<usize, DataError> {
+    let tried: Vec<&str> = wanted.map_or(USUAL.to_vec(), |column| vec![column]);
+    let found = tried.iter().find_map(|name| schema.index_of(name).ok());
+    let names = || schema.fields().iter().map(|field| field.name().as_str()).collect::<Vec<_>>().join(", ");
+    let place = found.ok_or_else(|| DataError::MissingColumn {
+        path: path.to_owned(),
+        column: tried.join("` or `"),
+        columns: names(),
+    })?;
+    match schema.field(place).data_type() {
+        DataType::Binary => Ok(place),
+        DataType::Struct(fields) if fields.find("bytes").is_some_and(|(_, f)| *f.data_type() == DataType::Binary) => {
+            Ok(place)
+        }
+        other => {
+            let name = schema.field(place).name();
+            Err(failed(path, &format!("column `{name}` holds {other}, not an image's bytes")))
+        }
+    }
+}
+
+/// Only the bytes of the image, and not its path.
+fn projection(descriptor: &SchemaDescriptor, image: usize, key: Option<usize>) -> ProjectionMask {
+    let leaves = (0..descriptor.num_columns()).filter(|leaf| {
+        let root = descriptor.get_column_root_idx(*leaf);
+        let name = descriptor.column(*leaf).name().to_owned();
+        let is_struct = descriptor.column(*leaf).path().parts().len() > 1;
+        Some(root) == key || (root == image && (!is_struct || name == "bytes"))
+    });
+    ProjectionMask::leaves(descriptor, leaves.collect::<Vec<_>>())
+}
+
+/// The images of a batch.
+fn images(batch: &RecordBatch, column: &str) -> Option<BinaryArray> {
+    let column = batch.column_by_name(column)?;
+    match column.data_type() {
+        DataType::Binary => Some(column.as_binary::<i32>().clone()),
+        DataType::Struct(_) => Some(column.as_struct().column_by_name("bytes")?.as_binary_opt::<i32>()?.clone()),
+        _ => None,
+    }
+}
+
+/// Reads parquet files of images. A sample's key is the text of its `key`, `__key__` or `id`, else its row's number.
+pub struct Parquets {
+    /// The column of the images; absent means the first of the usual ones.
+    pub image_column: Option<String>,
+}
+
+impl ShardReader for Parquets {
+    fn kind(&self) -> String {
+        format!("parquet-1 {}", self.image_column.as_deref().unwrap_or_default())
+    }
+
+    fn read(&self, shard: &File, path: &Path) -> Result<Rows, DataError> {
+        let said = |error: ParquetError| failed(path, &error);
+        let file =
+            shard.try_clone().map_err(|source| DataError::Io { operation: "open", path: path.to_owned(), source })?;
+        let source = Positional(Arc::new(file));
+        let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(source, options()).map_err(said)?;
+        let schema = builder.schema().clone();
+        let image = image_column(&schema, self.image_column.as_deref(), path)?;
+        let is_text = |place: &usize| *schema.field(*place).data_type() == DataType::Utf8;
+        let key = KEYS.iter().find_map(|name| schema.index_of(name).ok().filter(is_text));
+        let mask = projection(builder.parquet_schema(), image, key);
+        let reader = builder.with_projection(mask).with_batch_size(BATCH).build().map_err(said)?;
+        let mut rows = Rows::default();
+        for batch in reader {
+            let batch = batch.map_err(|error| failed(path, &error))?;
+            let images = images(&batch, schema.field(image).name())
+                .ok_or_else(|| failed(path, &"the image column has changed its type"))?;
+            let keys = key.and_then(|key| batch.column_by_name(schema.field(key).name())?.as_string_opt::<i32>());
+            (0..batch.num_rows()).for_each(|row| add(&mut rows, &images, keys, row));
+        }
+        Ok(rows)
+    }
+}
+
+fn add(rows: &mut Rows, images: &BinaryArray, keys: Option<&StringArray>, row: usize) {
+    let number = u64::from(rows.count());
+    let key =
+        keys.filter(|keys| keys.is_valid(row)).map_or_else(|| number.to_string(), |keys| keys.value(row).to_owned());
+    let place = rows.push(&key);
+    if images.is_valid(row) {
+        let bytes = images.value(row);
+        let found = Place::of_row(number, bytes.len() as u64);
+        let flaw = if bytes.is_empty() { Some(Flaw::Empty) } else { found.is_none().then_some(Flaw::Undecodable) };
+        rows.put(place, "image", found, &bytes[bytes.len().saturating_sub(TAIL)..], flaw);
+    }
+}
+
+/// What of a file is held: its footer, where its row groups begin, and the projection to images.
+struct Opened {
+    metadata: ArrowReaderMetadata,
+    /// The first row of each row group.
+    groups: Vec<u64>,
+    mask: ProjectionMask,
+    column: String,
+}
+
+/// The rows of parquet files by number.
+pub struct ParquetImages {
+    image_column: Option<String>,
+    opened: Mutex<HashMap<u32, Arc<Opened>>>,
+}
+
+impl std::fmt::Debug for ParquetImages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ParquetImages").field("image_column", &self.image_column).finish_non_exhaustive()
+    }
+}
+
+impl ParquetImages {
+    /// Nothing is opened yet.
+    pub fn new(image_column: Option<String>) -> Self {
+        Self { image_column, opened: Mutex::default() }
+    }
+
+    /// Reads the image of a row. Of the file only the pages that hold the row are decoded: those before it in its row group
+    /// are passed over by their headers, or by the page index where the writer made one. Rows decoded along with it are not
+    /// kept: in the order of training nobody asks for them soon.
+    pub fn read(&self, files: &Files, shard: u32, row: u64, bytes: &mut Vec<u8>) -> Result<(), DataError> {
+        let path = files.path(shard);
+        let said = |error: ParquetError| failed(path, &error);
+        let file = files.file(shard)?;
+        let opened = self.opened(&file, shard, path)?;
+        let group = opened.groups.partition_point(|first| *first <= row).saturating_sub(1);
+        let before = (row - opened.groups.get(group).copied().unwrap_or(0)) as usize;
+        let selection = RowSelection::from(vec![RowSelector::skip(before), RowSelector::select(1)]);
+        let mut reader = ParquetRecordBatchReaderBuilder::new_with_metadata(Positional(file), opened.metadata.clone())
+            .with_projection(opened.mask.clone())
+            .with_row_groups(vec![group])
+            .with_row_selection(selection)
+            .with_batch_size(1)
+            .build()
+            .map_err(said)?;
+        let batch = reader.next().transpose().map_err(|error| failed(path, &error))?;
+        let image = batch
+            .as_ref()
+            .and_then(|batch| images(batch, &opened.column))
+            .filter(|images| images.len() == 1 && images.is_valid(0));
+        let image = image.ok_or_else(|| failed(path, &format!("row {row} has no image any more")))?;
+        bytes.clear();
+        bytes.extend_from_slice(image.value(0));
+        Ok(())
+    }
+
+    fn opened(&self, file: &Arc<File>, shard: u32, path: &Path) -> Result<Arc<Opened>, DataError> {
+        let lock = || self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = lock().get(&shard) {
+            return Ok(opened.clone());
+        }
+        let metadata =
+            ArrowReaderMetadata::load(&Positional(file.clone()), options()).map_err(|error| failed(path, &error))?;
+        let image = image_column(metadata.schema(), self.image_column.as_deref(), path)?;
+        let mut first = 0;
+        let start = |rows: i64| {
+            first += rows.max(0) as u64;
+            first - rows.max(0) as u64
+        };
+        let groups = metadata.metadata().row_groups().iter().map(|group| group.num_rows()).map(start).collect();
+        let mask = projection(metadata.parquet_schema(), image, None);
+        let column = metadata.schema().field(image).name().clone();
+        let opened = Arc::new(Opened { metadata, groups, mask, column });
+        let chunks = |opened: &Opened| opened.groups.len() * opened.metadata.parquet_schema().num_columns();
+        let mut held = lock();
+        if held.values().map(|opened| chunks(opened)).sum::<usize>() + chunks(&opened) > HELD_CHUNKS {
+            held.clear();
+        }
+        held.insert(shard, opened.clone());
+        Ok(opened)
+    }
+}

@@ -1,0 +1,76 @@
+//! The fields of samples' own metadata, shard by shard.
+
+use crate::data::{
+    DataError,
+    files::Files,
+    images::folder,
+    index::ShardIndex,
+    table::{self, EachRow, Field},
+};
+use serde_json::Value;
+
+/// The longest metadata that are read, in bytes.
+const LONGEST: u64 = 1 << 24;
+
+/// Where a sample's own fields are.
+pub trait OwnFields: Sync {
+    /// Reads fields of all rows of a shard, in order.
+    fn read(&self, shard: u32, fields: &[String], each: &mut EachRow<'_>) -> Result<(), DataError>;
+
+    /// Whether several shards are worth reading at once, and small enough to be held.
+    fn small(&self) -> bool;
+}
+
+/// The `.json` members of tars. Metadata that are absent or no JSON have no field.
+pub struct TarMetadata<'a> {
+    /// The tars.
+    pub files: &'a Files,
+    /// Their indices.
+    pub indices: &'a [ShardIndex],
+}
+
+impl OwnFields for TarMetadata<'_> {
+    fn read(&self, shard: u32, fields: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
+        let index = &self.indices[shard as usize];
+        let fields: Vec<Field> = fields.iter().map(|field| Field::new(field)).collect();
+        let slot = index.slot("json");
+        let mut bytes = Vec::new();
+        for row in 0..index.footer().rows {
+            let place = slot.map(|slot| index.place(row, slot)).transpose()?.flatten();
+            let extent = place.map(|place| place.extent()).filter(|extent| extent.length <= LONGEST);
+            let value = match extent {
+                Some(extent) => {
+                    self.files.read(shard, extent.offset, extent.length as usize, &mut bytes)?;
+                    serde_json::from_slice(&bytes).unwrap_or(Value::Null)
+                }
+                None => Value::Null,
+            };
+            let texts: Vec<Option<String>> = fields.iter().map(|field| field.text(&value)).collect();
+            each(&texts.iter().map(Option::as_deref).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
+    fn small(&self) -> bool {
+        true
+    }
+}
+
+/// The columns of shards that are tables or folders themselves.
+pub struct RowColumns<'a> {
+    /// The shards.
+    pub files: &'a Files,
+}
+
+impl OwnFields for RowColumns<'_> {
+    fn read(&self, shard: u32, fields: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
+        // Opened once to see that it is the shard that was indexed.
+        self.files.file(shard)?;
+        let path = self.files.path(shard);
+        if path.is_dir() { folder::fields(path, fields, each) } else { table::read(path, fields, each) }
+    }
+
+    fn small(&self) -> bool {
+        false
+    }
+}
