@@ -1,6 +1,6 @@
 //! Image-text data: what is in the shards, and their pixels in the order that was asked for.
 //!
-//! `glob`, `tar`, `scan`, `captions` and `dataset` read the index once; `decode`, `crop`, `transform` and `loader` make
+//! `storage` is where the bytes lie, files or objects. `glob`, `tar`, `scan`, `captions` and `dataset` read the index once; `decode`, `crop`, `transform` and `loader` make
 //! pixels of it. It knows neither ranks nor steps: a request names samples, and the same request gives the same pixels
 //! on every machine and with any number of threads.
 
@@ -20,7 +20,8 @@ mod queue;
 mod random;
 mod report;
 mod scan;
-mod tar;
+pub mod storage;
+pub(crate) mod tar;
 #[cfg(test)]
 mod tests;
 mod transform;
