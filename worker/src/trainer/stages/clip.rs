@@ -4,7 +4,11 @@ use super::towers::{TowerSettings, Towers};
 use crate::{
     checkpoint::{self, HostCopy, Loaded, Writer},
     collective::{Collective, CollectiveError},
-    data::{Batch, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform, batch::pixels_to_tensor},
+    data::{
+        Batch, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform,
+        batch::pixels_to_tensor,
+        storage::{Limits, Storage},
+    },
     supervisor::ipc::Report,
     trainer::{
         commits,
@@ -65,7 +69,9 @@ pub(super) fn open_vectors(
     context: &Context<'_>,
 ) -> Result<VectorStore, TrainerError> {
     let shards = dataset.shards().iter().map(|shard| (shard.stem.as_str(), shard.samples.clone()));
-    Ok(VectorStore::open(&context.plan.output, dataset.name(), shards, &provenance.over(dataset.fingerprint()))?)
+    let provenance = provenance.over(dataset.fingerprint());
+    let storage = Arc::new(Storage::from_environment(Limits::default()));
+    Ok(VectorStore::open(&storage, &context.plan.output, dataset.name(), shards, &provenance)?)
 }
 
 /// The vectors of samples' captions as one tensor [n, D] in fp32.
@@ -77,12 +83,13 @@ pub(super) fn gather_vectors<'a>(
     let mut numbers: Vec<bf16> = Vec::new();
     let mut rows = 0;
     for (sample, column) in wanted {
-        let row = vectors.get(sample, column).ok_or_else(|| {
-            TrainerError::Plan(format!(
+        let start = numbers.len();
+        numbers.resize(start + vectors.width(), bf16::ZERO);
+        if !vectors.read(sample, column, &mut numbers[start..])? {
+            return Err(TrainerError::Plan(format!(
                 "the embedding store has no vector of sample {sample}, caption column `{column}`"
-            ))
-        })?;
-        numbers.extend_from_slice(row);
+            )));
+        }
         rows += 1;
     }
     let tensor = Tensor::from_slice(&numbers).view([rows, vectors.width() as i64]);
