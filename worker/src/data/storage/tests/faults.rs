@@ -42,7 +42,12 @@ fn check_staying(fault: Fault, answer: &str) {
     let error = storage.read_range(&here(), 100, 800, &mut bytes).unwrap_err();
     assert!(started.elapsed() < Duration::from_secs(10), "{fault:?} held the reader for {:?}", started.elapsed());
     let StorageError::GaveUp { attempts, .. } = &error else { panic!("{fault:?}: {error}") };
-    assert!(*attempts >= 2 && u64::from(*attempts) == proxy.requests(), "{fault:?}: {attempts} tries");
+    let came = proxy.requests();
+    // The last try may be cut off by the deadline before it has reached the proxy.
+    assert!(
+        *attempts >= 2 && (came..=came + 1).contains(&u64::from(*attempts)),
+        "{fault:?}: {attempts} tries, {came} came"
+    );
     let text = error.to_string();
     for part in ["s3://bucket/x.tar", &format!("tried {attempts} times"), answer] {
         assert!(text.contains(part), "{fault:?}: `{part}` is not in: {text}");
