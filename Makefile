@@ -1,19 +1,24 @@
 # make demo    set up, build, train on real data, show held-out retrieval
 # make test    set up, format and lints, every test
-# make fuzz    damaged files by the million, a minute each; FUZZ_SECONDS=600 for longer
 # make setup   only fetch what Cargo cannot bring (libtorch, cmake)
 # make libtorch-cuda   libtorch's CUDA half too, for a machine with a GPU and no CUDA PyTorch of its own
+# make fuzz    damaged files against the readers, FUZZ_SECONDS each (default 60)
+# make s3-server   the S3 server that the tests of object storage run against
 
 CARGO ?= cargo
+FUZZ_SECONDS ?= 60
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: demo test fuzz setup libtorch-cuda build lint clean-demo
+.PHONY: demo test setup libtorch-cuda s3-server build lint fuzz clean-demo
 
 setup:
 	@python3 deploy/setup/fetch_deps.py
 
 libtorch-cuda:
 	@python3 deploy/setup/fetch_deps.py --cuda
+
+s3-server:
+	@python3 deploy/setup/fetch_s3_server.py
 
 build: setup
 	$(CARGO) build --release --workspace --bins
@@ -26,11 +31,11 @@ lint: setup
 	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
 
 # The binaries first: the scenarios run the real ones.
-test: lint build
+test: lint build s3-server
 	$(CARGO) test --release --workspace
 
 fuzz: setup
-	LLM2CLIP_FUZZ_SECONDS=$(or $(FUZZ_SECONDS),60) $(CARGO) test --release -p worker --lib fuzz -- --nocapture
+	LLM2CLIP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release -p worker --lib --test 'fuzz_*' fuzz -- --nocapture
 
 clean-demo:
 	rm -rf runs/demo

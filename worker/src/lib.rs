@@ -14,6 +14,7 @@ pub mod data;
 pub mod model;
 pub mod objective;
 pub mod supervisor;
+pub mod text;
 pub mod torch;
 pub mod trainer;
 pub mod vectors;

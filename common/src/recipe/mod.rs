@@ -254,7 +254,7 @@ pub enum Stage {
     /// Write the text vectors of every caption.
     Embed(EmbedStage),
     /// Train the vision tower and the adapter.
-    Clip(ClipStage),
+    Clip(Box<ClipStage>),
     /// Measure retrieval.
     Eval(EvalStage),
 }

@@ -36,7 +36,7 @@ fn stage(mut table: Table<'_>) -> Result<Stage, RecipeError> {
             let batch_tokens = table.get("batch_tokens", positive)?.unwrap_or(16_384) as usize;
             Stage::Embed(EmbedStage { data, batch_tokens, precision: precision(&mut table)? })
         }
-        "clip" => Stage::Clip(clip(&mut table, data)?),
+        "clip" => Stage::Clip(Box::new(clip(&mut table, data)?)),
         _ => Stage::Eval(EvalStage { data, chunk: table.get("chunk", positive)?.unwrap_or(64) }),
     };
     table.finish()?;

@@ -1,133 +1,252 @@
-//! One shard's file: written once and as a whole, read by row.
+//! One shard's file, read by row.
 
-use super::{Provenance, VectorsError};
+use super::{
+    Provenance, VectorsError,
+    layout::{BLOCK, Head, Layout, PREFIX, has, head_length},
+    v1,
+};
+use crate::data::storage::{Entry, Location, Storage, StorageError};
 use half::bf16;
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::Write as _,
-    path::{Path, PathBuf},
+    cell::RefCell,
+    collections::HashMap,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-/// The vectors of one data shard, in memory.
-#[derive(Debug)]
-pub struct ShardFile {
-    rows: usize,
-    width: usize,
-    /// Per caption column, `rows * width` numbers.
-    columns: BTreeMap<String, Vec<bf16>>,
+thread_local! {
+    /// A block that is being checked.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Writes a shard's vectors: to a temporary name, synced, then renamed, so that a file with the right name is whole.
-pub fn write_shard(
-    path: &Path,
-    provenance: &Provenance,
-    width: usize,
-    columns: &[(String, Vec<bf16>)],
-) -> Result<(), VectorsError> {
-    let io = |operation| move |source| VectorsError::Io { operation, path: path.to_owned(), source };
-    let folder = path.parent().expect("a shard's path has a folder");
-    std::fs::create_dir_all(folder).map_err(io("create the folder of"))?;
-    let views = columns.iter().map(|(name, numbers)| {
-        let view = TensorView::new(Dtype::BF16, vec![numbers.len() / width, width], bytemuck::cast_slice(numbers));
-        (name.clone(), view.expect("the shape is that of the numbers"))
-    });
-    let bytes = safetensors::serialize(views, Some(provenance.to_metadata()))
-        .map_err(|error| VectorsError::Damaged { path: path.to_owned(), reason: error.to_string() })?;
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(io("create a file beside"))?;
-    file.write_all(&bytes).and_then(|()| file.as_file().sync_all()).map_err(io("write"))?;
-    file.persist(path).map_err(|error| io("rename to")(error.error))?;
-    File::open(folder).and_then(|folder| folder.sync_all()).map_err(io("sync the folder of"))
+/// What a reader wants a file to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    /// What its vectors were made of.
+    pub provenance: &'a Provenance,
+    /// How many rows it has.
+    pub rows: usize,
+    /// Numbers a vector; `None` takes what the file has.
+    pub width: Option<usize>,
+}
+
+/// The vectors of one data shard, on disk. Opening reads what stands before the data; a row costs one read, and the
+/// first row of a MiB a checksum over it.
+#[derive(Debug)]
+pub struct ShardFile {
+    storage: Arc<Storage>,
+    location: Location,
+    rows: u64,
+    width: u64,
+    columns: Vec<Column>,
+    // `None` in files of version 1.
+    checks: Option<Checks>,
+}
+
+#[derive(Debug)]
+struct Column {
+    name: String,
+    // The first byte in the file.
+    start: u64,
+    // `None`: every row is there.
+    present: Option<Vec<u8>>,
+}
+
+#[derive(Debug)]
+struct Checks {
+    layout: Layout,
+    digests: Vec<[u8; 32]>,
+    passed: Vec<AtomicBool>,
+}
+
+/// A block whose bytes are not those that were written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedBlock {
+    /// Its number in the data.
+    pub block: u64,
+    /// The column it begins in.
+    pub column: String,
+    /// The rows of that column that it holds.
+    pub rows: std::ops::Range<u64>,
 }
 
 impl ShardFile {
-    /// Reads a shard's vectors; `None` when there is no such file.
+    /// Opens a shard's vectors; `None` when there is neither this file nor one of version 1 beside it.
     ///
     /// # Errors
-    /// When the file cannot be read, is damaged, or was made of something else than `provenance`.
-    pub fn open(path: &Path, provenance: &Provenance, rows: usize) -> Result<Option<Self>, VectorsError> {
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(VectorsError::Io { operation: "read", path: path.to_owned(), source }),
-        };
-        let damaged = |reason: String| VectorsError::Damaged { path: path.to_owned(), reason };
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| damaged(error.to_string()))?;
-        if let Some((field, found, expected)) = provenance.difference(header.metadata().as_ref()) {
-            return Err(VectorsError::Mismatch { path: path.to_owned(), field, found, expected });
+    /// When the file cannot be read, is damaged, or is something else than expected.
+    pub fn open(
+        storage: &Arc<Storage>,
+        location: &Location,
+        expected: Expected<'_>,
+    ) -> Result<Option<Self>, VectorsError> {
+        match storage.stat(location) {
+            Ok(entry) => return Self::open_v2(storage, &entry, expected).map(Some),
+            Err(StorageError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
         }
-        let tensors = SafeTensors::deserialize(&bytes).map_err(|error| damaged(error.to_string()))?;
-        let mut width = None;
-        let mut columns = BTreeMap::new();
-        for (name, view) in tensors.iter() {
-            let &[n, d] = view.shape() else { return Err(damaged(format!("`{name}` has shape {:?}", view.shape()))) };
-            if view.dtype() != Dtype::BF16 || n != rows || *width.get_or_insert(d) != d {
-                return Err(damaged(format!(
-                    "`{name}` is {:?} {n} x {d}, and {rows} rows of bf16 are due",
-                    view.dtype()
-                )));
+        let name = Path::new(location.name()).with_extension(super::V1_EXTENSION);
+        match storage.stat(&location.sibling(&name.to_string_lossy())) {
+            Ok(entry) => Self::open_v1(storage, &entry, expected).map(Some),
+            Err(StorageError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn open_v2(storage: &Arc<Storage>, entry: &Entry, expected: Expected<'_>) -> Result<Self, VectorsError> {
+        let damaged = |reason: String| VectorsError::Damaged { place: entry.location.to_string(), reason };
+        if entry.size < PREFIX as u64 {
+            return Err(damaged(format!("it has {} bytes", entry.size)));
+        }
+        let mut prefix = [0; PREFIX];
+        storage.read_into(&entry.location, 0, &mut prefix)?;
+        let length = head_length(&prefix, entry.size).map_err(damaged)?;
+        let mut head = Vec::new();
+        storage.read_range(&entry.location, 0, length, &mut head)?;
+        let Head { header, layout, present, digests } = Head::parse(&head, entry.size).map_err(damaged)?;
+        let start = |column| layout.data + layout.row_start(column, 0);
+        let columns = header.columns.into_iter().zip(present).enumerate();
+        let columns =
+            columns.map(|(at, (name, present))| Column { name, start: start(at), present: Some(present) }).collect();
+        let passed = digests.iter().map(|_| AtomicBool::new(false)).collect();
+        let (storage, location) = (storage.clone(), entry.location.clone());
+        let checks = Some(Checks { layout, digests, passed });
+        let opened = Self { storage, location, rows: header.rows, width: header.width, columns, checks };
+        let provenance = header.provenance.into_iter().collect();
+        opened.expect(&provenance, expected)
+    }
+
+    fn open_v1(storage: &Arc<Storage>, entry: &Entry, expected: Expected<'_>) -> Result<Self, VectorsError> {
+        let damaged = |reason: String| VectorsError::Damaged { place: entry.location.to_string(), reason };
+        if entry.size < 8 {
+            return Err(damaged(format!("it has {} bytes", entry.size)));
+        }
+        let mut first = [0; 8];
+        storage.read_into(&entry.location, 0, &mut first)?;
+        let length = v1::header_length(first, entry.size).map_err(damaged)?;
+        let mut header = Vec::new();
+        storage.read_range(&entry.location, 8, length, &mut header)?;
+        let rows = expected.rows as u64;
+        let tensors = v1::parse(&header, entry.size, rows).map_err(damaged)?;
+        let columns = tensors.columns.into_iter().map(|(name, start)| Column { name, start, present: None }).collect();
+        let (storage, location) = (storage.clone(), entry.location.clone());
+        let opened = Self { storage, location, rows, width: tensors.width, columns, checks: None };
+        opened.expect(&tensors.metadata, expected)
+    }
+
+    fn expect(self, made_of: &HashMap<String, String>, expected: Expected<'_>) -> Result<Self, VectorsError> {
+        let place = || self.location.to_string();
+        if let Some((field, found, expected)) = expected.provenance.difference(Some(made_of)) {
+            return Err(VectorsError::Mismatch { place: place(), field, found, expected });
+        }
+        if self.rows != expected.rows as u64 {
+            let (found, expected) = (self.rows, expected.rows as u64);
+            return Err(VectorsError::Rows { place: place(), found, expected });
+        }
+        match expected.width {
+            Some(expected) if expected as u64 != self.width => {
+                Err(VectorsError::Width { place: place(), found: self.width(), expected })
             }
-            columns.insert(name.to_owned(), bytemuck::pod_collect_to_vec::<u8, bf16>(view.data()));
+            _ => Ok(self),
         }
-        let width = width.ok_or_else(|| damaged("it holds no tensor".to_owned()))?;
-        Ok(Some(Self { rows, width, columns }))
     }
 
     /// The vectors' width.
     pub fn width(&self) -> usize {
-        self.width
+        usize::try_from(self.width).expect("a width is checked when a file is opened")
     }
 
-    /// One caption's vector; `None` when the shard has no such column or row.
-    pub fn row(&self, column: &str, row: usize) -> Option<&[bf16]> {
-        let numbers = self.columns.get(column)?;
-        (row < self.rows).then(|| &numbers[row * self.width..(row + 1) * self.width])
-    }
-}
-
-/// The path of a shard that is missing, as an error.
-pub(super) fn missing(path: PathBuf, data: &str) -> VectorsError {
-    VectorsError::Missing { path, data: data.to_owned() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn provenance(pooling: &str) -> Provenance {
-        Provenance::of(&[("pooling", pooling)])
+    /// The caption columns.
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
+        self.columns.iter().map(|column| column.name.as_str())
     }
 
-    fn numbers(values: &[f32]) -> Vec<bf16> {
-        values.iter().map(|v| bf16::from_f32(*v)).collect()
+    /// Reads one caption's vector into `out`, of the store's width; `false` when the shard has no such column or row, or
+    /// the row is null.
+    ///
+    /// # Errors
+    /// When it cannot be read, or its block is not what was written.
+    ///
+    /// # Panics
+    /// When `out` has another width.
+    pub fn read(&self, column: &str, row: u64, out: &mut [bf16]) -> Result<bool, VectorsError> {
+        assert_eq!(out.len(), self.width(), "the buffer has the store's width");
+        let Some(column) = self.columns.iter().find(|found| found.name == column) else { return Ok(false) };
+        if row >= self.rows || column.present.as_ref().is_some_and(|bitmap| !has(bitmap, row)) {
+            return Ok(false);
+        }
+        let at = column.start + row * self.width * 2;
+        let bytes = bytemuck::cast_slice_mut(out);
+        match &self.checks {
+            Some(checks) => self.read_checked(checks, at, bytes)?,
+            None => self.storage.read_into(&self.location, at, bytes)?,
+        }
+        Ok(true)
     }
 
-    #[test]
-    fn rows_come_back_by_column() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("deep/00000.safetensors");
-        let columns =
-            [(".txt".to_owned(), numbers(&[1., 2., 3., 4.])), ("long".to_owned(), numbers(&[5., 6., 7., 8.]))];
-        write_shard(&path, &provenance("mean"), 2, &columns).unwrap();
-        let shard = ShardFile::open(&path, &provenance("mean"), 2).unwrap().unwrap();
-        assert_eq!(shard.width(), 2);
-        assert_eq!(shard.row("long", 1).unwrap(), numbers(&[7., 8.]));
-        assert_eq!(shard.row("long", 2), None);
-        assert_eq!(shard.row("short", 0), None);
+    /// Checks every block again, whether or not it was read before, and lists those that are damaged. `progress` gets
+    /// the number of bytes after each. Files of version 1 have no checksums, and none of their blocks is found damaged.
+    pub fn verify(&self, mut progress: impl FnMut(u64)) -> Result<Vec<DamagedBlock>, VectorsError> {
+        let mut damaged = Vec::new();
+        let Some(checks) = &self.checks else { return Ok(damaged) };
+        let mut bytes = Vec::new();
+        for block in 0..checks.layout.blocks() {
+            if !self.block_is_whole(checks, block, &mut bytes)? {
+                damaged.push(self.describe(&checks.layout, block));
+            }
+            progress(bytes.len() as u64);
+        }
+        Ok(damaged)
     }
 
-    #[test]
-    fn absent_foreign_and_damaged_files_are_told_apart() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("00000.safetensors");
-        assert!(ShardFile::open(&path, &provenance("mean"), 1).unwrap().is_none());
-        write_shard(&path, &provenance("mean"), 2, &[(".txt".to_owned(), numbers(&[1., 2.]))]).unwrap();
-        let error = ShardFile::open(&path, &provenance("last"), 1).unwrap_err();
-        assert!(matches!(&error, VectorsError::Mismatch { field, .. } if field == "pooling"), "{error}");
-        assert!(matches!(ShardFile::open(&path, &provenance("mean"), 7), Err(VectorsError::Damaged { .. })));
-        let whole = std::fs::read(&path).unwrap();
-        std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-        assert!(matches!(ShardFile::open(&path, &provenance("mean"), 1), Err(VectorsError::Damaged { .. })));
+    /// Reads bytes, and the whole of each of their blocks that was not read before.
+    fn read_checked(&self, checks: &Checks, at: u64, out: &mut [u8]) -> Result<(), VectorsError> {
+        let start = at - checks.layout.data;
+        let end = start + out.len() as u64;
+        let mut done = 0;
+        while start + (done as u64) < end {
+            let from = start + done as u64;
+            let block = from / BLOCK;
+            let count = (checks.layout.block(block).end.min(end) - from) as usize;
+            let part = &mut out[done..done + count];
+            done += count;
+            if checks.passed[block as usize].load(Ordering::Relaxed) {
+                self.storage.read_into(&self.location, checks.layout.data + from, part)?;
+                continue;
+            }
+            SCRATCH.with_borrow_mut(|bytes| {
+                if !self.block_is_whole(checks, block, bytes)? {
+                    let DamagedBlock { column, rows, .. } = self.describe(&checks.layout, block);
+                    let reason = format!(
+                        "the checksum of block {block}, rows {} to {} of `{column}`, is not that of what was written",
+                        rows.start, rows.end
+                    );
+                    return Err(VectorsError::Damaged { place: self.location.to_string(), reason });
+                }
+                part.copy_from_slice(&bytes[(from % BLOCK) as usize..][..count]);
+                checks.passed[block as usize].store(true, Ordering::Relaxed);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn block_is_whole(&self, checks: &Checks, block: u64, bytes: &mut Vec<u8>) -> Result<bool, VectorsError> {
+        let range = checks.layout.block(block);
+        let length = (range.end - range.start) as usize;
+        self.storage.read_range(&self.location, checks.layout.data + range.start, length, bytes)?;
+        Ok(blake3::hash(bytes) == checks.digests[block as usize])
+    }
+
+    fn describe(&self, layout: &Layout, block: u64) -> DamagedBlock {
+        let range = layout.block(block);
+        let column = (range.start / layout.column.max(1)) as usize;
+        let inside = range.start % layout.column.max(1);
+        let last = (inside + (range.end - range.start)).div_ceil(layout.row).min(self.rows);
+        let name = self.columns.get(column).map_or(String::new(), |column| column.name.clone());
+        DamagedBlock { block, column: name, rows: (inside / layout.row).min(last)..last }
     }
 }

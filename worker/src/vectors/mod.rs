@@ -1,66 +1,37 @@
 //! The embedding store: the frozen LLM's vector of every caption, as bf16.
 //!
-//! One safetensors file per data shard, `OUTPUT/embed/DATA_SET/SHARD.safetensors`; in it one tensor `[rows, width]` per
-//! caption column, rows in the order of the data set's index. The header's metadata says what the vectors depend on
-//! ([`Provenance`]); a store made of something else is refused and the field that differs is named.
+//! One file per data shard, `OUTPUT/embed/DATA_SET/SHARD.vectors`; in it per caption column a vector a row, rows in the
+//! order of the data set's index, and which of them are null (`layout`). The header says what the vectors depend on
+//! ([`Provenance`]); a store made of something else is refused and the field that differs is named. Rows are read by
+//! position and checked against a checksum the first time (`file`); nothing is loaded. Files of version 1 are still
+//! read (`v1`). LLM2CLIP's own `X_text_embeddings.tar` can be made into such a file (`reference`).
 
+mod error;
 mod file;
+mod layout;
 mod provenance;
+mod reference;
 mod store;
+#[cfg(test)]
+mod tests;
+mod v1;
+mod writer;
 
-pub use file::{ShardFile, write_shard};
+pub use error::VectorsError;
+pub use file::{DamagedBlock, Expected, ShardFile};
+#[doc(hidden)]
+pub use layout::sign;
 pub use provenance::Provenance;
+pub use reference::{ImportReport, Named, import};
 pub use store::VectorStore;
+pub use writer::{ShardWriter, write_shard};
 
 use std::path::{Path, PathBuf};
 
-/// Why vectors could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum VectorsError {
-    /// The file system said no.
-    #[error("could not {operation} {path}: {source}")]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file is not what this program writes.
-    #[error("{path} is no embedding store: {reason}; delete it and run the `embed` stage again")]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The vectors were made of something else.
-    #[error(
-        "the vectors in {path} were made with another {field} (they have {found}, this recipe has {expected}); \
-         choose another `output`, or delete {path} to embed again"
-    )]
-    Mismatch {
-        /// Which file.
-        path: PathBuf,
-        /// What differs.
-        field: String,
-        /// What the file has.
-        found: String,
-        /// What is needed.
-        expected: String,
-    },
-    /// The stage `embed` did not write this shard.
-    #[error("{path} is missing: the recipe needs an `embed` stage over data set `{data}` before this one")]
-    Missing {
-        /// Which file.
-        path: PathBuf,
-        /// Of which data set.
-        data: String,
-    },
-}
+/// The ending of files of version 1.
+const V1_EXTENSION: &str = "safetensors";
 
 /// Where the vectors of a data shard lie. `shard` is the data shard's file stem; `index` keeps equal stems apart.
 pub fn shard_path(output: &Path, data: &str, index: usize, shard: &str) -> PathBuf {
-    output.join("embed").join(data).join(format!("{index:05}-{shard}.safetensors"))
+    output.join("embed").join(data).join(format!("{index:05}-{shard}.vectors"))
 }

@@ -55,9 +55,9 @@ impl Provenance {
         })
     }
 
-    #[cfg(test)]
-    pub(super) fn of(fields: &[(&str, &str)]) -> Self {
-        Self::new(fields.iter().map(|(name, value)| (*name, (*value).to_owned())))
+    /// Any fields: what vectors that another program made depend on, as far as it is known.
+    pub fn named<'a>(fields: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        Self::new(fields.into_iter().map(|(name, value)| (name, value.to_owned())))
     }
 }
 
@@ -93,8 +93,8 @@ mod tests {
 
     #[test]
     fn the_field_that_differs_is_named() {
-        let made = Provenance::of(&[("template", "{caption}"), ("pooling", "mean")]);
-        let asked = Provenance::of(&[("template", "{caption}"), ("pooling", "last")]);
+        let made = Provenance::named([("template", "{caption}"), ("pooling", "mean")]);
+        let asked = Provenance::named([("template", "{caption}"), ("pooling", "last")]);
         assert_eq!(made.difference(Some(&made.to_metadata())), None);
         let (field, found, expected) = asked.difference(Some(&made.to_metadata())).unwrap();
         assert_eq!((field.as_str(), found.as_str(), expected.as_str()), ("pooling", "`mean`", "`last`"));

@@ -1,8 +1,9 @@
 //! All vectors of one data set.
 
-use super::{Provenance, ShardFile, VectorsError, file, shard_path};
+use super::{Expected, Provenance, ShardFile, VectorsError, shard_path};
+use crate::data::storage::{Location, Storage};
 use half::bf16;
-use std::{ops::Range, path::Path};
+use std::{ops::Range, path::Path, sync::Arc};
 
 /// The vectors of a data set, by sample and caption column.
 #[derive(Debug)]
@@ -12,24 +13,29 @@ pub struct VectorStore {
 }
 
 impl VectorStore {
-    /// Opens the vectors of every shard. `shards` are the data shards' stems and sample ranges, in index order.
+    /// Opens the vectors of every shard; reads none. `shards` are the data shards' stems and sample ranges, in index order.
     ///
     /// # Errors
-    /// When a shard was never embedded, is damaged, or was made of something else than `provenance`.
+    /// When a shard was never embedded, is damaged, was made of something else than `provenance`, or is of another
+    /// width than the first.
     pub fn open<'a>(
+        storage: &Arc<Storage>,
         output: &Path,
         data: &str,
         shards: impl IntoIterator<Item = (&'a str, Range<u64>)>,
         provenance: &Provenance,
     ) -> Result<Self, VectorsError> {
-        let mut opened = Vec::new();
+        let mut opened: Vec<(Range<u64>, ShardFile)> = Vec::new();
         for (index, (stem, range)) in shards.into_iter().enumerate() {
-            let path = shard_path(output, data, index, stem);
+            let location = Location::from_path(&shard_path(output, data, index, stem))?;
             let rows = usize::try_from(range.end - range.start).expect("a shard's rows fit in memory");
             if rows == 0 {
                 continue;
             }
-            let shard = ShardFile::open(&path, provenance, rows)?.ok_or_else(|| file::missing(path, data))?;
+            let width = opened.first().map(|(_, shard)| shard.width());
+            let shard = ShardFile::open(storage, &location, Expected { provenance, rows, width })?;
+            let shard =
+                shard.ok_or_else(|| VectorsError::Missing { place: location.to_string(), data: data.to_owned() })?;
             opened.push((range, shard));
         }
         let width = opened.first().map_or(0, |(_, shard)| shard.width());
@@ -41,11 +47,19 @@ impl VectorStore {
         self.width
     }
 
-    /// The vector of a sample's caption; `None` when there is none.
-    pub fn get(&self, sample: u64, column: &str) -> Option<&[bf16]> {
+    /// Reads the vector of a sample's caption into `out`, of width D; `false` when there is none.
+    ///
+    /// # Errors
+    /// As [`ShardFile::read`].
+    pub fn read(&self, sample: u64, column: &str, out: &mut [bf16]) -> Result<bool, VectorsError> {
         let at = self.shards.partition_point(|(range, _)| range.end <= sample);
-        let (range, shard) = self.shards.get(at)?;
-        let row = sample.checked_sub(range.start)?;
-        shard.row(column, usize::try_from(row).ok()?)
+        let Some((range, shard)) = self.shards.get(at) else { return Ok(false) };
+        let Some(row) = sample.checked_sub(range.start) else { return Ok(false) };
+        shard.read(column, row, out)
+    }
+
+    /// The shards' files, in index order; those without samples have none.
+    pub fn shards(&self) -> impl Iterator<Item = &ShardFile> {
+        self.shards.iter().map(|(_, shard)| shard)
     }
 }

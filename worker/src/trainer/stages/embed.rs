@@ -4,11 +4,14 @@
 
 use super::text::CaptionEncoder;
 use crate::{
-    data::Dataset,
+    data::{
+        Dataset,
+        storage::{Limits, Storage},
+    },
     supervisor::ipc::Report,
     torch::{self, memory, peak},
     trainer::{context::Context, context::Outcome, error::TrainerError},
-    vectors::{Provenance, ShardFile, shard_path, write_shard},
+    vectors::{Expected, Provenance, ShardFile, shard_path, write_shard},
 };
 use common::recipe::EmbedStage;
 use half::bf16;
@@ -95,7 +98,9 @@ fn embed_unit(
     if rows == 0 {
         return Ok(());
     }
-    if ShardFile::open(&unit.path, &provenance, rows)?.is_some() {
+    let expected = Expected { provenance: &provenance, rows, width: Some(encoder.width()) };
+    let storage = Arc::new(Storage::from_environment(Limits::default()));
+    if ShardFile::open(&storage, &unit.path.clone().into(), expected)?.is_some() {
         meter.done += (rows * columns(&unit.dataset).count()) as u64;
         report(context, meter);
         return Ok(());

@@ -6,7 +6,11 @@ use super::towers::{TowerSettings, Towers};
 use crate::{
     checkpoint::{self, HostCopy, Loaded, Writer},
     collective::{Collective, CollectiveError},
-    data::{Batch, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform, batch::Normalise},
+    data::{
+        Batch, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform,
+        batch::Normalise,
+        storage::{Limits, Storage},
+    },
     supervisor::ipc::Report,
     torch::transfer::Uploader,
     trainer::{
@@ -75,21 +79,22 @@ pub(super) fn open_vectors(
     context: &Context<'_>,
 ) -> Result<VectorStore, TrainerError> {
     let shards = dataset.shards().iter().map(|shard| (shard.stem.as_str(), shard.samples.clone()));
-    Ok(VectorStore::open(&context.plan.output, dataset.name(), shards, &provenance.over(dataset.fingerprint()))?)
+    let provenance = provenance.over(dataset.fingerprint());
+    let storage = Arc::new(Storage::from_environment(Limits::default()));
+    Ok(VectorStore::open(&storage, &context.plan.output, dataset.name(), shards, &provenance)?)
 }
 
 /// The vectors of samples' captions, each with the store of its data set, one after the other.
-fn rows_of<'a>(
-    wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>,
-) -> Result<Vec<bf16>, TrainerError> {
-    let mut numbers = Vec::new();
+fn rows_of<'a>(wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>) -> Result<Vec<bf16>, TrainerError> {
+    let mut numbers: Vec<bf16> = Vec::new();
     for (vectors, sample, column) in wanted {
-        let row = vectors.get(sample, column).ok_or_else(|| {
-            TrainerError::Plan(format!(
+        let start = numbers.len();
+        numbers.resize(start + vectors.width(), bf16::ZERO);
+        if !vectors.read(sample, column, &mut numbers[start..])? {
+            return Err(TrainerError::Plan(format!(
                 "the embedding store has no vector of sample {sample}, caption column `{column}`"
-            ))
-        })?;
-        numbers.extend_from_slice(row);
+            )));
+        }
     }
     Ok(numbers)
 }

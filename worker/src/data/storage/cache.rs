@@ -1,0 +1,195 @@
+//! Blocks of objects, shared by all threads: bounded, and each is asked for once.
+
+use super::ObjectUrl;
+use bytes::Bytes;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// A block of an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// Its bytes; fewer than the block's size only at the object's end.
+    pub bytes: Bytes,
+    /// The object's length.
+    pub object_size: u64,
+}
+
+/// Which block.
+pub type Key = (Arc<ObjectUrl>, u64);
+
+/// The least recently used blocks go when `capacity` bytes are exceeded.
+#[derive(Debug)]
+pub struct BlockCache {
+    capacity: u64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    slots: HashMap<Key, Slot>,
+    // By age, oldest first.
+    ready: BTreeMap<u64, Key>,
+    bytes: u64,
+    clock: u64,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Loading,
+    Ready { block: Block, age: u64 },
+}
+
+/// What a thread that wants a block has to do.
+#[derive(Debug)]
+pub enum Claim<'a> {
+    /// Nothing: here it is.
+    Ready(Block),
+    /// Load it, for all.
+    Mine(Ticket<'a>),
+    /// Another thread loads it.
+    Theirs,
+}
+
+/// The duty to load a block. Dropped without a block, the next thread that wants it gets the duty.
+#[derive(Debug)]
+pub struct Ticket<'a> {
+    cache: &'a BlockCache,
+    key: Option<Key>,
+}
+
+impl BlockCache {
+    /// An empty cache of `capacity` bytes. A single block that is larger is given out and not kept.
+    pub fn new(capacity: u64) -> Self {
+        Self { capacity, state: Mutex::default(), changed: Condvar::new() }
+    }
+
+    /// Asks for a block.
+    pub fn claim(&self, key: &Key) -> Claim<'_> {
+        let mut state = self.lock();
+        if let Some(slot) = state.slots.get(key) {
+            return match slot {
+                Slot::Loading => Claim::Theirs,
+                Slot::Ready { .. } => Claim::Ready(state.touch(key)),
+            };
+        }
+        state.slots.insert(key.clone(), Slot::Loading);
+        Claim::Mine(Ticket { cache: self, key: Some(key.clone()) })
+    }
+
+    /// Waits until nobody loads the block any more, or `longest` has passed. What then is, [`BlockCache::claim`] says.
+    pub fn wait(&self, key: &Key, longest: Duration) {
+        let loading = |state: &mut State| matches!(state.slots.get(key), Some(Slot::Loading));
+        let _ = self.changed.wait_timeout_while(self.lock(), longest, loading);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    fn kept(&self) -> (usize, u64) {
+        let state = self.lock();
+        (state.ready.len(), state.bytes)
+    }
+}
+
+impl State {
+    /// A block that is there, which is young again.
+    fn touch(&mut self, key: &Key) -> Block {
+        self.clock += 1;
+        let Some(Slot::Ready { block, age }) = self.slots.get_mut(key) else { unreachable!("the caller looked") };
+        let key = self.ready.remove(age).expect("what is ready has an age");
+        *age = self.clock;
+        self.ready.insert(self.clock, key);
+        block.clone()
+    }
+
+    fn insert(&mut self, key: Key, block: Block, capacity: u64) {
+        self.clock += 1;
+        self.bytes += block.bytes.len() as u64;
+        self.ready.insert(self.clock, key.clone());
+        self.slots.insert(key, Slot::Ready { block, age: self.clock });
+        while self.bytes > capacity {
+            let Some((_, oldest)) = self.ready.pop_first() else { break };
+            if let Some(Slot::Ready { block, .. }) = self.slots.remove(&oldest) {
+                self.bytes -= block.bytes.len() as u64;
+            }
+        }
+    }
+}
+
+impl Ticket<'_> {
+    /// The block has come.
+    pub fn fulfil(mut self, block: Block) {
+        if let Some(key) = self.key.take() {
+            self.cache.lock().insert(key, block, self.cache.capacity);
+            self.cache.changed.notify_all();
+        }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.cache.lock().slots.remove(&key);
+            self.cache.changed.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::storage::Scheme;
+
+    fn key(block: u64) -> Key {
+        (Arc::new(ObjectUrl { scheme: Scheme::S3, bucket: "b".to_owned(), key: "k".to_owned() }), block)
+    }
+
+    fn block(length: usize) -> Block {
+        Block { bytes: Bytes::from(vec![1; length]), object_size: 1000 }
+    }
+
+    fn load(cache: &BlockCache, number: u64, length: usize) {
+        let Claim::Mine(ticket) = cache.claim(&key(number)) else { panic!("block {number} is there already") };
+        ticket.fulfil(block(length));
+    }
+
+    #[test]
+    fn the_block_that_was_not_used_for_longest_goes_first() {
+        let cache = BlockCache::new(25);
+        load(&cache, 0, 10);
+        load(&cache, 1, 10);
+        assert!(matches!(cache.claim(&key(0)), Claim::Ready(_)));
+        load(&cache, 2, 10);
+        assert_eq!(cache.kept(), (2, 20));
+        assert!(matches!(cache.claim(&key(0)), Claim::Ready(_)));
+        assert!(matches!(cache.claim(&key(1)), Claim::Mine(_)));
+    }
+
+    #[test]
+    fn a_block_larger_than_the_cache_is_not_kept() {
+        let cache = BlockCache::new(5);
+        load(&cache, 0, 10);
+        assert_eq!(cache.kept(), (0, 0));
+    }
+
+    #[test]
+    fn a_loader_that_fails_leaves_the_duty_to_who_waits() {
+        let cache = BlockCache::new(100);
+        let Claim::Mine(ticket) = cache.claim(&key(0)) else { panic!("nobody else is here") };
+        assert!(matches!(cache.claim(&key(0)), Claim::Theirs));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                cache.wait(&key(0), Duration::from_secs(60));
+                matches!(cache.claim(&key(0)), Claim::Mine(_))
+            });
+            drop(ticket);
+            assert!(waiting.join().unwrap());
+        });
+    }
+}

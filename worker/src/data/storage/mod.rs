@@ -1,0 +1,166 @@
+//! Where data lies: files and objects behind one small synchronous interface, for threads that decode.
+//!
+//! A [`Location`] is a path or `s3://bucket/key`, `gs://…`, `az://…`. Files are read by position, with nothing in
+//! between. Objects are read in blocks of a few megabytes through `object_store`, on a runtime that the [`Storage`] owns:
+//! each block is asked for once however many threads want it (`cache`), every request is tried again until a deadline
+//! (`retry`), and what comes back is counted before it is believed. It knows nothing of tars or samples.
+
+mod cache;
+mod credentials;
+mod error;
+mod local;
+mod location;
+mod pattern;
+mod remote;
+mod retry;
+mod scatter;
+#[cfg(test)]
+mod tests;
+
+pub use error::StorageError;
+pub use location::{Location, ObjectUrl, Scheme};
+pub use remote::Limits;
+
+use local::Local;
+use remote::Remote;
+use std::{ops::Range, sync::OnceLock};
+
+/// A file or object, as it was when it was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// Where it lies.
+    pub location: Location,
+    /// Its length in bytes.
+    pub size: u64,
+    /// Changes when its contents do: the modification time in nanoseconds of a file, the ETag (or time) of an object.
+    pub version: String,
+}
+
+/// All storage that a process reads. Shared by reference; its methods block the calling thread, never longer than
+/// [`Limits::deadline`] a request. Not to be called on a thread of an async runtime.
+#[derive(Debug)]
+pub struct Storage {
+    local: Local,
+    // Its runtime starts with the first object that is asked for.
+    remote: OnceLock<Remote>,
+    limits: Limits,
+    environment: Vec<(String, String)>,
+}
+
+impl Storage {
+    /// Storage with the credentials and endpoints of this process's environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`).
+    pub fn from_environment(limits: Limits) -> Self {
+        Self::new(limits, std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))))
+    }
+
+    /// Storage with the given variables in place of the environment.
+    pub fn new(limits: Limits, environment: impl IntoIterator<Item = (String, String)>) -> Self {
+        let environment = environment.into_iter().collect();
+        Self { local: Local::default(), remote: OnceLock::new(), limits, environment }
+    }
+
+    /// What matches a pattern, sorted by location: `*` and `?` in the last component, files and objects only. A pattern
+    /// without them names one.
+    ///
+    /// # Errors
+    /// When nothing matches, or the storage cannot be asked.
+    pub fn list(&self, pattern: &Location) -> Result<Vec<Entry>, StorageError> {
+        match pattern {
+            Location::Local(path) => self.local.list(path),
+            Location::Object(url) => self.remote()?.list(url),
+        }
+    }
+
+    /// Size and version of one file or object.
+    ///
+    /// # Errors
+    /// [`StorageError::NotFound`] when it is not there.
+    pub fn stat(&self, location: &Location) -> Result<Entry, StorageError> {
+        match location {
+            Location::Local(path) => self.local.stat(path),
+            Location::Object(url) => self.remote()?.stat(url),
+        }
+    }
+
+    /// Reads `length` bytes at `offset` into `bytes`, whose contents are replaced.
+    ///
+    /// # Errors
+    /// As [`Storage::read_into`].
+    pub fn read_range(
+        &self,
+        location: &Location,
+        offset: u64,
+        length: usize,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), StorageError> {
+        bytes.clear();
+        bytes.resize(length, 0);
+        self.read_into(location, offset, bytes)
+    }
+
+    /// Fills `bytes` with what lies at `offset`.
+    ///
+    /// # Errors
+    /// When the file or object is not there, ends before that, has changed since its first block was read, or does not
+    /// answer in time. Then the contents of `bytes` mean nothing.
+    pub fn read_into(&self, location: &Location, offset: u64, bytes: &mut [u8]) -> Result<(), StorageError> {
+        match location {
+            Location::Local(path) => self.local.read_into(path, offset, bytes),
+            Location::Object(url) => self.remote()?.read(url, &mut [(offset, bytes)]),
+        }
+    }
+
+    /// Reads several ranges, in any order, with as few requests as their blocks allow. The results are in the ranges'
+    /// order.
+    ///
+    /// # Errors
+    /// As [`Storage::read_into`].
+    pub fn read_ranges(&self, location: &Location, ranges: &[Range<u64>]) -> Result<Vec<Vec<u8>>, StorageError> {
+        let length = |range: &Range<u64>| usize::try_from(range.end - range.start).expect("a range fits in memory");
+        let mut read: Vec<Vec<u8>> = ranges.iter().map(|range| vec![0; length(range)]).collect();
+        let mut parts: Vec<(u64, &mut [u8])> =
+            ranges.iter().zip(&mut read).map(|(range, bytes)| (range.start, bytes.as_mut_slice())).collect();
+        match location {
+            Location::Local(path) => self.local.read(path, &mut parts)?,
+            Location::Object(url) => self.remote()?.read(url, &mut parts)?,
+        }
+        Ok(read)
+    }
+
+    /// Writes a file or object as a whole: it appears under its name when all of it is there and safe.
+    pub fn put(&self, location: &Location, bytes: Vec<u8>) -> Result<(), StorageError> {
+        match location {
+            Location::Local(path) => self.local.put(path, &bytes),
+            Location::Object(url) => self.remote()?.put(url, bytes),
+        }
+    }
+
+    /// As [`Storage::put`], unless there is one of that name already; says whether it was written.
+    pub fn put_if_absent(&self, location: &Location, bytes: Vec<u8>) -> Result<bool, StorageError> {
+        match location {
+            Location::Local(path) => self.local.put_if_absent(path, &bytes),
+            Location::Object(url) => self.remote()?.put_if_absent(url, bytes),
+        }
+    }
+
+    /// Ends every request that is under way, and every later one, with [`StorageError::Cancelled`].
+    pub fn cancel(&self) {
+        if let Ok(remote) = self.remote() {
+            remote.cancel();
+        }
+    }
+
+    /// Requests that were sent, retries included: what a block shuffle or a test wants to know.
+    pub fn requests(&self) -> u64 {
+        self.remote.get().map_or(0, Remote::requests)
+    }
+
+    fn remote(&self) -> Result<&Remote, StorageError> {
+        if let Some(remote) = self.remote.get() {
+            return Ok(remote);
+        }
+        let started = Remote::start(self.limits.clone(), self.environment.clone())?;
+        // Another thread may have been first; its runtime is the one that stays.
+        Ok(self.remote.get_or_init(|| started))
+    }
+}

@@ -1,0 +1,483 @@
+//! Objects: requests on a runtime of their own, and threads that wait for them.
+
+use super::{
+    Entry, Location, ObjectUrl, Scheme, StorageError,
+    cache::{Block, BlockCache, Claim, Key, Ticket},
+    credentials::Environment,
+    pattern,
+    retry::{Failure, GivenUp, Patience, Refusal, sort, until_it_works, within},
+    scatter::{Piece, pieces},
+};
+use object_store::{
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, path::Path,
+};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+use tokio::{runtime::Runtime, sync::Semaphore};
+use tokio_stream::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+
+/// Threads that drive requests. They only move bytes: decoding happens on the caller's.
+const THREADS: usize = 2;
+/// Blocks that one read asks for at a time.
+const GROUP: usize = 16;
+/// The most objects in one listing.
+const LISTED: usize = 10_000_000;
+
+/// How much may be under way, kept, and waited for.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Requests at a time.
+    pub requests: usize,
+    /// Bytes that one request asks for.
+    pub block: u64,
+    /// Bytes of blocks that are kept.
+    pub cache: u64,
+    /// The longest that one try may take.
+    pub attempt: Duration,
+    /// The longest that a request with all its tries may take.
+    pub deadline: Duration,
+    /// The wait before the second try.
+    pub first_wait: Duration,
+}
+
+impl Default for Limits {
+    /// 4 MiB in 15 s is less than the slowest link that a trainer can live on; one connection does not fill a
+    /// 10 Gbit/s link, 16 and more do; in a minute a store that is restarted is there again.
+    fn default() -> Self {
+        Self {
+            requests: 32,
+            block: 4 << 20,
+            cache: 512 << 20,
+            attempt: Duration::from_secs(15),
+            deadline: Duration::from_secs(60),
+            first_wait: Duration::from_millis(100),
+        }
+    }
+}
+
+/// All object stores that a process reads.
+#[derive(Debug)]
+pub struct Remote {
+    // Taken when dropped.
+    runtime: Option<Runtime>,
+    shared: Arc<Shared>,
+    cache: BlockCache,
+    cancelled: CancellationToken,
+    /// The version of every object that was read, and its length.
+    versions: Mutex<HashMap<Arc<ObjectUrl>, String>>,
+}
+
+/// What requests under way need.
+#[derive(Debug)]
+struct Shared {
+    limits: Limits,
+    environment: Environment,
+    clients: Mutex<HashMap<(Scheme, String), Arc<dyn ObjectStore>>>,
+    slots: Semaphore,
+    requests: AtomicU64,
+}
+
+/// A block and the version of the object that it is of.
+struct Loaded {
+    block: Block,
+    version: String,
+}
+
+impl Remote {
+    /// Starts the runtime; no request is made.
+    pub fn start(limits: Limits, environment: Vec<(String, String)>) -> Result<Self, StorageError> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(THREADS).thread_name("storage").enable_all().build();
+        let shared = Shared {
+            environment: Environment(environment),
+            clients: Mutex::default(),
+            slots: Semaphore::new(limits.requests),
+            requests: AtomicU64::new(0),
+            limits,
+        };
+        Ok(Self {
+            runtime: Some(runtime.map_err(StorageError::Start)?),
+            cache: BlockCache::new(shared.limits.cache),
+            shared: Arc::new(shared),
+            cancelled: CancellationToken::new(),
+            versions: Mutex::default(),
+        })
+    }
+
+    /// What matches, sorted.
+    pub fn list(&self, url: &ObjectUrl) -> Result<Vec<Entry>, StorageError> {
+        let no_match = || StorageError::NoMatch { pattern: Location::Object(url.clone()) };
+        if !pattern::is_pattern(url.name()) {
+            return match self.stat(url) {
+                Err(StorageError::NotFound { .. }) => Err(no_match()),
+                found => Ok(vec![found?]),
+            };
+        }
+        // A failed listing goes on behind the last object that came, and a long one as long as something comes.
+        let so_far: Arc<Mutex<Vec<ObjectMeta>>> = Arc::default();
+        loop {
+            let before = lock(&so_far).len();
+            let (wanted, found) = (url.clone(), so_far.clone());
+            match self.wait_for("list", url, move |shared, _| list_after(shared, wanted.clone(), found.clone())) {
+                Err(StorageError::GaveUp { .. }) if lock(&so_far).len() > before => {}
+                ended => break ended?,
+            }
+        }
+        let mut entries = self.entries(url, std::mem::take(&mut *lock(&so_far)))?;
+        entries.sort();
+        if entries.is_empty() { Err(no_match()) } else { Ok(entries) }
+    }
+
+    /// Listed objects as `stat` gives them: some servers list without ETag, and then each has to be looked at.
+    fn entries(&self, pattern: &ObjectUrl, listed: Vec<ObjectMeta>) -> Result<Vec<Entry>, StorageError> {
+        let mut entries = Vec::with_capacity(listed.len());
+        for metas in listed.chunks(GROUP) {
+            let begun: Vec<_> = metas
+                .iter()
+                .map(|meta| {
+                    let url = ObjectUrl { key: meta.location.to_string(), ..pattern.clone() };
+                    (meta.e_tag.is_none().then(|| self.look(&url)), url, meta)
+                })
+                .collect();
+            for (look, url, meta) in begun {
+                entries.push(match look {
+                    Some(look) => self.finish("look at", &url, look)?,
+                    None => entry(url, meta),
+                });
+            }
+        }
+        Ok(entries)
+    }
+
+    /// An object's size and version.
+    pub fn stat(&self, url: &ObjectUrl) -> Result<Entry, StorageError> {
+        self.finish("look at", url, self.look(url))
+    }
+
+    fn look(&self, url: &ObjectUrl) -> mpsc::Receiver<Result<Entry, StorageError>> {
+        let wanted = url.clone();
+        self.begin("look at", url, move |shared, _| {
+            let url = wanted.clone();
+            async move {
+                let (client, path) = shared.client(&url)?;
+                let meta = client.head(&path).await.map_err(|error| sort(&error))?;
+                Ok(entry(url, &meta))
+            }
+        })
+    }
+
+    /// Fills each part from its offset on, block by block.
+    pub fn read(&self, url: &ObjectUrl, parts: &mut [(u64, &mut [u8])]) -> Result<(), StorageError> {
+        let key = Arc::new(url.clone());
+        let pieces = pieces(parts.iter().map(|(offset, bytes)| (*offset, bytes.len())), self.shared.limits.block);
+        let mut rest = pieces.as_slice();
+        while !rest.is_empty() {
+            let mut numbers: Vec<u64> = Vec::new();
+            let fits = |piece: &&Piece| {
+                let new = numbers.last() != Some(&piece.block);
+                if new && numbers.len() < GROUP {
+                    numbers.push(piece.block);
+                }
+                numbers.last() == Some(&piece.block)
+            };
+            let count = rest.iter().take_while(fits).count();
+            let (group, later) = rest.split_at(count);
+            let past_end = |(offset, bytes): &(u64, &mut [u8]), size| {
+                let (offset, end) = (*offset, *offset + bytes.len() as u64);
+                StorageError::PastEnd { location: Location::Object(url.clone()), offset, end, size }
+            };
+            let blocks = self.blocks(&key, &numbers).map_err(|error| match error {
+                // Of the block; the caller asked for something else.
+                StorageError::PastEnd { offset, size, .. } => {
+                    let number = offset / self.shared.limits.block;
+                    let piece = group.iter().find(|piece| piece.block == number).expect("its block was asked for");
+                    past_end(&parts[piece.part], size)
+                }
+                error => error,
+            })?;
+            for piece in group {
+                let at = numbers.binary_search(&piece.block).expect("its block was asked for");
+                let Some(from) = blocks[at].bytes.get(piece.from.clone()) else {
+                    return Err(past_end(&parts[piece.part], blocks[at].object_size));
+                };
+                parts[piece.part].1[piece.at..piece.at + from.len()].copy_from_slice(from);
+            }
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Writes an object.
+    pub fn put(&self, url: &ObjectUrl, bytes: Vec<u8>) -> Result<(), StorageError> {
+        self.put_as(url, bytes, PutMode::Overwrite).map(drop)
+    }
+
+    /// Writes an object unless there is one.
+    pub fn put_if_absent(&self, url: &ObjectUrl, bytes: Vec<u8>) -> Result<bool, StorageError> {
+        self.put_as(url, bytes, PutMode::Create)
+    }
+
+    /// Ends all requests.
+    pub fn cancel(&self) {
+        self.cancelled.cancel();
+    }
+
+    /// How many requests were made.
+    pub fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    fn put_as(&self, url: &ObjectUrl, bytes: Vec<u8>, mode: PutMode) -> Result<bool, StorageError> {
+        let (wanted, payload) = (url.clone(), PutPayload::from(bytes));
+        // A try whose answer was lost may have written the object all the same.
+        let unsure = Arc::new(AtomicBool::new(false));
+        self.wait_for("write", url, move |shared, tries| {
+            let (url, payload, mode, unsure) = (wanted.clone(), payload.clone(), mode.clone(), unsure.clone());
+            async move {
+                let (client, path) = shared.client(&url)?;
+                unsure.fetch_or(tries > 0, Ordering::Relaxed);
+                let put = client.put_opts(&path, payload.clone(), PutOptions::from(mode)).await;
+                match put.map_err(|error| sort(&error)) {
+                    Ok(_) => Ok(true),
+                    Err(Failure::Final(Refusal::Precondition)) if !unsure.load(Ordering::Relaxed) => Ok(false),
+                    Err(Failure::Final(Refusal::Precondition)) => {
+                        let there = client.get(&path).await.map_err(|error| sort(&error))?;
+                        let there = there.bytes().await.map_err(|error| sort(&error))?;
+                        Ok(there == bytes::Bytes::from(payload))
+                    }
+                    Err(failure) => Err(failure),
+                }
+            }
+        })
+    }
+
+    /// The blocks of an object, in order; those that are not kept are asked for all at once.
+    fn blocks(&self, url: &Arc<ObjectUrl>, numbers: &[u64]) -> Result<Vec<Block>, StorageError> {
+        let mut found: Vec<Option<Block>> = vec![None; numbers.len()];
+        // When the thread that loads a block gives up it is our turn, unless we have waited as long as it has.
+        let (started, longest) = (Instant::now(), self.shared.limits.deadline);
+        while found.iter().any(Option::is_none) {
+            let mut mine: Vec<(usize, Ticket<'_>)> = Vec::new();
+            let mut theirs: Option<Key> = None;
+            for (at, number) in numbers.iter().enumerate().filter(|(at, _)| found[*at].is_none()).collect::<Vec<_>>() {
+                let key = (url.clone(), *number);
+                match self.cache.claim(&key) {
+                    Claim::Ready(block) => found[at] = Some(block),
+                    Claim::Mine(ticket) => mine.push((at, ticket)),
+                    Claim::Theirs => theirs = Some(key),
+                }
+            }
+            let waiting: Vec<_> = mine.iter().map(|(at, _)| self.load(url, numbers[*at])).collect();
+            for ((at, ticket), waiting) in mine.into_iter().zip(waiting) {
+                let loaded = self.finish("read", url, waiting)?;
+                self.check_version(url, &loaded.version)?;
+                ticket.fulfil(loaded.block.clone());
+                found[at] = Some(loaded.block);
+            }
+            if let Some(key) = theirs {
+                self.cache.wait(&key, longest.saturating_sub(started.elapsed()));
+                if started.elapsed() >= longest && !matches!(self.cache.claim(&key), Claim::Ready(_)) {
+                    let answer = "none; another thread asked for the same block and got no good answer".to_owned();
+                    let (operation, location, seconds) =
+                        ("read", Location::Object(url.as_ref().clone()), longest.as_secs_f64());
+                    return Err(StorageError::GaveUp { operation, location, attempts: 0, seconds, answer });
+                }
+            }
+        }
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Asks for a block. What comes has the length that the object's size says, or it is no answer.
+    fn load(&self, url: &Arc<ObjectUrl>, number: u64) -> mpsc::Receiver<Result<Loaded, StorageError>> {
+        let wanted = url.as_ref().clone();
+        self.begin("read", url, move |shared, _| {
+            let url = wanted.clone();
+            async move {
+                let (client, path) = shared.client(&url)?;
+                let start = number * shared.limits.block;
+                let range = Some(GetRange::Bounded(start..start + shared.limits.block));
+                let got = client.get_opts(&path, GetOptions { range, ..GetOptions::default() }).await;
+                let got = match got {
+                    Err(error) if is_past_the_end(&error) => {
+                        let size = client.head(&path).await.map_err(|error| sort(&error))?.size;
+                        let location = Location::Object(url);
+                        let past = StorageError::PastEnd { location, offset: start, end: start + 1, size };
+                        return Err(Failure::Final(Refusal::Known(Box::new(past))));
+                    }
+                    got => got.map_err(|error| sort(&error))?,
+                };
+                let (meta, range) = (got.meta.clone(), got.range.clone());
+                let bytes = got.bytes().await.map_err(|error| sort(&error))?;
+                let due = meta.size.min(start + shared.limits.block).saturating_sub(start);
+                if range.start != start || bytes.len() as u64 != due {
+                    let text =
+                        format!("{} bytes from {} on, where {due} from {start} on are due", bytes.len(), range.start);
+                    return Err(Failure::Passing(text));
+                }
+                Ok(Loaded { block: Block { bytes, object_size: meta.size }, version: version(&meta) })
+            }
+        })
+    }
+
+    fn check_version(&self, url: &Arc<ObjectUrl>, now: &str) -> Result<(), StorageError> {
+        let mut versions = lock(&self.versions);
+        let before = versions.entry(url.clone()).or_insert_with(|| now.to_owned());
+        if before == now {
+            return Ok(());
+        }
+        let location = Location::Object(url.as_ref().clone());
+        Err(StorageError::Changed { location, before: before.clone(), now: now.to_owned() })
+    }
+
+    fn wait_for<T, F, A>(&self, operation: &'static str, url: &ObjectUrl, attempt: A) -> Result<T, StorageError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send + 'static,
+        A: FnMut(Arc<Shared>, u32) -> F + Send + 'static,
+    {
+        let begun = self.begin(operation, url, attempt);
+        self.finish(operation, url, begun)
+    }
+
+    /// Starts a request with all its tries.
+    fn begin<T, F, A>(
+        &self,
+        operation: &'static str,
+        url: &ObjectUrl,
+        mut attempt: A,
+    ) -> mpsc::Receiver<Result<T, StorageError>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send + 'static,
+        A: FnMut(Arc<Shared>, u32) -> F + Send + 'static,
+    {
+        let (answer, receiver) = mpsc::sync_channel(1);
+        let (shared, cancelled, url) = (self.shared.clone(), self.cancelled.clone(), url.clone());
+        let runtime = self.runtime.as_ref().expect("it is there until it is dropped");
+        runtime.spawn(async move {
+            let Limits { attempt: longest, deadline, first_wait, .. } = shared.limits;
+            let patience = Patience { deadline, first_wait };
+            let tries = until_it_works(&patience, |tries| {
+                let request = attempt(shared.clone(), tries);
+                let shared = shared.clone();
+                async move {
+                    let _slot = shared.slots.acquire().await.expect("the semaphore is never closed");
+                    shared.requests.fetch_add(1, Ordering::Relaxed);
+                    within(longest, request).await
+                }
+            });
+            let outcome = tokio::select! {
+                () = cancelled.cancelled() => Err(StorageError::Cancelled { operation, location: Location::Object(url) }),
+                done = tries => done.map_err(|end| shared.error(operation, url, end)),
+            };
+            // Nobody may wait any more: a read of several blocks ends with the first error.
+            let _ = answer.send(outcome);
+        });
+        receiver
+    }
+
+    fn finish<T>(
+        &self,
+        operation: &'static str,
+        url: &ObjectUrl,
+        begun: mpsc::Receiver<Result<T, StorageError>>,
+    ) -> Result<T, StorageError> {
+        // The sender goes without a word only when the runtime ends.
+        let cancelled = || StorageError::Cancelled { operation, location: Location::Object(url.clone()) };
+        begun.recv().unwrap_or_else(|_| Err(cancelled()))
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        // Without waiting for requests that a dead server holds.
+        self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
+    }
+}
+
+impl Shared {
+    fn client(&self, url: &ObjectUrl) -> Result<(Arc<dyn ObjectStore>, Path), Failure> {
+        let refused = |error| Failure::Final(Refusal::Known(Box::new(error)));
+        let path = Path::parse(&url.key).map_err(|error| Failure::Final(Refusal::Answer(error.to_string())))?;
+        let mut clients = lock(&self.clients);
+        let place = (url.scheme, url.bucket.clone());
+        if let Some(client) = clients.get(&place) {
+            return Ok((client.clone(), path));
+        }
+        let client = self.environment.client(url, self.limits.attempt).map_err(refused)?;
+        clients.insert(place, client.clone());
+        Ok((client, path))
+    }
+
+    fn error(&self, operation: &'static str, url: ObjectUrl, end: GivenUp) -> StorageError {
+        let hint = self.environment.hint(url.scheme);
+        let location = Location::Object(url);
+        match end {
+            GivenUp::Refused(Refusal::Known(error)) => *error,
+            GivenUp::Refused(Refusal::NotFound) => StorageError::NotFound { location },
+            GivenUp::Refused(Refusal::Precondition) => {
+                StorageError::Refused { operation, location, answer: "it is there already".to_owned() }
+            }
+            GivenUp::Refused(Refusal::Answer(answer)) => {
+                StorageError::Refused { operation, location, answer: answer + &hint }
+            }
+            GivenUp::Late { attempts, took, answer } => {
+                let (seconds, answer) = (took.as_secs_f64(), answer + &hint);
+                StorageError::GaveUp { operation, location, attempts, seconds, answer }
+            }
+        }
+    }
+}
+
+/// Adds the objects of a folder that match to `found`, those behind the last one that is there.
+async fn list_after(shared: Arc<Shared>, url: ObjectUrl, found: Arc<Mutex<Vec<ObjectMeta>>>) -> Result<(), Failure> {
+    let (client, _) = shared.client(&url)?;
+    let folder = url.folder().map(Path::from);
+    let depth = url.key.split('/').count();
+    // Only one kind of bucket does not list in order: S3's directory buckets, which have this ending.
+    if url.bucket.ends_with("--x-s3") {
+        lock(&found).clear();
+    }
+    let mut listing = match lock(&found).last() {
+        Some(last) => client.list_with_offset(folder.as_ref(), &last.location),
+        None => client.list(folder.as_ref()),
+    };
+    while let Some(object) = listing.next().await {
+        let object = object.map_err(|error| sort(&error))?;
+        let name = object.location.filename().unwrap_or_default();
+        if object.location.parts_count() == depth && pattern::matches(url.name(), name) {
+            let mut found = lock(&found);
+            found.push(object);
+            if found.len() > LISTED {
+                let text = format!("more than {LISTED} objects match; split the data set");
+                return Err(Failure::Final(Refusal::Answer(text)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether a range begins behind the object's end: 416, which `object_store` tells only in words.
+fn is_past_the_end(error: &object_store::Error) -> bool {
+    error.to_string().contains("status code: 416")
+}
+
+fn entry(url: ObjectUrl, meta: &ObjectMeta) -> Entry {
+    Entry { location: Location::Object(url), size: meta.size, version: version(meta) }
+}
+
+fn version(meta: &ObjectMeta) -> String {
+    meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
