@@ -1,9 +1,10 @@
 //! Image-text data: what is in the shards, and their pixels in the order that was asked for.
 //!
-//! Data are read where they lie; `storage` is where: files or objects. `tar`, `scan` and `images` look at each shard once, `index` keeps what they found on disk;
-//! `table` and `join` add captions from elsewhere; `select` says which samples are used; `dataset` is all of that behind
-//! numbers from 0. `decode`, `crop`, `transform` and `loader` make pixels of it. It knows neither ranks nor steps: a request
-//! names samples, and the same request gives the same pixels on every machine and with any number of threads.
+//! Data are read where they lie; `storage` is where: files or objects. `tar`, `scan` and `images` look at each shard once,
+//! `index` keeps what they found on disk; `table` and `join` add captions from elsewhere; `select` says which samples are
+//! used; `dataset` is all of that behind numbers from 0. `decode`, `crop`, `transform` and `loader` make pixels of it. It
+//! knows neither ranks nor steps: a request names samples, and the same request gives the same pixels on every machine and
+//! with any number of threads.
 
 pub mod batch;
 mod container;
