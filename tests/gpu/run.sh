@@ -95,9 +95,57 @@ if timeout 300 "$llm2clip" resume "$out/killed" > "$out/resumed.log" 2>&1; then
 else
   row FAILED "killed by signal 9 after step 50, resumed" "see $out/resumed.log"
 fi
-for what in "MFU and samples/s of ViT-L/14-336 beside open_clip" "memory of the loss at 256k and 1M pairs" "checkpoint of the L/14 state"; do
-  row skipped "$what" "not built into this script yet"
+# bench NAME LIMIT WHAT FORMAT ARGUMENTS: a measurement; FORMAT is of Python, over the fields of its JSON.
+bench() {
+  local name=$1 limit=$2 what=$3 format=$4
+  shift 4
+  if timeout "$limit" "$llm2clip" bench "$@" > "$out/$name.json" 2>> "$out/errors.log"; then
+    row figure "$what" "$(python3 -c 'import json,sys; f=json.load(open(sys.argv[1])); print(eval("f\"" + sys.argv[2] + "\""))' "$out/$name.json" "$format")"
+  else
+    row FAILED "$what" "see $out/errors.log"
+  fi
+}
+
+# A tower's config.json: NAME, image size, patch, width, layers, heads, inner width.
+tower() {
+  mkdir -p "$out/$1"
+  printf '{"model_type":"clip_vision_model","image_size":%s,"patch_size":%s,"hidden_size":%s,"num_hidden_layers":%s,"num_attention_heads":%s,"intermediate_size":%s,"hidden_act":"quick_gelu","layer_norm_eps":1e-5,"projection_dim":1280}\n' \
+    "$2" "$3" "$4" "$5" "$6" "$7" > "$out/$1/config.json"
+}
+
+if [ "$device" = cuda ]; then
+  batch=64 large=1024 million=1048576 quarter=262144 rows=8 large_layers=24 base_layers=12
+else
+  # The same steps in small, to check this script.
+  batch=1 large=4 million=2048 quarter=1024 rows=8 large_layers=1 base_layers=1
+fi
+tower l14-336 336 14 1024 $large_layers 16 4096
+tower l14 224 14 1024 $large_layers 16 4096
+tower b16 224 16 768 $base_layers 12 3072
+step="{f['images_per_s']:.1f} images/s, {f['model_flop_per_s']/1e12:.1f} TFLOP/s, MFU {100*(f['mfu'] or 0):.1f} %, {f['peak_memory_bytes']/2**30:.1f} GiB"
+common="--precision bf16 --device $device --text-width 4096 --warmup 2 --repeats 5"
+bench step-l14-336 120 "step of ViT-L/14-336 and a 4-block adapter, bf16" "$step" step --vision "$out/l14-336" --batch $batch $common
+bench step-b16 60 "step of ViT-B/16, bf16" "$step" step --vision "$out/b16" --batch $((batch * 4)) $common
+bench step-l14 120 "step of ViT-L/14-224, plain" "$step" step --vision "$out/l14" --batch $((batch * 2)) $common
+bench step-l14-blocks 120 "the same, blocks run again" "$step" step --vision "$out/l14" --batch $((batch * 2)) --activation-checkpointing $common
+bench step-l14-chunks 120 "the same as GradCache: limit 4/3 + 3 % of plain" "$step" step --vision "$out/l14" --batch $large --chunk $((batch * 2)) $common
+if [ "$device" = cuda ] && python3 -c 'import open_clip' 2> /dev/null; then
+  for compile in eager compiled; do
+    python3 tests/gpu/open_clip_step.py ViT-L-14-336 "$batch" "$device" "$compile" > "$out/open_clip-$compile.json" 2>> "$out/errors.log" &&
+      row figure "open_clip's step of ViT-L/14-336, $compile" "$(cat "$out/open_clip-$compile.json")"
+  done
+else
+  row skipped "open_clip's step of ViT-L/14-336" "needs open_clip_torch 3.3.0 and a CUDA PyTorch in python3"
+fi
+loss="{f['streamed_s']*1e3:.1f} ms, {f['streamed_peak_bytes']/2**30:.2f} GiB at most"
+for pairs in 32768 $quarter $million; do
+  [ "$device" = cuda ] || [ "$pairs" != 32768 ] || continue
+  bench "loss-$pairs" 120 "loss of $pairs pairs, width 1280, 1/$rows of them here, bf16" "$loss" \
+    loss --global-batch "$pairs" --rows $((pairs / rows)) --width 1280 --precision bf16 --streamed-only --device "$device" --warmup 1 --repeats 3
 done
+bench checkpoint 120 "checkpoint of the L/14 state: limits 0.2 s and 10 s" "{f['stall_s']:.2f} s still, {f['write_s']:.1f} s to storage" \
+  checkpoint --million-parameters $([ "$device" = cuda ] && echo 430 || echo 4) --device "$device" --folder "$out" --repeats 2
+row skipped "EVA02-L/14-336, \`contrast\` of Llama-3-8B, recovery of a lost rank in the process" "not built yet"
 
 echo "everything is in $out"
 exit "$failed"

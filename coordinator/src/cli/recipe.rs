@@ -13,6 +13,9 @@ pub(super) struct RecipeArgs {
     /// Change a key of the recipe, such as stage.clip.global_batch=512; may be given several times
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
+    /// Write a trace of N steps of `clip`, by section, to OUTPUT/clip/trace-rank-*.json (ui.perfetto.dev shows it)
+    #[arg(long, value_name = "N")]
+    pub profile: Option<u64>,
 }
 
 /// Reads and validates it.
@@ -24,5 +27,7 @@ pub(super) fn load(args: &RecipeArgs) -> Result<Recipe, CliError> {
         std::env::current_dir().map_err(|error| CliError::new(1, format!("the working directory is gone: {error}")))?;
     let folder = working_directory.join(args.file.parent().unwrap_or(Path::new(".")));
     let source = Source { text: &text, file: &name, folder: &folder, working_directory: &working_directory };
-    parse(source, &args.overrides).map_err(CliError::usage)
+    let profile = args.profile.map(|steps| format!("stage.clip.profile_steps={steps}"));
+    let overrides: Vec<String> = args.overrides.iter().cloned().chain(profile).collect();
+    parse(source, &overrides).map_err(CliError::usage)
 }
