@@ -65,7 +65,10 @@ impl ShardWriter {
     pub fn put_rows(&mut self, column: usize, first: usize, vectors: &[bf16]) -> Result<(), VectorsError> {
         let (first, width) = (first as u64, self.header.width as usize);
         let rows = first..first + (vectors.len() / width) as u64;
-        assert!(vectors.len().is_multiple_of(width) && rows.end <= self.header.rows, "whole vectors, in rows that there are");
+        assert!(
+            vectors.len().is_multiple_of(width) && rows.end <= self.header.rows,
+            "whole vectors, in rows that there are"
+        );
         rows.for_each(|row| {
             mark(&mut self.present[column], row);
         });
