@@ -144,7 +144,7 @@ fn bar(kind: &str) -> ProgressBar {
     bar
 }
 
-/// Loss, speed, what it waits for, memory, time left, ranks: what there is to say of a report.
+/// Loss, speed, time left, what it waits for, memory, ranks: what there is to say of a report.
 fn describe(progress: &Progress, ranks: usize) -> String {
     let mut parts = Vec::new();
     if let Some(activity) = &progress.activity {
@@ -155,6 +155,14 @@ fn describe(progress: &Progress, ranks: usize) -> String {
     }
     if let Some(rate) = progress.samples_per_s {
         parts.push(format!("{rate:.0} samples/s"));
+    }
+    // What a narrow terminal cuts off stands at the end.
+    if let Some(step_s) = progress.step_s {
+        let left = progress.steps.saturating_sub(progress.step.0);
+        parts.push(format!("{} left", output::duration(step_s * left as f64)));
+    }
+    if progress.skipped_samples > 0 {
+        parts.push(format!("{} samples skipped", progress.skipped_samples));
     }
     if let Some(share) = progress.mfu {
         parts.push(format!("MFU {:.1} %", 100.0 * share));
@@ -169,15 +177,8 @@ fn describe(progress: &Progress, ranks: usize) -> String {
     if let Some(bytes) = progress.peak_memory_bytes {
         parts.push(format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)));
     }
-    if let Some(step_s) = progress.step_s {
-        let left = progress.steps.saturating_sub(progress.step.0);
-        parts.push(format!("{} left", output::duration(step_s * left as f64)));
-    }
     if let Some(Step(step)) = progress.checkpoint {
         parts.push(format!("checkpoint {step}"));
-    }
-    if progress.skipped_samples > 0 {
-        parts.push(format!("{} samples skipped", progress.skipped_samples));
     }
     parts.push(format!("{ranks} ranks"));
     parts.join(", ")
@@ -203,7 +204,7 @@ mod tests {
         };
         assert_eq!(
             describe(&progress, 2),
-            "loss 3.2500, 180 samples/s, MFU 41.2 %, data wait 2 %, exposed communication 3 %, 1.5 GiB, 1 min 30 s left, \
+            "loss 3.2500, 180 samples/s, 1 min 30 s left, MFU 41.2 %, data wait 2 %, exposed communication 3 %, 1.5 GiB, \
              checkpoint 25, 2 ranks"
         );
     }
