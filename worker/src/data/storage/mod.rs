@@ -19,6 +19,7 @@ mod tests;
 
 pub use error::StorageError;
 pub use location::{Location, ObjectUrl, Scheme};
+pub(super) use pattern::{is_pattern, matches};
 pub use remote::Limits;
 
 use local::Local;
