@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use worker::{
     bench,
-    data::{inspect, verify},
+    data::{arguments, inspect, verify},
     trainer::session,
 };
 
@@ -32,9 +32,9 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum DataCommand {
     /// What is in a data set, and what is broken
-    Inspect(inspect::InspectArgs),
+    Inspect(arguments::ShardsArgs),
     /// Make the index of shards, which the first job that needs it would make
-    Index(verify::IndexArgs),
+    Index(arguments::ShardsArgs),
     /// Decode everything and list what is bad
     Verify(verify::VerifyArgs),
 }

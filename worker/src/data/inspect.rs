@@ -2,61 +2,29 @@
 
 use super::{
     DataError, Report, SkipReason,
+    arguments::{Format, ShardsArgs},
     index::Flaw,
     progress::Line,
     report::ShardFault,
     survey::{Seen, Survey},
 };
 use anyhow::Context as _;
-use common::recipe::IndexPlace;
 use serde::Serialize;
-use std::{collections::BTreeMap, path::PathBuf};
+use std::collections::BTreeMap;
 
 /// How many samples are shown.
 const EXAMPLES: usize = 5;
 /// How many characters of their captions.
 const SHOWN: usize = 100;
 
-/// What to look at, and how to say it.
-#[derive(Debug, clap::Args)]
-pub struct InspectArgs {
-    /// Tars or parquet files, folders of them, or patterns in quotes such as 'data/*.tar'
-    #[arg(required = true, value_name = "PATH")]
-    pub paths: Vec<PathBuf>,
-    /// Where the shards' index is kept: `beside` them, or a folder; the user's cache folder unless given
-    #[arg(long, value_name = "PLACE")]
-    pub index: Option<String>,
-    /// How to print: lines for people, or one JSON document
-    #[arg(short, long, value_enum, default_value_t = Format::Text)]
-    pub output: Format,
-}
-
-/// How to print.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Format {
-    /// Lines for people.
-    Text,
-    /// One JSON document.
-    Json,
-}
-
 /// Looks, and prints what was found.
-pub fn main(args: &InspectArgs) -> anyhow::Result<()> {
-    let summary = inspect(&Survey::open(&args.paths, &place(args.index.as_deref()))?)?;
+pub fn main(args: &ShardsArgs) -> anyhow::Result<()> {
+    let summary = inspect(&args.survey()?)?;
     match args.output {
         Format::Text => println!("{}", summary.text()),
         Format::Json => println!("{}", serde_json::to_string_pretty(&summary).context("a summary is JSON")?),
     }
     Ok(())
-}
-
-/// Where `--index` says that indices are kept.
-pub(super) fn place(given: Option<&str>) -> IndexPlace {
-    match given {
-        None | Some("cache") => IndexPlace::Cache,
-        Some("beside") => IndexPlace::Beside,
-        Some(folder) => IndexPlace::Folder(folder.into()),
-    }
 }
 
 /// What is in some shards.
@@ -240,7 +208,9 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use common::recipe::IndexPlace;
     use std::path::Path;
+    use std::path::PathBuf;
 
     fn look(path: PathBuf) -> Summary {
         let index = tempfile::tempdir().unwrap();

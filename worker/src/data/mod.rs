@@ -6,6 +6,7 @@
 //! knows neither ranks nor steps: a request names samples, and the same request gives the same pixels on every machine and
 //! with any number of threads.
 
+pub mod arguments;
 pub mod batch;
 mod container;
 mod crop;

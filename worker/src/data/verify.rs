@@ -2,8 +2,8 @@
 
 use super::{
     DataError,
+    arguments::{Format, ShardsArgs},
     index::{Flaw, IMAGE, rewrite},
-    inspect::{Format, place},
     progress::Line,
     survey::Survey,
 };
@@ -11,26 +11,12 @@ use anyhow::Context as _;
 use serde::Serialize;
 use std::{path::PathBuf, time::Instant};
 
-/// What to index.
-#[derive(Debug, clap::Args)]
-pub struct IndexArgs {
-    /// Tars or parquet files, folders of them, or patterns in quotes such as 'data/*.tar'
-    #[arg(required = true, value_name = "PATH")]
-    pub paths: Vec<PathBuf>,
-    /// Where the index is kept: `beside` the shards, or a folder; the user's cache folder unless given
-    #[arg(long, value_name = "PLACE")]
-    pub index: Option<String>,
-    /// How to print: lines for people, or one JSON document
-    #[arg(short, long, value_enum, default_value_t = Format::Text)]
-    pub output: Format,
-}
-
 /// What to verify.
 #[derive(Debug, clap::Args)]
 pub struct VerifyArgs {
     /// What, where its index is, and how to print
     #[command(flatten)]
-    pub shards: IndexArgs,
+    pub shards: ShardsArgs,
     /// Write what cannot be decoded into the index: such samples are then left out from the start, and counted as broken
     #[arg(long)]
     pub record: bool,
@@ -53,9 +39,9 @@ struct Indexed {
 }
 
 /// Makes the indices that are missing or stale, and prints what they hold.
-pub fn index(args: &IndexArgs) -> anyhow::Result<()> {
+pub fn index(args: &ShardsArgs) -> anyhow::Result<()> {
     let started = Instant::now();
-    let survey = Survey::open(&args.paths, &place(args.index.as_deref()))?;
+    let survey = args.survey()?;
     let seconds = started.elapsed().as_secs_f64();
     let sum = |of: fn(&super::index::ShardIndex) -> u64| survey.indices.iter().map(of).sum();
     let indexed = Indexed {
@@ -112,7 +98,7 @@ struct Verified {
 
 /// Decodes everything and lists what is bad; an error when something is.
 pub fn main(args: &VerifyArgs) -> anyhow::Result<()> {
-    let survey = Survey::open(&args.shards.paths, &place(args.shards.index.as_deref()))?;
+    let survey = args.shards.survey()?;
     let verified = verify(&survey, args.record)?;
     match args.shards.output {
         Format::Json => println!("{}", serde_json::to_string_pretty(&verified).context("a list is JSON")?),
