@@ -86,6 +86,8 @@ fn two_processes_keep_the_contract() {
     for case in cases(2) {
         check_operations(collective.as_ref(), &case, device(collective.rank(), gpus));
     }
+    let lost = collective.lost().unwrap().expect("operations on a GPU return before they are done");
+    assert_eq!(f64::try_from(lost).unwrap(), 0.0);
     drop(collective);
     if let Some(mut child) = child {
         assert!(child.wait().unwrap().success());
