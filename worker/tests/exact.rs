@@ -25,7 +25,7 @@ use worker::{
     trainer::{
         layout::clip_groups,
         parameters::FlatParameters,
-        step::{PairEncoder, StepSettings, accumulate, contrastive_step, normalise},
+        step::{LossSettings, PairEncoder, StepSettings, accumulate, contrastive_step, normalise},
         timeline::Timeline,
     },
 };
@@ -115,8 +115,13 @@ impl PairEncoder for Slice<'_> {
 /// What a run leaves: `losses` of each step, `gradient.X` of the first step, and at the end what a checkpoint holds.
 type Trace = BTreeMap<String, Tensor>;
 
-fn settings(step: u64) -> StepSettings {
-    StepSettings { step, learning_rate: 1e-2, betas: (0.9, 0.98), eps: 1e-6, clip_norm: Some(0.5), tile: 7 }
+/// Small tiles; in chunks, as for a batch whose gathered rows of both towers do not fit into memory together.
+fn loss_settings(chunk: u64) -> LossSettings {
+    LossSettings { tile: 7, kept_bytes: if chunk < BATCH { 0 } else { i64::MAX } }
+}
+
+fn settings(step: u64, loss: LossSettings) -> StepSettings {
+    StepSettings { step, learning_rate: 1e-2, betas: (0.9, 0.98), eps: 1e-6, clip_norm: Some(0.5), loss }
 }
 
 fn trace(losses: &[f64], gradients: Trace, state: Vec<(String, Tensor)>) -> Trace {
@@ -144,13 +149,14 @@ fn train(collective: &dyn Collective, kind: Kind, chunk: u64, sharded: bool) -> 
     let rows: Vec<i64> = sampler::rows(collective.world(), BATCH).into_iter().map(|n| n as i64).collect();
     let slice = |step| Slice { towers: &towers, step, chunks: chunks.clone() };
     let (cut, scale) = ((sizes.as_slice(), rows.as_slice()), &towers.log_scale);
+    let loss = loss_settings(chunk);
     let mut timeline = Timeline::begin(Device::Cpu);
-    let _ = accumulate(&slice(1), cut, collective, &mut parameters, scale, 7, &mut timeline).unwrap();
+    let _ = accumulate(&slice(1), cut, collective, &mut parameters, scale, loss, &mut timeline).unwrap();
     let first = if sharded { Trace::new() } else { gradients(&towers, &parameters) };
     let step = |step: u64| {
         let (slice, timeline) = (slice(step as i64), Timeline::begin(Device::Cpu));
         let begun =
-            contrastive_step(&slice, cut, collective, &mut parameters, scale, &settings(step), timeline).unwrap();
+            contrastive_step(&slice, cut, collective, &mut parameters, scale, &settings(step, loss), timeline).unwrap();
         let output = begun.wait().unwrap();
         assert!(output.updated);
         output.loss

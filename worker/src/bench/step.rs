@@ -12,7 +12,7 @@ use crate::{
     trainer::{
         layout::clip_groups,
         parameters::FlatParameters,
-        step::{PairEncoder, StepBegun, StepOutput, StepSettings, contrastive_step},
+        step::{LossSettings, PairEncoder, StepBegun, StepOutput, StepSettings, contrastive_step},
         timeline::{Section, Timeline},
     },
 };
@@ -155,8 +155,14 @@ pub fn run(args: &StepArgs) -> anyhow::Result<Value> {
 }
 
 fn begin(setup: &mut Setup, step: u64, device: Device) -> anyhow::Result<StepBegun> {
-    let settings =
-        StepSettings { step, learning_rate: 1e-3, betas: (0.9, 0.98), eps: 1e-6, clip_norm: None, tile: 4096 };
+    let settings = StepSettings {
+        step,
+        learning_rate: 1e-3,
+        betas: (0.9, 0.98),
+        eps: 1e-6,
+        clip_norm: None,
+        loss: LossSettings::default(),
+    };
     let rows = [setup.sizes.iter().sum()];
     Ok(contrastive_step(
         &setup.encoder,

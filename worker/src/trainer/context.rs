@@ -1,7 +1,11 @@
 //! What every stage is given: the plan, its peers, and where to report.
 
 use super::{commits::Committed, error::TrainerError, failpoints::Failpoints, link::Link};
-use crate::{collective::Collective, data::Dataset, supervisor::ipc::Report};
+use crate::{
+    collective::Collective,
+    data::{Dataset, storage::Storage},
+    supervisor::ipc::Report,
+};
 use common::{
     ids::{Rank, Step, WorldSize},
     plan::TrainPlan,
@@ -25,6 +29,8 @@ pub struct Context<'a> {
     pub threads: usize,
     /// Faults on purpose.
     pub failpoints: &'a Failpoints,
+    /// Where data and vectors are read from.
+    pub storage: &'a Arc<Storage>,
 }
 
 /// How a stage ended.

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     collective::{self, Deadlines, Identity},
+    data::storage::{Limits, Storage},
     supervisor::ipc::Report,
     torch::cuda::{DEVICE_VARIABLE, DeviceChoice},
 };
@@ -69,11 +70,18 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
         std::thread::spawn(move || commits::obey(&link, &current, &committed));
     }
     let failpoints = failpoints()?;
+    let storage = Arc::new(Storage::from_environment(Limits::default()));
     while let Some(plan) = link.next_plan()? {
         committed.reset();
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
-        let surroundings =
-            Surroundings { link: &link, committed: &committed, failpoints: &failpoints, device, threads: args.threads };
+        let surroundings = Surroundings {
+            link: &link,
+            committed: &committed,
+            failpoints: &failpoints,
+            storage: &storage,
+            device,
+            threads: args.threads,
+        };
         let result = run_plan(&plan, &listener, &surroundings);
         if let Err(error) = result {
             tracing::error!(%error, "the stage failed");
@@ -106,6 +114,7 @@ struct Surroundings<'a> {
     link: &'a Link,
     committed: &'a Committed,
     failpoints: &'a Failpoints,
+    storage: &'a Arc<Storage>,
     device: tch::Device,
     threads: usize,
 }
@@ -124,9 +133,10 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
     let _entered = span.enter();
     tracing::info!(world = plan.world().0, "started");
     let identity = Identity { generation: plan.generation, rank: plan.rank, peers: plan.peers.clone() };
-    let Surroundings { link, committed, failpoints, device, threads } = *around;
+    let Surroundings { link, committed, failpoints, storage, device, threads } = *around;
     let collective = collective::join(listener, identity, DEADLINES, device)?;
-    let mut context = Context { plan, collective: collective.as_ref(), link, committed, device, threads, failpoints };
+    let mut context =
+        Context { plan, collective: collective.as_ref(), link, committed, device, threads, failpoints, storage };
     let result = match stage {
         Stage::Embed(stage) => stages::embed::run(stage, &mut context),
         Stage::Clip(stage) => stages::clip::run(stage, &mut context),

@@ -16,9 +16,6 @@ use crate::{
 };
 use tch::{Kind, Tensor};
 
-/// Both towers' gathered rows are kept through the loss while they take no more bytes than this; beyond it they are in
-/// memory one after the other, and the first is gathered once more.
-const KEPT_BYTES: i64 = 512 << 20;
 /// The largest logit scale's logarithm: exp of it is 100 (Radford et al. 2021, section 2.5).
 const LARGEST_LOG_SCALE: f64 = 4.605_170_185_988_092;
 
@@ -42,8 +39,24 @@ pub struct StepSettings {
     pub eps: f64,
     /// The largest gradient norm; absent means that gradients are not clipped.
     pub clip_norm: Option<f64>,
-    /// Columns of the logits that are computed at a time.
+    /// How the loss is computed.
+    pub loss: LossSettings,
+}
+
+/// What the loss takes of memory: nothing here changes its value but by rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LossSettings {
+    /// Rows and columns of the logits that are computed at a time.
     pub tile: i64,
+    /// Both towers' gathered rows are kept through the loss while they take no more bytes than this; beyond it they are in
+    /// memory one after the other, and the first is gathered once more.
+    pub kept_bytes: i64,
+}
+
+impl Default for LossSettings {
+    fn default() -> Self {
+        Self { tile: 4096, kept_bytes: 512 << 20 }
+    }
 }
 
 /// What a step says, once it is done.
@@ -136,7 +149,7 @@ fn contrast(
     local: &Local,
     rows: &[i64],
     collective: &dyn Collective,
-    (scale, tile): (&Tensor, i64),
+    (scale, settings): (&Tensor, LossSettings),
     timeline: &mut Timeline,
 ) -> Result<Loss, TrainerError> {
     let rank = collective.rank().0 as usize;
@@ -144,14 +157,14 @@ fn contrast(
     fn side<'a>(own_RD: &'a Tensor, targets_BD: &'a Tensor, (scale, first, tile): (&'a Tensor, i64, i64)) -> Side<'a> {
         Side { own_RD, targets_BD, scale, first, tile }
     }
-    let how = (scale, first, tile);
+    let how = (scale, first, settings.tile);
     let bytes =
         2 * rows.iter().sum::<i64>() * local.image_RD.size()[1] * local.image_RD.kind().elt_size_in_bytes() as i64;
 
     let text_BD = collective.all_gather_rows(&local.text_RD, rows)?;
     timeline.lap(Section::Gather);
     let lse_image_R = side(&local.image_RD, &text_BD, how).lse();
-    let kept = (bytes <= KEPT_BYTES).then_some(text_BD);
+    let kept = (bytes <= settings.kept_bytes).then_some(text_BD);
     timeline.lap(Section::Loss);
     let image_BD = collective.all_gather_rows(&local.image_RD, rows)?;
     timeline.lap(Section::Gather);
@@ -187,7 +200,7 @@ pub fn accumulate(
     collective: &dyn Collective,
     parameters: &mut FlatParameters,
     log_scale: &Tensor,
-    tile: i64,
+    settings: LossSettings,
     timeline: &mut Timeline,
 ) -> Result<Tensor, TrainerError> {
     parameters.zero_grad();
@@ -206,7 +219,8 @@ pub fn accumulate(
     } else {
         Kind::Float
     });
-    let Loss { total, image_RD, text_RD, scale: ds } = contrast(&local, rows, collective, (&scale, tile), timeline)?;
+    let Loss { total, image_RD, text_RD, scale: ds } =
+        contrast(&local, rows, collective, (&scale, settings), timeline)?;
     drop(local);
     // dL/d(log s) = s · dL/ds; added as autograd would add it.
     (log_scale * (ds * &scale).to_kind(log_scale.kind())).backward();
@@ -241,7 +255,7 @@ pub fn contrastive_step(
     settings: &StepSettings,
     mut timeline: Timeline,
 ) -> Result<StepBegun, TrainerError> {
-    let total = accumulate(encoder, cut, collective, parameters, log_scale, settings.tile, &mut timeline)?;
+    let total = accumulate(encoder, cut, collective, parameters, log_scale, settings.loss, &mut timeline)?;
     let norm = parameters.clip(collective, settings.clip_norm)?;
     // An update with the sum of a collective that died is one that no peer has: the device itself holds it back.
     let lost = collective.lost()?;

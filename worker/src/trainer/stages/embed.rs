@@ -4,10 +4,7 @@
 
 use super::text::CaptionEncoder;
 use crate::{
-    data::{
-        Dataset,
-        storage::{Limits, Storage},
-    },
+    data::Dataset,
     supervisor::ipc::Report,
     torch::{self, memory, peak},
     trainer::{context::Context, context::Outcome, error::TrainerError},
@@ -99,8 +96,7 @@ fn embed_unit(
         return Ok(());
     }
     let expected = Expected { provenance: &provenance, rows, width: Some(encoder.width()) };
-    let storage = Arc::new(Storage::from_environment(Limits::default()));
-    if ShardFile::open(&storage, &unit.path.clone().into(), expected)?.is_some() {
+    if ShardFile::open(context.storage, &unit.path.clone().into(), expected)?.is_some() {
         meter.done += (rows * columns(&unit.dataset).count()) as u64;
         report(context, meter);
         return Ok(());

@@ -171,11 +171,11 @@ impl Ledger {
         progress.learning_rate = Some(row.learning_rate);
         progress.grad_norm = Some(row.grad_norm);
         progress.logit_scale = Some(row.logit_scale);
-        progress.samples_per_s = Some(self.samples(run, recent.steps) / seconds);
+        progress.samples_per_s = Some(samples(run, recent.steps) / seconds);
         progress.data_wait_share = Some(recent.wait.as_secs_f64() / seconds);
         progress.exposed_communication_share = Some(recent.exposed.as_secs_f64() / seconds);
         progress.step_s = Some(seconds / recent.steps as f64);
-        progress.model_flop_per_s = Some(self.flops_per_pair * self.samples(run, recent.steps) / seconds);
+        progress.model_flop_per_s = Some(self.flops_per_pair * samples(run, recent.steps) / seconds);
         progress.mfu = self.mfu(run, recent.steps, seconds);
         progress.peak_memory_bytes = memory::peak_bytes(run.context.device);
         progress.skipped_samples = self.skipped;
@@ -183,15 +183,9 @@ impl Ledger {
         run.context.link.report(Report::Progress(Box::new(progress)));
     }
 
-    /// Samples over all ranks.
-    #[expect(clippy::unused_self, reason = "beside `mfu`")]
-    fn samples(&self, run: &Run<'_, '_>, steps: u64) -> f64 {
-        (steps * run.stage.global_batch) as f64
-    }
-
     fn mfu(&self, run: &Run<'_, '_>, steps: u64, seconds: f64) -> Option<f64> {
         let most = self.peak_flop_per_s? * f64::from(run.context.world().0);
-        Some(self.flops_per_pair * self.samples(run, steps) / seconds / most)
+        Some(self.flops_per_pair * samples(run, steps) / seconds / most)
     }
 
     pub(super) fn summary(&self, run: &Run<'_, '_>) -> serde_json::Value {
@@ -199,9 +193,9 @@ impl Ledger {
         let share = |part: Duration| format!("{:.1} %", 100.0 * part.as_secs_f64() / seconds);
         let mut columns = vec![
             ("loss", format!("{:.4}", self.last_loss)),
-            ("samples/s", format!("{:.0}", self.samples(run, steps) / seconds)),
+            ("samples/s", format!("{:.0}", samples(run, steps) / seconds)),
             ("s/step", format!("{:.3}", seconds / steps.max(1) as f64)),
-            ("model TFLOP/s", format!("{:.3}", self.flops_per_pair * self.samples(run, steps) / seconds / 1e12)),
+            ("model TFLOP/s", format!("{:.3}", self.flops_per_pair * samples(run, steps) / seconds / 1e12)),
         ];
         if let Some(mfu) = self.mfu(run, steps, seconds) {
             columns.push(("MFU", format!("{:.1} %", 100.0 * mfu)));
@@ -216,4 +210,9 @@ impl Ledger {
         let title = format!("training ({steps} steps, {seconds:.1} s)");
         serde_json::json!({ "tables": [{ "title": title, "columns": names, "rows": [values] }] })
     }
+}
+
+/// How many pairs so many steps take over all ranks.
+fn samples(run: &Run<'_, '_>, steps: u64) -> f64 {
+    (steps * run.stage.global_batch) as f64
 }

@@ -6,11 +6,7 @@ use super::towers::{TowerSettings, Towers};
 use crate::{
     checkpoint::{self, HostCopy, Loaded, Writer},
     collective::{Collective, CollectiveError},
-    data::{
-        Batch, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform,
-        batch::Normalise,
-        storage::{Limits, Storage},
-    },
+    data::{Batch, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform, batch::Normalise},
     supervisor::ipc::Report,
     torch::transfer::Uploader,
     trainer::{
@@ -21,7 +17,7 @@ use crate::{
         layout::clip_groups,
         parameters::FlatParameters,
         schedule,
-        step::{PairEncoder, StepBegun, StepSettings, contrastive_step},
+        step::{LossSettings, PairEncoder, StepBegun, StepSettings, contrastive_step},
         timeline::{Section, Timeline},
     },
     vectors::{Provenance, VectorStore},
@@ -30,7 +26,7 @@ use common::{
     ids::Step,
     manifest::{DataCursor, Share, Weights, paths},
     recipe::{ClipStage, Length},
-    sampler::{self, Draw, Order, OrderSource, OrderSpec, Segment, Shuffle, Tail},
+    sampler::{self, Draw, Order, OrderSource, OrderSpec, Segment, Shuffle},
 };
 use half::bf16;
 use ledger::{Begun, Ledger};
@@ -41,8 +37,6 @@ use std::{
 };
 use tch::{Device, Kind, Tensor};
 
-/// Rows and columns of the logits that are computed at a time.
-const LOGIT_TILE: i64 = 4096;
 /// Batches decoded ahead.
 const PREFETCH: usize = 4;
 
@@ -80,8 +74,7 @@ pub(super) fn open_vectors(
 ) -> Result<VectorStore, TrainerError> {
     let shards = dataset.shards().iter().map(|shard| (shard.stem.as_str(), shard.samples.clone()));
     let provenance = provenance.over(dataset.fingerprint());
-    let storage = Arc::new(Storage::from_environment(Limits::default()));
-    Ok(VectorStore::open(&storage, &context.plan.output, dataset.name(), shards, &provenance)?)
+    Ok(VectorStore::open(context.storage, &context.plan.output, dataset.name(), shards, &provenance)?)
 }
 
 /// The vectors of samples' captions, each with the store of its data set, one after the other.
@@ -137,13 +130,6 @@ pub(super) fn load_parameters(store: &mut tch::nn::VarStore, loaded: &Loaded) ->
 
 /// The order that the recipe describes.
 fn order(stage: &ClipStage, datasets: &[Arc<Dataset>], context: &Context<'_>) -> Result<Order, TrainerError> {
-    if stage.tail == Tail::Carry {
-        // `Order::repeats` knows them; the loss cannot mask them yet.
-        return Err(TrainerError::Plan(
-            "`tail = \"carry\"` would make a sample its own negative at an epoch's end: use `tail = \"drop\"`"
-                .to_owned(),
-        ));
-    }
     let recipe = &context.plan.recipe;
     let source = |data: &Arc<Dataset>| OrderSource {
         name: data.name().to_owned(),
@@ -327,7 +313,7 @@ impl<'a, 'b> Run<'a, 'b> {
             betas: self.stage.optimizer.betas,
             eps: self.stage.optimizer.eps,
             clip_norm: self.stage.optimizer.clip_norm,
-            tile: LOGIT_TILE,
+            loss: LossSettings::default(),
         };
         contrastive_step(
             &encoder,
