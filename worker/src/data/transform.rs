@@ -1,14 +1,15 @@
 //! Pixels of the size the model takes, as torchvision makes them of PIL images.
 
 use super::{
-    crop::{Crop, centre_crop, random_crop, shorter_side_to},
-    decode::{DecodeError, ImageKind, Rgb, checked_pixels},
-    random::Draws,
+    decode::{DecodeError, ImageKind},
+    geometry::Geometry,
+    picture::{Mode, Picture, divided, gray_of_16_bits, rgb_of_cmyk, times},
+    resample::{PillowResize, Pixels, SLACK, nearest},
 };
 use common::recipe::Augment;
 use fast_image_resize::{
     FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
-    images::{CroppedImage, Image, ImageRef},
+    images::{Image, ImageRef},
 };
 
 /// What is done to an image.
@@ -23,57 +24,139 @@ pub enum Transform {
     Eval,
 }
 
+/// How an image of the crop's size becomes one of the model's size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Resize {
+    /// Pillow's kernel in 16 bits of fixed point: some bytes differ from Pillow's, nearly all of them by one level.
+    Fast,
+    /// Pillow's bytes.
+    #[default]
+    PillowExact,
+}
+
 /// Resizes images; one a thread.
 #[derive(Debug, Default)]
 pub struct Resampler {
+    pillow: PillowResize,
     resizer: Resizer,
-    narrow: Vec<u8>,
-    resized: Vec<u8>,
+    first: Vec<u8>,
+    second: Vec<u8>,
 }
 
 impl Resampler {
-    /// Writes `3 * size * size` bytes, channels first, of an image.
+    /// Writes `3 * size * size` bytes, channels first: what `geometry` makes of an image of which at least
+    /// [`Geometry::needed`] is there.
     ///
     /// # Errors
-    /// When an image is so long and thin that resizing it would take more pixels than are believed.
+    /// Never, unless the resizer and this code disagree on a size.
+    ///
+    /// # Panics
+    /// When the part of the image that is needed is not there.
     pub fn apply(
         &mut self,
-        transform: &Transform,
-        image: &Rgb,
-        draws: &mut impl Draws,
-        size: u32,
+        resize: Resize,
+        geometry: &Geometry,
+        picture: &Picture,
         pixels: &mut [u8],
     ) -> Result<(), DecodeError> {
-        let (width, height) = (image.width, image.height);
-        match transform {
-            Transform::Train { augment } => {
-                let crop = random_crop(width, height, augment, draws);
-                self.resize(image, crop, (size, size))?;
-                channels_first(&self.resized, size, Crop { top: 0, left: 0, width: size, height: size }, size, pixels);
-            }
-            Transform::Eval => {
-                let (w, h) = shorter_side_to(size, width, height);
-                checked_pixels(u64::from(w), u64::from(h))?;
-                self.resize(image, Crop { top: 0, left: 0, width, height }, (w, h))?;
-                channels_first(&self.resized, w, centre_crop(size, w, h), size, pixels);
+        let needed = geometry.needed();
+        let source = picture.view(needed);
+        let fast = resize == Resize::Fast && !geometry.is_copy();
+        match picture.mode {
+            Mode::Rgb if fast => return self.fast(geometry, source, PixelType::U8x3, pixels),
+            Mode::Gray if fast => return self.fast(geometry, source, PixelType::U8, pixels),
+            Mode::Rgb => self.pillow.resize::<3>(source, &geometry.across, &geometry.down, pixels),
+            Mode::Gray => self.gray(geometry, source, pixels),
+            Mode::Gray16 => self.words(geometry, source, pixels),
+            Mode::Indexed => take_nearest(geometry, source, pixels),
+            Mode::Cmyk => self.of_four(geometry, source, pixels, rgb_of_cmyk),
+            Mode::Rgba if geometry.is_copy() => self.of_four(geometry, source, pixels, |[r, g, b, _]| [r, g, b]),
+            Mode::Rgba => {
+                let mut multiplied = std::mem::take(&mut self.first);
+                multiply(source, &mut multiplied);
+                let Pixels { width, height, .. } = source;
+                let source = Pixels { bytes: &multiplied, pitch: 4 * width, width, height };
+                self.of_four(geometry, source, pixels, divided);
+                self.first = multiplied;
             }
         }
         Ok(())
     }
 
-    /// Bicubic with antialias (a = -0.5): Pillow's kernel, and Pillow's order of passes, rows first (up to Pillow
-    /// 12; the resizer by itself does columns first). Pixels outside of the crop are not seen.
-    fn resize(&mut self, image: &Rgb, crop: Crop, (width, height): (u32, u32)) -> Result<(), DecodeError> {
-        let Self { resizer, narrow, resized } = self;
-        let whole = ImageRef::new(image.width, image.height, &image.pixels, PixelType::U8x3).map_err(impossible)?;
-        let source = CroppedImage::new(&whole, crop.left, crop.top, crop.width, crop.height).map_err(impossible)?;
+    fn gray(&mut self, geometry: &Geometry, source: Pixels<'_>, pixels: &mut [u8]) {
+        let plane = pixels.len() / 3;
+        self.pillow.resize::<1>(source, &geometry.across, &geometry.down, &mut pixels[..plane]);
+        thrice(pixels);
+    }
+
+    fn words(&mut self, geometry: &Geometry, source: Pixels<'_>, pixels: &mut [u8]) {
+        let words = self.pillow.resize_words(source, &geometry.across, &geometry.down);
+        for (pixel, word) in pixels.iter_mut().zip(words) {
+            *pixel = gray_of_16_bits(word.to_le_bytes());
+        }
+        thrice(pixels);
+    }
+
+    /// Resizes four channels, and makes RGB of each pixel after.
+    fn of_four(
+        &mut self,
+        geometry: &Geometry,
+        source: Pixels<'_>,
+        pixels: &mut [u8],
+        rgb: impl Fn([u8; 4]) -> [u8; 3],
+    ) {
+        let plane = pixels.len() / 3;
+        self.second.resize(4 * plane, 0);
+        self.pillow.resize::<4>(source, &geometry.across, &geometry.down, &mut self.second);
+        for at in 0..plane {
+            let made = rgb([0, 1, 2, 3].map(|c| self.second[c * plane + at]));
+            for (c, value) in made.into_iter().enumerate() {
+                pixels[c * plane + at] = value;
+            }
+        }
+    }
+
+    /// Rows first, as Pillow; the resizer by itself does columns first.
+    fn fast(
+        &mut self,
+        geometry: &Geometry,
+        source: Pixels<'_>,
+        kind: PixelType,
+        pixels: &mut [u8],
+    ) -> Result<(), DecodeError> {
+        let (across, down) = (&geometry.across, &geometry.down);
+        let (channels, columns) = (kind.size(), across.window.len() as u32);
+        // The resizer takes images without gaps between rows.
+        let row = source.width * channels;
+        let gapless = if source.pitch == row {
+            &source.bytes[..row * source.height]
+        } else {
+            self.second.clear();
+            self.second.extend(source.bytes.chunks(source.pitch).take(source.height).flat_map(|line| &line[..row]));
+            &self.second[..]
+        };
+        let whole = ImageRef::new(source.width as u32, source.height as u32, gapless, kind).map_err(impossible)?;
         let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).use_alpha(false);
-        narrow.resize(width as usize * crop.height as usize * 3, 0);
-        let mut between = Image::from_slice_u8(width, crop.height, narrow, PixelType::U8x3).map_err(impossible)?;
-        resizer.resize(&source, &mut between, &options).map_err(impossible)?;
-        resized.resize(width as usize * height as usize * 3, 0);
-        let mut target = Image::from_slice_u8(width, height, resized, PixelType::U8x3).map_err(impossible)?;
-        resizer.resize(&between, &mut target, &options).map_err(impossible)
+        self.first.resize(columns as usize * source.height * channels, 0);
+        let mut between =
+            Image::from_slice_u8(columns, source.height as u32, &mut self.first, kind).map_err(impossible)?;
+        let (left, width) = across.span();
+        let rows = options.crop(left, 0.0, width, source.height as f64);
+        self.resizer.resize(&whole, &mut between, &rows).map_err(impossible)?;
+        let mut made = vec![0; columns as usize * down.window.len() * channels];
+        let mut target =
+            Image::from_slice_u8(columns, down.window.len() as u32, &mut made, kind).map_err(impossible)?;
+        let (top, height) = down.span();
+        let columns = options.crop(0.0, top, f64::from(columns), height);
+        self.resizer.resize(&between, &mut target, &columns).map_err(impossible)?;
+        let plane = pixels.len() / 3;
+        if channels == 1 {
+            pixels[..plane].copy_from_slice(&made);
+            thrice(pixels);
+        } else {
+            channels_first(&made, pixels);
+        }
+        Ok(())
     }
 }
 
@@ -82,18 +165,40 @@ fn impossible(error: impl std::fmt::Display) -> DecodeError {
     DecodeError::Broken { kind: ImageKind::Jpeg, reason: format!("resizing: {error}") }
 }
 
-/// Copies a square of an image of `width` columns to planes.
-fn channels_first(image: &[u8], width: u32, crop: Crop, size: u32, pixels: &mut [u8]) {
-    let (width, size) = (width as usize, size as usize);
-    let (red, rest) = pixels.split_at_mut(size * size);
-    let (green, blue) = rest.split_at_mut(size * size);
-    for row in 0..size {
-        let start = ((crop.top as usize + row) * width + crop.left as usize) * 3;
-        let source = image[start..start + size * 3].chunks_exact(3);
-        let line = row * size..(row + 1) * size;
-        let planes = red[line.clone()].iter_mut().zip(&mut green[line.clone()]).zip(&mut blue[line]);
-        for (((r, g), b), pixel) in planes.zip(source) {
-            (*r, *g, *b) = (pixel[0], pixel[1], pixel[2]);
+/// The first plane, copied to the other two.
+fn thrice(pixels: &mut [u8]) {
+    let (red, rest) = pixels.split_at_mut(pixels.len() / 3);
+    rest.chunks_exact_mut(red.len()).for_each(|plane| plane.copy_from_slice(red));
+}
+
+/// Colours multiplied by alpha, without gaps between rows.
+fn multiply(source: Pixels<'_>, multiplied: &mut Vec<u8>) {
+    multiplied.clear();
+    for line in source.bytes.chunks(source.pitch).take(source.height) {
+        for rgba in line[..4 * source.width].chunks_exact(4) {
+            let colour = |c: usize| times(rgba[c], rgba[3]);
+            multiplied.extend([colour(0), colour(1), colour(2), rgba[3]]);
         }
+    }
+    multiplied.resize(multiplied.len() + SLACK, 0);
+}
+
+fn take_nearest(geometry: &Geometry, source: Pixels<'_>, pixels: &mut [u8]) {
+    let (columns, rows) = (nearest(&geometry.across), nearest(&geometry.down));
+    let plane = pixels.len() / 3;
+    for (at, (row, column)) in rows.iter().flat_map(|row| columns.iter().map(move |column| (row, column))).enumerate() {
+        for c in 0..3 {
+            pixels[c * plane + at] = source.bytes[row * source.pitch + 3 * column + c];
+        }
+    }
+}
+
+fn channels_first(image: &[u8], pixels: &mut [u8]) {
+    let plane = pixels.len() / 3;
+    let (red, rest) = pixels.split_at_mut(plane);
+    let (green, blue) = rest.split_at_mut(plane);
+    let planes = red.iter_mut().zip(green).zip(blue);
+    for (((r, g), b), pixel) in planes.zip(image.chunks_exact(3)) {
+        (*r, *g, *b) = (pixel[0], pixel[1], pixel[2]);
     }
 }

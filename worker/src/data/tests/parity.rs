@@ -1,0 +1,101 @@
+//! Bytes of the whole image path beside Pillow's and open_clip's: tests/golden/images/make_golden.py.
+
+use super::fixtures;
+use crate::data::{
+    crop::Crop,
+    decode::{Convert, Decoder},
+    geometry::Geometry,
+    random::Draws,
+    resample::Axis,
+    transform::{Resampler, Resize, Transform},
+};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+#[derive(Deserialize)]
+struct Golden {
+    eval: Vec<Case>,
+    train: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    image: String,
+    size: u32,
+    crop: Option<Crop>,
+    before: String,
+    after: String,
+}
+
+/// Evaluation draws nothing.
+struct Nothing;
+
+impl Draws for Nothing {
+    fn uniform(&mut self, _: f64, _: f64) -> f64 {
+        panic!("a number was drawn")
+    }
+
+    fn below(&mut self, _: u32) -> u32 {
+        panic!("a number was drawn")
+    }
+}
+
+fn geometry(case: &Case, size: (u32, u32)) -> Geometry {
+    let axis = |inputs| Axis { inputs, outputs: case.size, window: 0..case.size };
+    match case.crop {
+        Some(crop) => Geometry { crop, across: axis(crop.width), down: axis(crop.height) },
+        None => Geometry::new(&Transform::Eval, size, &mut Nothing, case.size).unwrap(),
+    }
+}
+
+struct Path {
+    decoder: Decoder,
+    resampler: Resampler,
+}
+
+impl Path {
+    fn make(&mut self, case: &Case, convert: Convert, resize: Resize) -> Vec<u8> {
+        let bytes = std::fs::read(fixtures().join("golden/images").join(&case.image)).unwrap();
+        let mut chosen = None;
+        let picture = self
+            .decoder
+            .decode_part(&bytes, convert, |size| Ok(chosen.insert(geometry(case, size)).needed()))
+            .unwrap();
+        let mut pixels = vec![7; 3 * case.size as usize * case.size as usize];
+        self.resampler.apply(resize, &chosen.unwrap(), picture, &mut pixels).unwrap();
+        pixels
+    }
+}
+
+/// Prints, for each image, the share of bytes that differ from Pillow's, and the largest difference; demands none of the
+/// exact mode. Its bytes are Pillow's by their digest, so that the fast mode's are compared with them.
+#[test]
+fn pillow_exact_is_open_clips_preprocessing_and_fast_is_near() {
+    let golden: Golden =
+        serde_json::from_slice(&std::fs::read(fixtures().join("golden/images/golden.json")).unwrap()).unwrap();
+    assert!(golden.train.len() > 100 && golden.eval.len() > 50);
+    let mut path = Path { decoder: Decoder::default(), resampler: Resampler::default() };
+    let mut table: BTreeMap<(String, &str), (usize, usize, usize, u8, usize)> = BTreeMap::new();
+    for (part, case) in golden.eval.iter().map(|case| ("eval", case)).chain(golden.train.iter().map(|c| ("train", c))) {
+        for (convert, digest) in [(Convert::Before, &case.before), (Convert::After, &case.after)] {
+            let exact = path.make(case, convert, Resize::PillowExact);
+            let fast = path.make(case, convert, Resize::Fast);
+            let row = table.entry((case.image.clone(), part)).or_default();
+            row.0 += usize::from(blake3::hash(&exact).to_hex().as_str() != digest);
+            row.1 += 1;
+            for (fast, exact) in fast.iter().zip(&exact) {
+                row.2 += usize::from(fast != exact);
+                row.3 = row.3.max(fast.abs_diff(*exact));
+            }
+            row.4 += fast.len();
+        }
+    }
+    println!("{:24} {:6} {:>12} {:>12} {:>12}", "image", "", "exact: wrong", "fast: differ", "by at most");
+    for ((image, part), (wrong, cases, differ, most, bytes)) in &table {
+        let percent = 100.0 * *differ as f64 / *bytes as f64;
+        println!("{image:24} {part:6} {:>12} {percent:>10.2} % {most:>12}", format!("{wrong} of {cases}"));
+    }
+    let wrong: Vec<_> = table.iter().filter(|(_, row)| row.0 > 0).map(|(key, row)| (key, row.0, row.1)).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+    assert!(table.values().all(|row| row.3 <= 3), "the fast mode strays");
+}
