@@ -100,7 +100,9 @@ impl Turbo {
         };
         let imcu_width = match self.get(raw::TJPARAM_TJPARAM_SUBSAMP) {
             _ if self.get(raw::TJPARAM_TJPARAM_LOSSLESS) != 0 => None,
-            raw::TJSAMP_TJSAMP_444 | raw::TJSAMP_TJSAMP_GRAY | raw::TJSAMP_TJSAMP_440 | raw::TJSAMP_TJSAMP_441 => Some(8),
+            raw::TJSAMP_TJSAMP_444 | raw::TJSAMP_TJSAMP_GRAY | raw::TJSAMP_TJSAMP_440 | raw::TJSAMP_TJSAMP_441 => {
+                Some(8)
+            }
             raw::TJSAMP_TJSAMP_422 | raw::TJSAMP_TJSAMP_420 => Some(16),
             raw::TJSAMP_TJSAMP_411 => Some(32),
             _ => None,
@@ -150,7 +152,8 @@ impl Opened<'_> {
     /// When the region is empty or not within the image, or `pixels` is not its size.
     pub fn decode(&mut self, region: Crop, pixels: &mut [u8]) -> Result<(), Said> {
         let Crop { top, left, height, width } = region;
-        let within = |start: u32, length: u32, end: u32| length > 0 && start.checked_add(length).is_some_and(|e| e <= end);
+        let within =
+            |start: u32, length: u32, end: u32| length > 0 && start.checked_add(length).is_some_and(|e| e <= end);
         assert!(within(left, width, self.size.0) && within(top, height, self.size.1), "{region:?} is outside");
         let pitch = width as usize * self.colors.channels();
         assert_eq!(pixels.len(), pitch * height as usize);

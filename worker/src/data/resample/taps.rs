@@ -67,7 +67,10 @@ impl Taps {
     /// Computes the weights of an axis. Inputs are numbered from the first that is needed.
     pub fn compute(&mut self, axis: &Axis) {
         let origin = axis.needed().start;
-        (self.first.clear(), self.count.clear(), self.exact.clear(), self.fixed.clear());
+        self.first.clear();
+        self.count.clear();
+        self.exact.clear();
+        self.fixed.clear();
         if axis.is_identity() {
             // One input of the weight one gives the input back, exactly.
             self.width = 1;

@@ -19,11 +19,7 @@ pub fn along(words: &[u16], lines: usize, taps: &Taps, at: impl Fn(usize, usize)
     made
 }
 
-/// Pillow clips the two bytes one by one: below 0 both become 0, and above 65,535 the upper one stays at 255 while the
-/// lower one goes round.
+/// Rounded half away from zero, and clipped. (Pillows before 12.3 clip the two bytes of the sum one by one.)
 fn stored(sum: f64) -> u16 {
-    let rounded = (sum + 0.5f64.copysign(sum)) as i32;
-    let low = (rounded % 256).clamp(0, 255) as u8;
-    let high = (rounded >> 8).clamp(0, 255) as u8;
-    u16::from_le_bytes([low, high])
+    ((sum + 0.5f64.copysign(sum)) as i32).clamp(0, 65_535) as u16
 }

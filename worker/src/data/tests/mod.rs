@@ -3,6 +3,7 @@
 mod golden;
 mod index;
 mod load;
+mod parity;
 
 use common::recipe::{CaptionColumn, Captions, DataKind, DataSet};
 use std::path::{Path, PathBuf};

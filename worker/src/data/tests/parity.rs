@@ -48,6 +48,18 @@ fn geometry(case: &Case, size: (u32, u32)) -> Geometry {
     }
 }
 
+/// What an image's cases came to.
+#[derive(Default)]
+struct Row {
+    /// Cases of the exact mode with other bytes than Pillow's, of how many.
+    wrong: usize,
+    cases: usize,
+    /// Bytes of the fast mode that differ, by how much at most, of how many.
+    differ: usize,
+    most: u8,
+    bytes: usize,
+}
+
 struct Path {
     decoder: Decoder,
     resampler: Resampler,
@@ -57,10 +69,8 @@ impl Path {
     fn make(&mut self, case: &Case, convert: Convert, resize: Resize) -> Vec<u8> {
         let bytes = std::fs::read(fixtures().join("golden/images").join(&case.image)).unwrap();
         let mut chosen = None;
-        let picture = self
-            .decoder
-            .decode_part(&bytes, convert, |size| Ok(chosen.insert(geometry(case, size)).needed()))
-            .unwrap();
+        let picture =
+            self.decoder.decode_part(&bytes, convert, |size| Ok(chosen.insert(geometry(case, size)).needed())).unwrap();
         let mut pixels = vec![7; 3 * case.size as usize * case.size as usize];
         self.resampler.apply(resize, &chosen.unwrap(), picture, &mut pixels).unwrap();
         pixels
@@ -75,27 +85,28 @@ fn pillow_exact_is_open_clips_preprocessing_and_fast_is_near() {
         serde_json::from_slice(&std::fs::read(fixtures().join("golden/images/golden.json")).unwrap()).unwrap();
     assert!(golden.train.len() > 100 && golden.eval.len() > 50);
     let mut path = Path { decoder: Decoder::default(), resampler: Resampler::default() };
-    let mut table: BTreeMap<(String, &str), (usize, usize, usize, u8, usize)> = BTreeMap::new();
+    let mut table: BTreeMap<(String, &str), Row> = BTreeMap::new();
     for (part, case) in golden.eval.iter().map(|case| ("eval", case)).chain(golden.train.iter().map(|c| ("train", c))) {
         for (convert, digest) in [(Convert::Before, &case.before), (Convert::After, &case.after)] {
             let exact = path.make(case, convert, Resize::PillowExact);
             let fast = path.make(case, convert, Resize::Fast);
             let row = table.entry((case.image.clone(), part)).or_default();
-            row.0 += usize::from(blake3::hash(&exact).to_hex().as_str() != digest);
-            row.1 += 1;
+            row.wrong += usize::from(blake3::hash(&exact).to_hex().as_str() != digest);
+            row.cases += 1;
             for (fast, exact) in fast.iter().zip(&exact) {
-                row.2 += usize::from(fast != exact);
-                row.3 = row.3.max(fast.abs_diff(*exact));
+                row.differ += usize::from(fast != exact);
+                row.most = row.most.max(fast.abs_diff(*exact));
             }
-            row.4 += fast.len();
+            row.bytes += fast.len();
         }
     }
     println!("{:24} {:6} {:>12} {:>12} {:>12}", "image", "", "exact: wrong", "fast: differ", "by at most");
-    for ((image, part), (wrong, cases, differ, most, bytes)) in &table {
+    for ((image, part), Row { wrong, cases, differ, most, bytes }) in &table {
         let percent = 100.0 * *differ as f64 / *bytes as f64;
         println!("{image:24} {part:6} {:>12} {percent:>10.2} % {most:>12}", format!("{wrong} of {cases}"));
     }
-    let wrong: Vec<_> = table.iter().filter(|(_, row)| row.0 > 0).map(|(key, row)| (key, row.0, row.1)).collect();
+    let wrong: Vec<_> =
+        table.iter().filter(|(_, row)| row.wrong > 0).map(|(key, row)| (key, row.wrong, row.cases)).collect();
     assert!(wrong.is_empty(), "{wrong:?}");
-    assert!(table.values().all(|row| row.3 <= 3), "the fast mode strays");
+    assert!(table.values().all(|row| row.most <= 3), "the fast mode strays");
 }

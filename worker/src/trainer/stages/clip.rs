@@ -4,7 +4,10 @@ use super::towers::{TowerSettings, Towers};
 use crate::{
     checkpoint::{self, HostCopy, Loaded, Writer},
     collective::{Collective, CollectiveError},
-    data::{Batch, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform, batch::pixels_to_tensor},
+    data::{
+        Batch, BatchRequest, Convert, Dataset, Loader, LoaderConfig, Resize, SampleRequest, Transform,
+        batch::pixels_to_tensor,
+    },
     supervisor::ipc::Report,
     trainer::{
         commits,
@@ -309,6 +312,8 @@ impl<'a, 'b> Run<'a, 'b> {
             datasets: self.datasets.clone(),
             image_size: self.towers.image_size as u32,
             transform: Transform::Train { augment: self.stage.augment },
+            resize: Resize::default(),
+            convert: Convert::Before,
             seed: self.context.plan.recipe.seed,
             threads: self.context.threads,
             prefetch_batches: PREFETCH,

@@ -6,7 +6,9 @@
 use super::{clip, embed, retrieval, towers::Towers};
 use crate::{
     checkpoint,
-    data::{BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform, batch::pixels_to_tensor},
+    data::{
+        BatchRequest, Convert, Dataset, Loader, LoaderConfig, Resize, SampleRequest, Transform, batch::pixels_to_tensor,
+    },
     supervisor::ipc::Report,
     trainer::{context::Context, context::Outcome, error::TrainerError},
     vectors::{Provenance, VectorStore},
@@ -124,6 +126,8 @@ impl Features {
             datasets: vec![dataset.clone()],
             image_size: towers.image_size as u32,
             transform: Transform::Eval,
+            resize: Resize::default(),
+            convert: Convert::After,
             threads: context.threads,
             prefetch_batches: 2,
             seed: context.plan.recipe.seed,
