@@ -153,7 +153,9 @@ impl Decoder {
             Colors::Gray => Mode::Gray,
             Colors::Rgb => Mode::Rgb,
             Colors::InvertedCmyk => {
-                picture.bytes.iter_mut().for_each(|stored| *stored = !*stored);
+                let part = picture.part();
+                let length = part.width as usize * part.height as usize * Mode::Cmyk.bytes();
+                picture.bytes[..length].iter_mut().for_each(|stored| *stored = !*stored);
                 Mode::Cmyk
             }
         };

@@ -41,6 +41,7 @@ pub struct Resampler {
     resizer: Resizer,
     first: Vec<u8>,
     second: Vec<u8>,
+    made: Vec<u8>,
 }
 
 impl Resampler {
@@ -143,18 +144,18 @@ impl Resampler {
         let (left, width) = across.span();
         let rows = options.crop(left, 0.0, width, source.height as f64);
         self.resizer.resize(&whole, &mut between, &rows).map_err(impossible)?;
-        let mut made = vec![0; columns as usize * down.window.len() * channels];
+        self.made.resize(columns as usize * down.window.len() * channels, 0);
         let mut target =
-            Image::from_slice_u8(columns, down.window.len() as u32, &mut made, kind).map_err(impossible)?;
+            Image::from_slice_u8(columns, down.window.len() as u32, &mut self.made, kind).map_err(impossible)?;
         let (top, height) = down.span();
         let columns = options.crop(0.0, top, f64::from(columns), height);
         self.resizer.resize(&between, &mut target, &columns).map_err(impossible)?;
         let plane = pixels.len() / 3;
         if channels == 1 {
-            pixels[..plane].copy_from_slice(&made);
+            pixels[..plane].copy_from_slice(&self.made);
             thrice(pixels);
         } else {
-            channels_first(&made, pixels);
+            channels_first(&self.made, pixels);
         }
         Ok(())
     }
