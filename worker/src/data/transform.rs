@@ -1,7 +1,6 @@
 //! Pixels of the size the model takes, as torchvision makes them of PIL images.
 
 use super::{
-    decode::{DecodeError, ImageKind},
     geometry::Geometry,
     picture::{Mode, Picture, divided, gray_of_16_bits, rgb_of_cmyk, times},
     resample::{PillowResize, Pixels, SLACK, nearest},
@@ -34,6 +33,9 @@ pub enum Resize {
     PillowExact,
 }
 
+/// Why the fast resizer has no errors: it has them for sizes and crops alone.
+const FITS: &str = "buffers and crops are computed to fit";
+
 /// Resizes images; one a thread.
 #[derive(Debug, Default)]
 pub struct Resampler {
@@ -48,24 +50,15 @@ impl Resampler {
     /// Writes `3 * size * size` bytes, channels first: what `geometry` makes of an image of which at least
     /// [`Geometry::needed`] is there.
     ///
-    /// # Errors
-    /// Never, unless the resizer and this code disagree on a size.
-    ///
     /// # Panics
     /// When the part of the image that is needed is not there.
-    pub fn apply(
-        &mut self,
-        resize: Resize,
-        geometry: &Geometry,
-        picture: &Picture,
-        pixels: &mut [u8],
-    ) -> Result<(), DecodeError> {
+    pub fn apply(&mut self, resize: Resize, geometry: &Geometry, picture: &Picture, pixels: &mut [u8]) {
         let needed = geometry.needed();
         let source = picture.view(needed);
         let fast = resize == Resize::Fast && !geometry.is_copy();
         match picture.mode {
-            Mode::Rgb if fast => return self.fast(geometry, source, PixelType::U8x3, pixels),
-            Mode::Gray if fast => return self.fast(geometry, source, PixelType::U8, pixels),
+            Mode::Rgb if fast => self.fast(geometry, source, PixelType::U8x3, pixels),
+            Mode::Gray if fast => self.fast(geometry, source, PixelType::U8, pixels),
             Mode::Rgb => self.pillow.resize::<3>(source, &geometry.across, &geometry.down, pixels),
             Mode::Gray => self.gray(geometry, source, pixels),
             Mode::Gray16 => self.words(geometry, source, pixels),
@@ -81,7 +74,6 @@ impl Resampler {
                 self.first = multiplied;
             }
         }
-        Ok(())
     }
 
     fn gray(&mut self, geometry: &Geometry, source: Pixels<'_>, pixels: &mut [u8]) {
@@ -118,13 +110,7 @@ impl Resampler {
     }
 
     /// Rows first, as Pillow; the resizer by itself does columns first.
-    fn fast(
-        &mut self,
-        geometry: &Geometry,
-        source: Pixels<'_>,
-        kind: PixelType,
-        pixels: &mut [u8],
-    ) -> Result<(), DecodeError> {
+    fn fast(&mut self, geometry: &Geometry, source: Pixels<'_>, kind: PixelType, pixels: &mut [u8]) {
         let (across, down) = (&geometry.across, &geometry.down);
         let (channels, columns) = (kind.size(), across.window.len() as u32);
         // The resizer takes images without gaps between rows.
@@ -133,23 +119,22 @@ impl Resampler {
             &source.bytes[..row * source.height]
         } else {
             self.second.clear();
-            self.second.extend(source.bytes.chunks(source.pitch).take(source.height).flat_map(|line| &line[..row]));
+            let lines = source.bytes.chunks(source.pitch).take(source.height);
+            lines.for_each(|line| self.second.extend_from_slice(&line[..row]));
             &self.second[..]
         };
-        let whole = ImageRef::new(source.width as u32, source.height as u32, gapless, kind).map_err(impossible)?;
+        let whole = ImageRef::new(source.width as u32, source.height as u32, gapless, kind).expect(FITS);
         let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom)).use_alpha(false);
         self.first.resize(columns as usize * source.height * channels, 0);
-        let mut between =
-            Image::from_slice_u8(columns, source.height as u32, &mut self.first, kind).map_err(impossible)?;
+        let mut between = Image::from_slice_u8(columns, source.height as u32, &mut self.first, kind).expect(FITS);
         let (left, width) = across.span();
         let rows = options.crop(left, 0.0, width, source.height as f64);
-        self.resizer.resize(&whole, &mut between, &rows).map_err(impossible)?;
+        self.resizer.resize(&whole, &mut between, &rows).expect(FITS);
         self.made.resize(columns as usize * down.window.len() * channels, 0);
-        let mut target =
-            Image::from_slice_u8(columns, down.window.len() as u32, &mut self.made, kind).map_err(impossible)?;
+        let mut target = Image::from_slice_u8(columns, down.window.len() as u32, &mut self.made, kind).expect(FITS);
         let (top, height) = down.span();
         let columns = options.crop(0.0, top, f64::from(columns), height);
-        self.resizer.resize(&between, &mut target, &columns).map_err(impossible)?;
+        self.resizer.resize(&between, &mut target, &columns).expect(FITS);
         let plane = pixels.len() / 3;
         if channels == 1 {
             pixels[..plane].copy_from_slice(&self.made);
@@ -157,13 +142,7 @@ impl Resampler {
         } else {
             channels_first(&self.made, pixels);
         }
-        Ok(())
     }
-}
-
-/// The sizes of buffers and crops are computed here; an error of the resizer means that one of them is wrong.
-fn impossible(error: impl std::fmt::Display) -> DecodeError {
-    DecodeError::Broken { kind: ImageKind::Jpeg, reason: format!("resizing: {error}") }
 }
 
 /// The first plane, copied to the other two.

@@ -50,8 +50,10 @@ impl Axis {
 
     /// The wanted outputs as a stretch of the inputs that are needed: where it begins, and its length.
     pub fn span(&self) -> (f64, f64) {
-        let start = f64::from(self.window.start) * self.scale() - f64::from(self.needed().start);
-        (start, self.window.len() as f64 * self.scale())
+        let needed = self.needed();
+        let start = f64::from(self.window.start) * self.scale() - f64::from(needed.start);
+        // All outputs together may come out longer than the inputs by a rounding.
+        (start, (self.window.len() as f64 * self.scale()).min(needed.len() as f64 - start))
     }
 
     /// The inputs that the wanted outputs depend on.
