@@ -115,7 +115,9 @@ fn unsafe_stands_where_it_is_argued() {
     for path in sources() {
         let name = path.to_string_lossy().into_owned();
         let text = fs::read_to_string(&path).unwrap();
-        let argued = ["/worker/src/torch/", "/worker/src/collective/nccl/"].iter().any(|folder| name.contains(folder));
+        let argued = ["/worker/src/torch/", "/worker/src/collective/nccl/", "/worker/src/data/pixels/jpeg/"]
+            .iter()
+            .any(|folder| name.contains(folder));
         if !argued && !path.ends_with("house_rules.rs") {
             assert!(!text.contains("unsafe {") && !text.contains("unsafe fn"), "{name} has unsafe code");
         }

@@ -303,6 +303,12 @@ pub struct ClipStage {
     pub precision: Precision,
     /// How images are cropped.
     pub augment: Augment,
+    /// How they get the model's size.
+    #[serde(default)]
+    pub resize: Resize,
+    /// When they become RGB.
+    #[serde(default)]
+    pub convert_to_rgb: ConvertToRgb,
     /// The share of an image's patches that a step does not see, drawn anew for each sample and epoch.
     #[serde(default)]
     pub patch_dropout: f64,
@@ -361,6 +367,29 @@ pub struct Augment {
     pub scale: (f64, f64),
     /// The crop's aspect ratio: lower and upper end.
     pub ratio: (f64, f64),
+}
+
+/// How an image of the crop's size becomes one of the model's size.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resize {
+    /// Pillow's kernel in 16 bits of fixed point: some bytes differ from Pillow's, nearly all of them by one level.
+    Fast,
+    /// Pillow's bytes.
+    #[default]
+    PillowExact,
+}
+
+/// When an image that is not RGB becomes it; of RGB and gray images both make the same.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ConvertToRgb {
+    /// Before it is resized, as webdataset's `pilrgb` does: the way of LLM2CLIP's training.
+    #[default]
+    BeforeResize,
+    /// After it was resized, as open_clip's transforms do: alpha, CMYK, palettes, single bits and 16 bits of gray are
+    /// resized as they are.
+    AfterResize,
 }
 
 /// AdamW.

@@ -1,7 +1,8 @@
 //! The stages of a recipe.
 
 use super::{
-    Augment, CheckpointPolicy, ClipStage, EmbedStage, EvalStage, Length, Optimizer, Precision, Schedule, Stage,
+    Augment, CheckpointPolicy, ClipStage, ConvertToRgb, EmbedStage, EvalStage, Length, Optimizer, Precision, Resize,
+    Schedule, Stage,
     error::{RecipeError, nearest},
     mix,
     raw::{Table, Value},
@@ -60,6 +61,8 @@ fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeErr
         length: length(table)?,
         precision: precision(table)?,
         augment: augment(table)?,
+        resize: resize(table)?,
+        convert_to_rgb: convert_to_rgb(table)?,
         patch_dropout: table.get("patch_dropout", |value| within(value, 0.0, 0.95))?.unwrap_or(0.0),
         optimizer: optimizer(table)?,
         schedule: schedule(table)?,
@@ -105,6 +108,16 @@ fn augment(table: &mut Table<'_>) -> Result<Augment, RecipeError> {
     };
     augment.finish()?;
     Ok(read)
+}
+
+fn resize(table: &mut Table<'_>) -> Result<Resize, RecipeError> {
+    let modes = [("pillow-exact", Resize::PillowExact), ("fast", Resize::Fast)];
+    Ok(table.get("resize", |value| choice(value, &modes))?.unwrap_or_default())
+}
+
+fn convert_to_rgb(table: &mut Table<'_>) -> Result<ConvertToRgb, RecipeError> {
+    let times = [("before-resize", ConvertToRgb::BeforeResize), ("after-resize", ConvertToRgb::AfterResize)];
+    Ok(table.get("convert_to_rgb", |value| choice(value, &times))?.unwrap_or_default())
 }
 
 fn optimizer(table: &mut Table<'_>) -> Result<Optimizer, RecipeError> {

@@ -1,25 +1,34 @@
-//! Images a second from tars to pixels, as training reads them.
+//! Images a second from tars to pixels, as training reads them, beside decoding and resizing alone.
 
 use super::median;
-use crate::data::{BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform};
+use crate::data::{Bare, BareTimes, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform};
 use anyhow::Context as _;
 use common::{
     ids::{Epoch, SampleIndex},
-    recipe::{Augment, CaptionColumn, Captions, DataKind, DataSet, IndexPlace, RowRange},
+    recipe::{Augment, CaptionColumn, Captions, ConvertToRgb, DataKind, DataSet, IndexPlace, Resize, RowRange},
     sampler::Shuffle,
 };
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
 
+/// The most images that are held in memory for the bound.
+const MOST_IN_MEMORY: u64 = 4096;
+
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub struct LoaderArgs {
-    /// Pattern of the tars
+    /// Folder of tars, or pattern of tars
+    #[arg(value_name = "TARS", conflicts_with = "data")]
+    pub tars: Option<PathBuf>,
+    /// The same as TARS
     #[arg(long, default_value = "tests/data/emoji/emoji-wds/train/*.tar", value_name = "GLOB")]
     pub data: PathBuf,
     /// Side of the square images in pixels
-    #[arg(long, default_value_t = 112)]
+    #[arg(long, default_value_t = 224)]
     pub size: u32,
+    /// How images are resized: `fast`, or `pillow-exact` for Pillow's bytes
+    #[arg(long, default_value = "pillow-exact", value_parser = ["fast", "pillow-exact"])]
+    pub resize: String,
     /// Threads that decode; all cores unless given
     #[arg(long)]
     pub threads: Option<usize>,
@@ -37,7 +46,15 @@ pub struct LoaderArgs {
     pub output: String,
 }
 
-/// Measures, and returns the figures.
+/// One time through the data, by the loader and without it.
+struct Pass {
+    wall_s: f64,
+    wait_s: f64,
+    skipped: usize,
+    bare: BareTimes,
+}
+
+/// Measures, and returns the figures. The loader and the bound take turns, so that both see the same machine.
 pub fn run(args: &LoaderArgs) -> anyhow::Result<Value> {
     anyhow::ensure!(
         args.batch > 0 && args.repeats > 0 && args.size > 0,
@@ -50,34 +67,53 @@ pub fn run(args: &LoaderArgs) -> anyhow::Result<Value> {
     let dataset = Arc::new(Dataset::open("bench", &spec(args))?);
     let index_s = began.elapsed().as_secs_f64();
     let images = dataset.len();
-    let mut seconds = Vec::new();
-    let mut waits = Vec::new();
-    let mut skipped = 0;
+    let config = config(args, &dataset, threads);
+    let bare = Bare::read(&config, (0..images.min(MOST_IN_MEMORY)).map(|index| sample(index, 0)))?;
+    let mut passes = Vec::new();
     for epoch in 0..args.warmup + args.repeats {
-        let began = Instant::now();
-        let mut loader = Loader::start(config(args, &dataset, threads), requests(args.batch, images, epoch));
-        while let Some(batch) = loader.next() {
-            skipped += batch?.skipped.len();
-        }
+        let pass = pass(&config, &bare, requests(args.batch, images, epoch))?;
         if epoch >= args.warmup {
-            seconds.push(began.elapsed().as_secs_f64());
-            waits.push(loader.wait_time().as_secs_f64());
+            passes.push(pass);
         }
     }
-    let wall_s = median(&seconds);
+    let middle = |figure: fn(&Pass) -> f64| median(&passes.iter().map(figure).collect::<Vec<_>>());
+    let per_bare = |seconds: f64| seconds / bare.count() as f64;
+    let (wall_s, bare_s) = (middle(|pass| pass.wall_s), middle(|pass| pass.bare.wall.as_secs_f64()));
     let images_per_s = images as f64 / wall_s;
+    let bound = 1.0 / per_bare(bare_s);
     Ok(json!({
         "schema": 1, "bench": "loader", "images": images, "image_size_pixels": args.size, "batch": args.batch,
-        "threads": threads, "cores": cores, "warmup": args.warmup, "repeats": args.repeats, "skipped": skipped,
-        "index_s": index_s, "wall_s": wall_s, "wait_s": median(&waits), "images_per_s": images_per_s,
+        "resize": args.resize, "threads": threads, "cores": cores, "warmup": args.warmup, "repeats": args.repeats,
+        "skipped": passes.iter().map(|pass| pass.skipped).sum::<usize>(), "index_s": index_s, "wall_s": wall_s,
+        "wait_s": middle(|pass| pass.wait_s), "images_per_s": images_per_s,
         "images_per_s_per_core": images_per_s / threads.min(cores) as f64,
+        "decode_s": per_bare(middle(|pass| pass.bare.decode.as_secs_f64())),
+        "resize_s": per_bare(middle(|pass| pass.bare.resize.as_secs_f64())),
+        "bound_images_per_s": bound, "share_of_bound": images_per_s / bound,
     }))
 }
 
+fn pass(
+    config: &LoaderConfig,
+    bare: &Bare<'_>,
+    requests: impl Iterator<Item = BatchRequest> + Send + 'static,
+) -> anyhow::Result<Pass> {
+    let began = Instant::now();
+    let mut skipped = 0;
+    let mut loader = Loader::start(config.clone(), requests);
+    while let Some(batch) = loader.next() {
+        skipped += batch?.skipped.len();
+    }
+    let (wall_s, wait_s) = (began.elapsed().as_secs_f64(), loader.wait_time().as_secs_f64());
+    Ok(Pass { wall_s, wait_s, skipped, bare: bare.run() })
+}
+
 fn spec(args: &LoaderArgs) -> DataSet {
+    let given = args.tars.as_ref().unwrap_or(&args.data);
+    let pattern = if given.is_dir() { given.join("*.tar") } else { given.clone() };
     DataSet {
         kind: DataKind::Webdataset,
-        shards: vec![args.data.clone()],
+        shards: vec![pattern],
         // A column of weight 0 may be absent: only images are measured.
         captions: Captions { table: None, columns: vec![CaptionColumn { name: ".txt".to_owned(), weight: 0 }] },
         broken_limit: 1.0,
@@ -96,15 +132,21 @@ fn config(args: &LoaderArgs, dataset: &Arc<Dataset>, threads: usize) -> LoaderCo
         datasets: vec![dataset.clone()],
         image_size: args.size,
         transform: Transform::Train { augment },
+        resize: if args.resize == "fast" { Resize::Fast } else { Resize::PillowExact },
+        convert: ConvertToRgb::BeforeResize,
         seed: 0,
         threads,
         prefetch_batches: 4,
     }
 }
 
+fn sample(index: u64, epoch: u64) -> SampleRequest {
+    SampleRequest { source: 0, index: SampleIndex(index), epoch: Epoch(epoch) }
+}
+
 fn requests(batch: u64, images: u64, epoch: u64) -> impl Iterator<Item = BatchRequest> {
     (0..images.div_ceil(batch)).map(move |tag| {
-        let sample = |index| SampleRequest { source: 0, index: SampleIndex(index), epoch: Epoch(epoch) };
-        BatchRequest { tag, samples: (tag * batch..images.min((tag + 1) * batch)).map(sample).collect() }
+        let samples = (tag * batch..images.min((tag + 1) * batch)).map(|index| sample(index, epoch)).collect();
+        BatchRequest { tag, samples }
     })
 }

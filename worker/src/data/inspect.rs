@@ -134,7 +134,7 @@ impl Summary {
         self.samples += 1;
         self.without_text += u64::from(seen.text == Err(Flaw::Missing));
         if let Some(image) = &seen.image {
-            *self.images.entry(image.kind.map_or("unknown", super::decode::ImageKind::name)).or_default() += 1;
+            *self.images.entry(image.kind.map_or("unknown", super::pixels::ImageKind::name)).or_default() += 1;
         }
         let broken = match (&seen.image, &seen.text) {
             (None, _) if seen.empty => Some(SkipReason::EmptyImage),

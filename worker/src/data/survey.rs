@@ -3,11 +3,11 @@
 use super::{
     DataError,
     dataset::reader,
-    decode::{Decoder, ImageKind},
     files::Files,
     glob,
     images::{Images, ParquetImages},
     index::{Flaw, IMAGE, Places, ShardIndex, open_all},
+    pixels::{Decoder, ImageKind},
     progress::Line,
     select::stem,
 };

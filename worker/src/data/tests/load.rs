@@ -3,11 +3,11 @@
 use super::{fixtures, image, spec, tar};
 use crate::data::{
     Batch, BatchRequest, DataError, Dataset, Loader, LoaderConfig, SampleRequest, SkipReason, Transform,
-    batch::pixels_to_tensor,
+    pixels_to_tensor,
 };
 use common::{
     ids::{Epoch, SampleIndex},
-    recipe::{Augment, IndexPlace},
+    recipe::{Augment, ConvertToRgb, IndexPlace, Resize},
 };
 use std::{
     path::Path,
@@ -22,7 +22,16 @@ const TRAIN: Transform = Transform::Train { augment: Augment { scale: (0.5, 1.0)
 
 fn config(dataset: &Arc<Dataset>, threads: usize) -> LoaderConfig {
     let datasets = vec![dataset.clone()];
-    LoaderConfig { datasets, image_size: 32, transform: TRAIN, seed: 7, threads, prefetch_batches: 3 }
+    LoaderConfig {
+        datasets,
+        image_size: 32,
+        transform: TRAIN,
+        resize: Resize::PillowExact,
+        convert: ConvertToRgb::BeforeResize,
+        seed: 7,
+        threads,
+        prefetch_batches: 3,
+    }
 }
 
 fn request(tag: u64, indices: impl IntoIterator<Item = u64>, epoch: u64) -> BatchRequest {
@@ -150,7 +159,7 @@ fn no_more_batches_are_begun_than_may_be_ahead_and_dropping_ends() {
 fn pixels_are_normalised_as_torchvision_does() {
     let sample = request(0, [0, 1], 0).samples;
     let pixels: Vec<u8> = (0..2 * 3 * 4).map(|i| (i * 11) as u8).collect();
-    let batch = Batch { tag: 0, samples: sample, pixels: pixels.clone(), image_size: 2, skipped: vec![] };
+    let batch = Batch { tag: 0, samples: sample, pixels: pixels.clone().into(), image_size: 2, skipped: vec![] };
     let tensor = pixels_to_tensor(&batch, Device::Cpu);
     assert_eq!((tensor.size(), tensor.kind()), (vec![2, 3, 2, 2], Kind::Float));
     let values: Vec<f32> = Vec::try_from(tensor.flatten(0, -1)).unwrap();
@@ -160,6 +169,6 @@ fn pixels_are_normalised_as_torchvision_does() {
         let channel = i / 4 % 3;
         assert_eq!(*value, (f32::from(pixels[i]) / 255.0 - mean[channel]) / std[channel]);
     }
-    let empty = Batch { samples: vec![], pixels: vec![], ..batch };
+    let empty = Batch { samples: vec![], pixels: vec![].into(), ..batch };
     assert_eq!(pixels_to_tensor(&empty, Device::Cpu).size(), [0, 3, 2, 2]);
 }

@@ -2,7 +2,6 @@
 
 mod faults;
 mod fuzz;
-mod golden;
 mod index;
 mod layouts;
 mod load;

@@ -6,14 +6,14 @@
 use super::{clip, embed, retrieval, towers::Towers};
 use crate::{
     checkpoint,
-    data::{BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform, batch::pixels_to_tensor},
+    data::{BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform, pixels_to_tensor},
     supervisor::ipc::Report,
     trainer::{context::Context, context::Outcome, error::TrainerError},
     vectors::{Provenance, VectorStore},
 };
 use common::{
     ids::{Epoch, SampleIndex, Step},
-    recipe::{ClipStage, EvalStage, Stage},
+    recipe::{ClipStage, ConvertToRgb, EvalStage, Resize, Stage},
     sampler,
 };
 use std::{path::PathBuf, sync::Arc};
@@ -124,6 +124,9 @@ impl Features {
             datasets: vec![dataset.clone()],
             image_size: towers.image_size as u32,
             transform: Transform::Eval,
+            // As open_clip, whatever the training did: figures are compared with others.
+            resize: Resize::PillowExact,
+            convert: ConvertToRgb::AfterResize,
             threads: context.threads,
             prefetch_batches: 2,
             seed: context.plan.recipe.seed,

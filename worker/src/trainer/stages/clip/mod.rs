@@ -6,7 +6,7 @@ use super::towers::{TowerSettings, Towers};
 use crate::{
     checkpoint::{self, HostCopy, Loaded, Writer},
     collective::{Collective, CollectiveError},
-    data::{Batch, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform, batch::Normalise},
+    data::{Batch, BatchRequest, Dataset, Loader, LoaderConfig, Normalise, SampleRequest, Transform},
     supervisor::ipc::Report,
     torch::transfer::Uploader,
     trainer::{
@@ -371,6 +371,8 @@ impl<'a, 'b> Run<'a, 'b> {
             datasets: self.datasets.clone(),
             image_size: self.towers.image_size as u32,
             transform: Transform::Train { augment: self.stage.augment },
+            resize: self.stage.resize,
+            convert: self.stage.convert_to_rgb,
             seed: self.context.plan.recipe.seed,
             threads: self.context.threads,
             prefetch_batches: PREFETCH,

@@ -1,11 +1,16 @@
 //! The loader's queue: batches in the order of their requests, a bounded number at a time, cut into chunks for threads.
 
-use super::{Batch, BatchRequest, DataError, ReplacedSample, SampleRequest};
+use super::{
+    Batch, BatchRequest, ReplacedSample, SampleRequest,
+    slab::{Shelf, Slab},
+};
+use crate::data::DataError;
+use bytes::BytesMut;
 use std::{
     any::Any,
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -21,6 +26,8 @@ pub struct Chunk {
     pub tag: u64,
     /// The samples.
     pub samples: Vec<SampleRequest>,
+    /// Where their pixels go: this part of the batch's memory.
+    pub pixels: BytesMut,
 }
 
 /// A decoded chunk.
@@ -28,8 +35,8 @@ pub struct Chunk {
 pub struct Part {
     /// The samples used.
     pub samples: Vec<SampleRequest>,
-    /// Their pixels.
-    pub pixels: Vec<u8>,
+    /// Their pixels, in the memory that came with the chunk.
+    pub pixels: BytesMut,
     /// Those that were replaced.
     pub skipped: Vec<ReplacedSample>,
 }
@@ -37,6 +44,8 @@ pub struct Part {
 struct InFlight {
     request: BatchRequest,
     given: usize,
+    /// The batch's memory that is not given out yet.
+    memory: BytesMut,
     parts: Vec<Option<Part>>,
     missing: usize,
     result: Option<Result<Batch, DataError>>,
@@ -61,6 +70,7 @@ pub struct Queue {
     ready: Condvar,
     capacity: usize,
     image_size: u32,
+    shelf: Arc<Shelf>,
 }
 
 impl Queue {
@@ -74,6 +84,8 @@ impl Queue {
             ready: Condvar::new(),
             capacity: capacity.max(1),
             image_size,
+            // The consumer holds a batch or two while others are made.
+            shelf: Shelf::new(capacity.max(1) + 2),
         }
     }
 
@@ -92,14 +104,15 @@ impl Queue {
                 batch.given += 1;
                 let end = (CHUNK * (part + 1)).min(batch.request.samples.len());
                 let samples = batch.request.samples[CHUNK * part..end].to_vec();
-                return Some(Chunk { batch: first + place as u64, part, tag: batch.request.tag, samples });
+                let pixels = batch.memory.split_to(samples.len() * image_bytes(self.image_size));
+                return Some(Chunk { batch: first + place as u64, part, tag: batch.request.tag, samples, pixels });
             }
             if state.exhausted {
                 return None;
             }
             if state.batches.len() < self.capacity {
                 match catch_unwind(AssertUnwindSafe(|| state.requests.next())) {
-                    Ok(Some(request)) => state.batches.push_back(InFlight::new(request, self.image_size)),
+                    Ok(Some(request)) => state.batches.push_back(self.in_flight(request)),
                     Ok(None) => state.exhausted = true,
                     Err(panic) => state.fail(panic),
                 }
@@ -126,7 +139,7 @@ impl Queue {
                 let (tag, parts) = (batch.request.tag, std::mem::take(&mut batch.parts));
                 batch.given = 0;
                 drop(state);
-                let joined = join(tag, parts, self.image_size);
+                let joined = self.join(tag, parts);
                 state = self.lock();
                 if let Some(batch) = state.in_flight(chunk.batch) {
                     batch.result = Some(Ok(joined));
@@ -187,6 +200,24 @@ impl Queue {
         self.lock().stopped
     }
 
+    fn in_flight(&self, request: BatchRequest) -> InFlight {
+        let chunks = request.samples.len().div_ceil(CHUNK);
+        let memory = self.shelf.take(request.samples.len() * image_bytes(self.image_size));
+        let result = (chunks == 0).then(|| Ok(self.join(request.tag, Vec::new())));
+        InFlight { request, given: 0, memory, parts: (0..chunks).map(|_| None).collect(), missing: chunks, result }
+    }
+
+    fn join(&self, tag: u64, parts: Vec<Option<Part>>) -> Batch {
+        let (mut samples, mut skipped, mut memory) = (Vec::new(), Vec::new(), Vec::new());
+        for part in parts.into_iter().flatten() {
+            samples.extend(part.samples);
+            skipped.extend(part.skipped);
+            memory.push(part.pixels);
+        }
+        let pixels = Slab::join(memory.into_iter(), &self.shelf);
+        Batch { tag, samples, pixels, image_size: self.image_size, skipped }
+    }
+
     /// No code under the lock panics but that of the requests, which is caught.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -207,21 +238,7 @@ impl State {
     }
 }
 
-impl InFlight {
-    fn new(request: BatchRequest, image_size: u32) -> Self {
-        let chunks = request.samples.len().div_ceil(CHUNK);
-        let result = (chunks == 0).then(|| Ok(join(request.tag, Vec::new(), image_size)));
-        Self { request, given: 0, parts: (0..chunks).map(|_| None).collect(), missing: chunks, result }
-    }
-}
-
-fn join(tag: u64, parts: Vec<Option<Part>>, image_size: u32) -> Batch {
-    let mut batch = Batch { tag, samples: Vec::new(), pixels: Vec::new(), image_size, skipped: Vec::new() };
-    batch.pixels.reserve_exact(parts.iter().flatten().map(|part| part.pixels.len()).sum());
-    for part in parts.into_iter().flatten() {
-        batch.samples.extend(part.samples);
-        batch.pixels.extend(part.pixels);
-        batch.skipped.extend(part.skipped);
-    }
-    batch
+/// Bytes of an image's pixels.
+fn image_bytes(side: u32) -> usize {
+    3 * side as usize * side as usize
 }

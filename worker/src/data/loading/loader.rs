@@ -1,10 +1,12 @@
 //! Threads that decode batches ahead of the training.
 
 use super::{
-    Batch, BatchRequest, DataError, Dataset, Transform,
+    Batch, BatchRequest,
     pipeline::Pipeline,
     queue::{Chunk, Part, Queue},
 };
+use crate::data::{DataError, Dataset, Transform};
+use common::recipe::{ConvertToRgb, Resize};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -24,6 +26,10 @@ pub struct LoaderConfig {
     pub image_size: u32,
     /// What is done to each image.
     pub transform: Transform,
+    /// How it is resized.
+    pub resize: Resize,
+    /// When it becomes RGB.
+    pub convert: ConvertToRgb,
     /// The seed of the crops.
     pub seed: u64,
     /// Threads that decode; at least one.
@@ -86,8 +92,8 @@ impl Drop for Loader {
 fn work(config: &LoaderConfig, queue: &Queue) {
     let run = || {
         let mut pipeline = Pipeline::default();
-        while let Some(chunk) = queue.take() {
-            let part = decode(&mut pipeline, config, queue, &chunk);
+        while let Some(mut chunk) = queue.take() {
+            let part = decode(&mut pipeline, config, queue, &mut chunk);
             queue.put(&chunk, part);
         }
     };
@@ -96,9 +102,9 @@ fn work(config: &LoaderConfig, queue: &Queue) {
     }
 }
 
-fn decode(pipeline: &mut Pipeline, config: &LoaderConfig, queue: &Queue, chunk: &Chunk) -> Result<Part, DataError> {
+fn decode(pipeline: &mut Pipeline, config: &LoaderConfig, queue: &Queue, chunk: &mut Chunk) -> Result<Part, DataError> {
     let image = 3 * config.image_size as usize * config.image_size as usize;
-    let mut part = Part { pixels: vec![0; chunk.samples.len() * image], ..Part::default() };
+    let mut part = Part { pixels: std::mem::take(&mut chunk.pixels), ..Part::default() };
     for (sample, pixels) in chunk.samples.iter().zip(part.pixels.chunks_exact_mut(image)) {
         if queue.stopped() {
             break;

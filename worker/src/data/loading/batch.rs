@@ -1,6 +1,7 @@
 //! What is asked of the loader, and what comes of it.
 
-use super::SkipReason;
+use super::slab::Slab;
+use crate::data::SkipReason;
 use common::ids::{Epoch, SampleIndex};
 use tch::{Device, Kind, Tensor};
 
@@ -50,7 +51,7 @@ pub struct Batch {
     /// The samples in the order of the request; those in `skipped` are replaced.
     pub samples: Vec<SampleRequest>,
     /// Pixels [n, 3, S, S] as bytes.
-    pub pixels: Vec<u8>,
+    pub pixels: Slab,
     /// The side S of the images.
     pub image_size: u32,
     /// Samples that are broken, in the order of the request.

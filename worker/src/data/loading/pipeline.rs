@@ -1,10 +1,9 @@
 //! From a request to pixels: read, decode, replace what is broken, transform.
 
-use super::{
-    DataError, Dataset, LoaderConfig, ReplacedSample, SampleRequest, SkipReason,
-    decode::{DecodeError, Decoder},
-    random::SampleDraws,
-    transform::Resampler,
+use super::{LoaderConfig, ReplacedSample, SampleRequest};
+use crate::data::{
+    DataError, Dataset, SkipReason,
+    pixels::{DecodeError, Decoder, Geometry, Resampler, SampleDraws},
 };
 use common::ids::SampleIndex;
 
@@ -65,11 +64,30 @@ impl Pipeline {
         pixels: &mut [u8],
     ) -> Result<Result<(), DecodeError>, DataError> {
         dataset.read_image(sample.index, &mut self.bytes)?;
-        let image = match self.decoder.decode(&self.bytes) {
-            Ok(image) => image,
-            Err(error) => return Ok(Err(error)),
-        };
+        let bytes = std::mem::take(&mut self.bytes);
+        let result = self.pixels(config, sample, &bytes, pixels, || ());
+        self.bytes = bytes;
+        Ok(result)
+    }
+
+    /// Decodes what the sample's crop needs of an image, says so, and resizes it.
+    pub fn pixels(
+        &mut self,
+        config: &LoaderConfig,
+        sample: SampleRequest,
+        bytes: &[u8],
+        pixels: &mut [u8],
+        decoded: impl FnOnce(),
+    ) -> Result<(), DecodeError> {
         let mut draws = SampleDraws::new(config.seed, sample.source, sample.index, sample.epoch);
-        Ok(self.resampler.apply(&config.transform, image, &mut draws, config.image_size, pixels))
+        let mut chosen = None;
+        let picture = self.decoder.decode_part(bytes, config.convert, |size| {
+            let geometry = Geometry::new(&config.transform, size, &mut draws, config.image_size)?;
+            Ok(chosen.insert(geometry).needed())
+        })?;
+        decoded();
+        let geometry = chosen.expect("an image that was decoded has a size");
+        self.resampler.apply(config.resize, &geometry, picture, pixels);
+        Ok(())
     }
 }

@@ -1,0 +1,15 @@
+//! Batches of pixels, made ahead of the training by threads.
+//!
+//! It knows neither ranks nor steps: a request names samples, and the same request gives the same pixels on every machine
+//! and with any number of threads.
+
+mod bare;
+mod batch;
+mod loader;
+mod pipeline;
+mod queue;
+mod slab;
+
+pub use bare::{Bare, BareTimes};
+pub use batch::{Batch, BatchRequest, Normalise, ReplacedSample, SampleRequest, pixels_to_tensor};
+pub use loader::{Loader, LoaderConfig};

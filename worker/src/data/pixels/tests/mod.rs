@@ -1,0 +1,4 @@
+//! Pixels beside those of other programs.
+
+mod golden;
+mod parity;
