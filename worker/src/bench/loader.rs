@@ -1,7 +1,7 @@
 //! Images a second from tars to pixels, as training reads them, beside decoding and resizing alone.
 
 use super::median;
-use crate::data::{Bare, BareTimes, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform};
+use crate::data::{Bare, BareTimes, BatchRequest, Dataset, Loader, LoaderConfig, OnBroken, SampleRequest, Transform};
 use anyhow::Context as _;
 use common::{
     ids::{Epoch, SampleIndex},
@@ -102,7 +102,7 @@ fn pass(
     let mut skipped = 0;
     let mut loader = Loader::start(config.clone(), requests);
     while let Some(batch) = loader.next() {
-        skipped += batch?.skipped.len();
+        skipped += batch?.broken.len();
     }
     let (wall_s, wait_s) = (began.elapsed().as_secs_f64(), loader.wait_time().as_secs_f64());
     Ok(Pass { wall_s, wait_s, skipped, bare: bare.run() })
@@ -134,6 +134,7 @@ fn config(args: &LoaderArgs, dataset: &Arc<Dataset>, threads: usize) -> LoaderCo
         transform: Transform::Train { augment },
         resize: if args.resize == "fast" { Resize::Fast } else { Resize::PillowExact },
         convert: ConvertToRgb::BeforeResize,
+        on_broken: OnBroken::LeaveOut,
         seed: 0,
         threads,
         prefetch_batches: 4,

@@ -46,6 +46,7 @@ pub struct Dataset {
     files: Files,
     fingerprint: String,
     report: Report,
+    broken_limit: f64,
 }
 
 impl Dataset {
@@ -89,6 +90,7 @@ impl Dataset {
             files,
             fingerprint: selected.fingerprint,
             report: selected.report,
+            broken_limit: spec.broken_limit,
         })
     }
 
@@ -202,6 +204,11 @@ impl Dataset {
     /// What is not used, and why.
     pub fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// The share of broken samples that the recipe bears.
+    pub fn broken_limit(&self) -> f64 {
+        self.broken_limit
     }
 
     /// Reads the bytes of a sample's image into `bytes`.

@@ -1,7 +1,6 @@
 //! What is asked of the loader, and what comes of it.
 
-use super::slab::Slab;
-use crate::data::SkipReason;
+use super::{broken::BrokenSample, slab::Slab};
 use common::ids::{Epoch, SampleIndex};
 use tch::{Device, Kind, Tensor};
 
@@ -30,32 +29,19 @@ pub struct BatchRequest {
     pub samples: Vec<SampleRequest>,
 }
 
-/// A sample that could not be decoded and was replaced by the next one that could.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReplacedSample {
-    /// What was asked for.
-    pub wanted: SampleRequest,
-    /// Its key.
-    pub key: String,
-    /// Why it was not used.
-    pub reason: SkipReason,
-    /// What the decoder said.
-    pub detail: String,
-}
-
 /// Decoded samples.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     /// The request's.
     pub tag: u64,
-    /// The samples in the order of the request; those in `skipped` are replaced.
+    /// The samples in the order of the request; those in `broken` are replaced or left out, see [`super::OnBroken`].
     pub samples: Vec<SampleRequest>,
     /// Pixels [n, 3, S, S] as bytes.
     pub pixels: Slab,
     /// The side S of the images.
     pub image_size: u32,
     /// Samples that are broken, in the order of the request.
-    pub skipped: Vec<ReplacedSample>,
+    pub broken: Vec<BrokenSample>,
 }
 
 impl Batch {
