@@ -110,6 +110,20 @@ fn data_sets_are_mixed_and_shuffled_as_the_recipe_says() {
     assert_eq!(clip(&mixed).mix, Mix { policy: Policy::Mixed, weights: Some(vec![2, 1]) });
     assert_eq!(clip(&mixed).tail, Tail::Carry);
     assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&mixed).unwrap()).unwrap(), mixed);
+    let change = |recipe: &Recipe, new: &[(&str, u32)]| {
+        let mut recipe = recipe.clone();
+        let new = new.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect();
+        recipe.set_weights(&new).map(|()| clip(&recipe).mix.weights.clone().unwrap())
+    };
+    assert_eq!(change(&mixed, &[("other", 5)]), Ok(vec![2, 5]));
+    assert_eq!(change(&plain, &[("other", 5), ("train", 0)]), Ok(vec![0, 5]));
+    for (recipe, new, expected) in [
+        (&plain, &[("other", 5)][..], "data set `train` needs a weight, too"),
+        (&mixed, &[("othr", 5)], "data set `othr` is not one of the stage's: train, other"),
+        (&mixed, &[("other", 0), ("train", 0)], "no data set has a weight above 0"),
+    ] {
+        assert!(change(recipe, new).unwrap_err().contains(expected), "{new:?}");
+    }
 
     let check = |from: &str, to: &str, expected: &str| {
         let text = two.replace("MIX", "mix = { weights = { train = 2, other = 1 } }");

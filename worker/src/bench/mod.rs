@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod collective;
 pub mod loader;
 pub mod loss;
+pub mod order;
 pub mod step;
 
 use crate::torch::cuda::DeviceChoice;
@@ -15,6 +16,8 @@ use serde_json::Value;
 pub enum BenchCommand {
     /// Images a second from tars to normalised pixels
     Loader(loader::LoaderArgs),
+    /// Seconds and memory until a resumed job knows its first global batch, for a data set of any size
+    Order(order::OrderArgs),
     /// Seconds of an optimizer step of a vision tower
     Step(step::StepArgs),
     /// Seconds of the streamed contrastive loss beside the full matrix
@@ -29,6 +32,7 @@ pub enum BenchCommand {
 pub fn main(command: &BenchCommand) -> anyhow::Result<()> {
     let figures = match command {
         BenchCommand::Loader(args) => loader::run(args),
+        BenchCommand::Order(args) => order::run(args),
         BenchCommand::Step(args) => step::run(args),
         BenchCommand::Loss(args) => loss::run(args),
         BenchCommand::Collective(args) => collective::run(args),

@@ -1,7 +1,11 @@
 //! What is asked of the loader, and what comes of it.
 
 use super::{broken::BrokenSample, slab::Slab};
-use common::ids::{Epoch, SampleIndex};
+use common::{
+    ids::{Epoch, SampleIndex, Step},
+    sampler::{Draw, Order},
+};
+use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// The mean of CLIP's images by channel, of values from 0 to 1.
@@ -27,6 +31,14 @@ pub struct BatchRequest {
     pub tag: u64,
     /// The samples in order.
     pub samples: Vec<SampleRequest>,
+}
+
+impl BatchRequest {
+    /// What a stretch of a step's slots holds; the tag is the step.
+    pub fn of_step(order: &Order, step: Step, slots: Range<u64>) -> Self {
+        let sample = |draw: Draw| SampleRequest { source: draw.source as u32, index: draw.index, epoch: draw.epoch };
+        Self { tag: step.0, samples: order.draws(step, slots).map(sample).collect() }
+    }
 }
 
 /// Decoded samples.

@@ -27,9 +27,9 @@ use crate::{
 use broken::BrokenFile;
 use common::{
     ids::Step,
-    manifest::{DataCursor, Share, Weights, paths},
+    manifest::{DataCursor, Share, paths},
     recipe::{ClipStage, Length},
-    sampler::{self, Draw, Order, OrderSource, OrderSpec, Segment, Shuffle},
+    sampler::{self, Order, OrderSource, OrderSpec, Segment, Shuffle},
 };
 use half::bf16;
 use ledger::{Begun, Ledger};
@@ -207,7 +207,7 @@ impl<'a, 'b> Run<'a, 'b> {
         if let Some(point) = &context.plan.resume {
             context.activity(&format!("loading the checkpoint of step {}", point.step));
             let loaded = checkpoint::read(&point.folder)?;
-            let resumed = loaded.manifest.data.resume(&cursor, Weights::AsWritten);
+            let resumed = loaded.manifest.data.resume(&cursor, point.weights);
             order = resumed.map_err(|error| TrainerError::Plan(error.to_string()))?;
             cursor = self::cursor(&order, &datasets);
             parameters.load(|name| loaded.tensor(name))?;
@@ -393,12 +393,8 @@ impl<'a, 'b> Run<'a, 'b> {
             prefetch_batches: PREFETCH,
         };
         let (order, slots) = (self.order.clone(), self.slots.clone());
-        let requests = (self.step..self.total).map(move |step| {
-            let request =
-                |draw: Draw| SampleRequest { source: draw.source as u32, index: draw.index, epoch: draw.epoch };
-            BatchRequest { tag: step, samples: order.draws(Step(step), slots.clone()).map(request).collect() }
-        });
-        Loader::start(config, requests)
+        let steps = self.step..self.total;
+        Loader::start(config, steps.map(move |step| BatchRequest::of_step(&order, Step(step), slots.clone())))
     }
 
     fn writer(&self) -> Writer {
