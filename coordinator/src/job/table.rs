@@ -9,6 +9,7 @@ use super::{
 use common::{
     ids::{Generation, Step, WorldSize},
     manifest::Weights,
+    recipe::Stage,
     status::{FailureCause, Phase, WaitReason},
     time::Timestamp,
 };
@@ -258,7 +259,8 @@ fn weights_change_on_resume_and_the_trainers_are_told_that_they_may() {
         Event::Resume(Resume { weights, ..Resume::default() })
     };
     assert!(matches!(refuses(&stopped, &with("nothing")), Err(Refused::Weights(_))));
-    let name = stopped.recipe.data.keys().next().unwrap().clone();
+    let of = |stage: &Stage| if let Stage::Clip(clip) = stage { Some(clip.data[0].clone()) } else { None };
+    let name = stopped.recipe.stages.iter().find_map(of).unwrap();
     let resumed = check(&stopped, with(&name), &[]);
     assert_eq!((resumed.weights, stopped.weights), (Weights::MayChange, Weights::AsWritten));
     assert_ne!(resumed.fingerprint, stopped.fingerprint);

@@ -149,6 +149,41 @@ fn where_no_index_can_be_written_it_is_held_in_memory() {
     }
 }
 
+/// Set for a process that may write only so much, `FOLDER`.
+const FULL_DISK: &str = "LLM2CLIP_TEST_FULL_DISK";
+
+#[test]
+fn on_a_disk_that_fills_up_while_an_index_is_written_it_is_held_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    shard(folder.path(), "a", 2000);
+    // 16 blocks of 512 bytes are less than the index: the write breaks off in the middle, as on a full disk.
+    let limited = "trap '' XFSZ; ulimit -f 16; exec \"$0\" --exact data::tests::faults::writes_little --nocapture";
+    let run = || {
+        let mut command = std::process::Command::new("sh");
+        let test = std::env::current_exe().unwrap();
+        command.args(["-c", limited]).arg(test).env(FULL_DISK, folder.path()).output().unwrap()
+    };
+    for _ in 0..2 {
+        let output = run();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.contains("2000 samples, 1 read"), "{output:?}");
+    }
+    let left: Vec<PathBuf> =
+        fs::read_dir(folder.path().join("index")).unwrap().map(|file| file.unwrap().path()).collect();
+    assert_eq!(left, Vec::<PathBuf>::new(), "half of an index was left behind");
+    assert_eq!(open(&spec(folder.path(), 0.0)).1, 1);
+    assert_eq!(open(&spec(folder.path(), 0.0)).1, 0);
+}
+
+/// Not a test: the process that may write only so much.
+#[test]
+fn writes_little() {
+    let Some(folder) = std::env::var_os(FULL_DISK) else { return };
+    let (data, read) = open(&spec(Path::new(&folder), 0.0));
+    data.read_image(SampleIndex(1999), &mut Vec::new()).unwrap();
+    println!("{} samples, {read} read", data.len());
+}
+
 #[test]
 fn indices_beside_the_shards_or_where_the_recipe_says() {
     let folder = tempfile::tempdir().unwrap();
