@@ -303,9 +303,9 @@ pub struct ClipStage {
     pub precision: Precision,
     /// How images are cropped.
     pub augment: Augment,
-    /// How they get the model's size.
+    /// How near to Pillow's their pixels are.
     #[serde(default)]
-    pub resize: Resize,
+    pub pixels: PixelMode,
     /// When they become RGB.
     #[serde(default)]
     pub convert_to_rgb: ConvertToRgb,
@@ -369,11 +369,11 @@ pub struct Augment {
     pub ratio: (f64, f64),
 }
 
-/// How an image of the crop's size becomes one of the model's size.
+/// How near to Pillow's an image's pixels are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Resize {
-    /// Pillow's kernel in 16 bits of fixed point: some bytes differ from Pillow's, nearly all of them by one level.
+pub enum PixelMode {
+    /// The resize's weights have 16 bits: one byte in a hundred is a level beside Pillow's, in less time.
     Fast,
     /// Pillow's bytes.
     #[default]

@@ -5,7 +5,7 @@ use crate::data::{Bare, BareTimes, BatchRequest, Dataset, Loader, LoaderConfig, 
 use anyhow::Context as _;
 use common::{
     ids::{Epoch, SampleIndex},
-    recipe::{Augment, CaptionColumn, Captions, ConvertToRgb, DataKind, DataSet, IndexPlace, Resize, RowRange},
+    recipe::{Augment, CaptionColumn, Captions, ConvertToRgb, DataKind, DataSet, IndexPlace, PixelMode, RowRange},
     sampler::Shuffle,
 };
 use serde_json::{Value, json};
@@ -26,9 +26,9 @@ pub struct LoaderArgs {
     /// Side of the square images in pixels
     #[arg(long, default_value_t = 224)]
     pub size: u32,
-    /// How images are resized: `fast`, or `pillow-exact` for Pillow's bytes
+    /// How near to Pillow's the pixels are: `fast`, or `pillow-exact` for Pillow's bytes
     #[arg(long, default_value = "pillow-exact", value_parser = ["fast", "pillow-exact"])]
-    pub resize: String,
+    pub pixels: String,
     /// Threads that decode; all cores unless given
     #[arg(long)]
     pub threads: Option<usize>,
@@ -83,7 +83,7 @@ pub fn run(args: &LoaderArgs) -> anyhow::Result<Value> {
     let bound = 1.0 / per_bare(bare_s);
     Ok(json!({
         "schema": 1, "bench": "loader", "images": images, "image_size_pixels": args.size, "batch": args.batch,
-        "resize": args.resize, "threads": threads, "cores": cores, "warmup": args.warmup, "repeats": args.repeats,
+        "pixels": args.pixels, "threads": threads, "cores": cores, "warmup": args.warmup, "repeats": args.repeats,
         "skipped": passes.iter().map(|pass| pass.skipped).sum::<usize>(), "index_s": index_s, "wall_s": wall_s,
         "wait_s": middle(|pass| pass.wait_s), "images_per_s": images_per_s,
         "images_per_s_per_core": images_per_s / threads.min(cores) as f64,
@@ -132,7 +132,7 @@ fn config(args: &LoaderArgs, dataset: &Arc<Dataset>, threads: usize) -> LoaderCo
         datasets: vec![dataset.clone()],
         image_size: args.size,
         transform: Transform::Train { augment },
-        resize: if args.resize == "fast" { Resize::Fast } else { Resize::PillowExact },
+        pixels: if args.pixels == "fast" { PixelMode::Fast } else { PixelMode::PillowExact },
         convert: ConvertToRgb::BeforeResize,
         on_broken: OnBroken::LeaveOut,
         seed: 0,

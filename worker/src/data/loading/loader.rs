@@ -7,7 +7,7 @@ use super::{
     queue::{Chunk, Part, Queue},
 };
 use crate::data::{DataError, Dataset, Transform};
-use common::recipe::{ConvertToRgb, Resize};
+use common::recipe::{ConvertToRgb, PixelMode};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -27,8 +27,8 @@ pub struct LoaderConfig {
     pub image_size: u32,
     /// What is done to each image.
     pub transform: Transform,
-    /// How it is resized.
-    pub resize: Resize,
+    /// How near to Pillow's it is.
+    pub pixels: PixelMode,
     /// When it becomes RGB.
     pub convert: ConvertToRgb,
     /// What to do about broken images.

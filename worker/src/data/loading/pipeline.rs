@@ -80,7 +80,7 @@ impl Pipeline {
         })?;
         decoded();
         let geometry = chosen.expect("an image that was decoded has a size");
-        self.resampler.apply(config.resize, &geometry, picture, pixels);
+        self.resampler.apply(config.pixels, &geometry, picture, pixels);
         Ok(())
     }
 }

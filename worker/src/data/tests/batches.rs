@@ -5,7 +5,7 @@ use super::{columns, fixtures, image, spec, tar};
 use crate::data::{BatchRequest, Dataset, Loader, LoaderConfig, OnBroken, Transform};
 use common::{
     ids::{Rank, Step, WorldSize},
-    recipe::{Augment, CaptionTable, ConvertToRgb, DataSet, IndexPlace, Resize, Unmatched},
+    recipe::{Augment, CaptionTable, ConvertToRgb, DataSet, IndexPlace, PixelMode, Unmatched},
     sampler::{Order, OrderSource, OrderSpec, Policy, Segment, Shuffle, Tail, choose_caption, local_slots},
 };
 use std::{
@@ -73,7 +73,7 @@ impl Setup {
             datasets: self.datasets.clone(),
             image_size: 32,
             transform: Transform::Train { augment: Augment { scale: (0.5, 1.0), ratio: (0.75, 1.333) } },
-            resize: Resize::PillowExact,
+            pixels: PixelMode::PillowExact,
             convert: ConvertToRgb::BeforeResize,
             on_broken: OnBroken::Replace(self.order.clone()),
             seed: SEED,

@@ -7,7 +7,7 @@ use crate::data::{
 };
 use common::{
     ids::{Epoch, SampleIndex},
-    recipe::{Augment, ConvertToRgb, IndexPlace, Resize},
+    recipe::{Augment, ConvertToRgb, IndexPlace, PixelMode},
 };
 use std::{
     path::Path,
@@ -36,7 +36,7 @@ fn config(dataset: &Arc<Dataset>, threads: usize) -> LoaderConfig {
         datasets,
         image_size: 32,
         transform: TRAIN,
-        resize: Resize::PillowExact,
+        pixels: PixelMode::PillowExact,
         convert: ConvertToRgb::BeforeResize,
         on_broken: OnBroken::Replace(Arc::new(Next(dataset.len()))),
         seed: 7,

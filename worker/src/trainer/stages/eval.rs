@@ -13,7 +13,7 @@ use crate::{
 };
 use common::{
     ids::{Epoch, SampleIndex, Step},
-    recipe::{ClipStage, ConvertToRgb, EvalStage, Resize, Stage},
+    recipe::{ClipStage, ConvertToRgb, EvalStage, PixelMode, Stage},
     sampler,
 };
 use std::{path::PathBuf, sync::Arc};
@@ -134,7 +134,7 @@ impl Features {
             image_size: towers.image_size as u32,
             transform: Transform::Eval,
             // As open_clip, whatever the training did: figures are compared with others.
-            resize: Resize::PillowExact,
+            pixels: PixelMode::PillowExact,
             convert: ConvertToRgb::AfterResize,
             on_broken: OnBroken::LeaveOut,
             threads: context.threads,

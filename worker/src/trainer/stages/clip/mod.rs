@@ -385,7 +385,7 @@ impl<'a, 'b> Run<'a, 'b> {
             datasets: self.datasets.clone(),
             image_size: self.towers.image_size as u32,
             transform: Transform::Train { augment: self.stage.augment },
-            resize: self.stage.resize,
+            pixels: self.stage.pixels,
             convert: self.stage.convert_to_rgb,
             on_broken: OnBroken::Replace(self.order.clone()),
             seed: self.context.plan.recipe.seed,
