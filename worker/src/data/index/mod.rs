@@ -199,6 +199,6 @@ impl ShardIndex {
             Store::File(path, _) => path.clone(),
             Store::Memory(_) => PathBuf::from("an index in memory"),
         };
-        DataError::DamagedIndex { path, reason: error.to_string() }
+        DataError::DamagedIndex { path: path.into(), reason: error.to_string() }
     }
 }

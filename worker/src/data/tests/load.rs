@@ -1,6 +1,6 @@
 //! The loader: order, sameness for any number of threads, broken images, errors, and its end.
 
-use super::{fixtures, image, spec, tar};
+use super::{fixtures, image, spec, storage, tar};
 use crate::data::{
     Batch, BatchRequest, DataError, Dataset, Loader, LoaderConfig, SampleRequest, SkipReason, Transform,
     pixels_to_tensor,
@@ -20,7 +20,7 @@ use tch::{Device, Kind};
 
 const TRAIN: Transform = Transform::Train { augment: Augment { scale: (0.5, 1.0), ratio: (0.75, 4.0 / 3.0) } };
 
-fn config(dataset: &Arc<Dataset>, threads: usize) -> LoaderConfig {
+pub(super) fn config(dataset: &Arc<Dataset>, threads: usize) -> LoaderConfig {
     let datasets = vec![dataset.clone()];
     LoaderConfig {
         datasets,
@@ -34,7 +34,7 @@ fn config(dataset: &Arc<Dataset>, threads: usize) -> LoaderConfig {
     }
 }
 
-fn request(tag: u64, indices: impl IntoIterator<Item = u64>, epoch: u64) -> BatchRequest {
+pub(super) fn request(tag: u64, indices: impl IntoIterator<Item = u64>, epoch: u64) -> BatchRequest {
     let sample = |index| SampleRequest { source: 0, index: SampleIndex(index), epoch: Epoch(epoch) };
     BatchRequest { tag, samples: indices.into_iter().map(sample).collect() }
 }
@@ -44,10 +44,10 @@ fn emoji() -> Arc<Dataset> {
     let cache = tempfile::tempdir().unwrap();
     let mut spec = spec(&fixtures().join("data/emoji/emoji-wds/val"), 0.0);
     spec.index = IndexPlace::Folder(cache.path().to_owned());
-    Arc::new(Dataset::open("emoji", &spec).unwrap())
+    Arc::new(Dataset::open(&storage(), "emoji", &spec).unwrap())
 }
 
-fn all(config: LoaderConfig, requests: Vec<BatchRequest>) -> Vec<Batch> {
+pub(super) fn all(config: LoaderConfig, requests: Vec<BatchRequest>) -> Vec<Batch> {
     let mut loader = Loader::start(config, requests.into_iter());
     std::iter::from_fn(|| loader.next()).collect::<Result<_, _>>().unwrap()
 }
@@ -68,7 +68,7 @@ fn small(folder: &Path, images: &[&str]) -> Arc<Dataset> {
         .zip(&bodies)
         .flat_map(|((jpg, txt), body)| [(jpg.as_str(), body.as_slice()), (txt.as_str(), b"x")]);
     std::fs::write(folder.join("0.tar"), tar(&members.collect::<Vec<_>>())).unwrap();
-    Arc::new(Dataset::open("small", &spec(folder, 0.0)).unwrap())
+    Arc::new(Dataset::open(&storage(), "small", &spec(folder, 0.0)).unwrap())
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod fuzz;
 mod index;
 mod layouts;
 mod load;
+mod objects;
 mod shards;
 
 pub(super) use shards::*;
