@@ -1,8 +1,8 @@
 //! A recipe: what a job is. One TOML file; unknown keys are errors.
 //!
 //! `raw` is the file as written, each value with its place; `read` and `stages` turn it into the types below, in which
-//! nothing that is required is optional and every path is absolute (URLs of data stay as typed); `validate` checks what spans several parts. This
-//! module reads no file: the caller hands over the text and the folder.
+//! nothing that is required is optional and every path is absolute (URLs of data stay as typed); `validate` checks what
+//! spans several parts. This module reads no file: the caller hands over the text and the folder.
 
 mod data_path;
 mod error;
@@ -99,7 +99,8 @@ pub enum IndexPlace {
     /// In the user's cache folder on each machine. Data folders are often shared or read only, and nobody is surprised.
     #[default]
     Cache,
-    /// Beside each shard, so that every machine finds it; in the cache folder where the data cannot be written.
+    /// Beside each shard, so that every machine finds it; in the cache folder where the data cannot be written. Of an
+    /// object it is copied from there to the cache folder.
     Beside,
     /// In this folder, absolute.
     Folder(PathBuf),

@@ -1,25 +1,18 @@
 //! The indices of many shards: read where they are good, made where they are not, several at a time.
 
-use super::{Footer, KEPT_OPEN, Places, Rows, ShardIndex, Store, place::publish};
+use super::{Footer, KEPT_OPEN, Places, Rows, ShardIndex, Store, one::Indexing, place::publish};
 use crate::data::{
     DataError,
     blob::{Blob, Found},
-    source::Stat,
-    storage::{Location, Storage},
+    storage::Storage,
 };
-use std::{
-    path::Path,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
 /// The fewest threads that read shards: on shared storage they wait rather than compute.
 const READERS: usize = 8;
-/// Indices that are together no larger than this are read and checked at the start; larger ones page by page as they are
-/// used.
-const CHECK_WHOLE: u64 = 256 << 20;
 
 /// How a kind of shard is read.
 pub trait ShardReader: Sync {
@@ -70,85 +63,6 @@ pub fn open_all(
         Ok(index)
     };
     in_parallel(shards.len(), one).into_iter().collect()
-}
-
-/// What the indexing of one shard shares with that of the others.
-struct Indexing<'a> {
-    storage: &'a Arc<Storage>,
-    /// How many shards there are.
-    shards: u64,
-    reader: &'a dyn ShardReader,
-    places: &'a Places,
-    /// Whether it was said that an index cannot be written.
-    unwritable: AtomicBool,
-}
-
-impl Indexing<'_> {
-    /// A shard's index, and whether it was made.
-    fn open_or_make(&self, found: &Found) -> Result<(ShardIndex, bool), DataError> {
-        let location = found.location();
-        let io = |operation| {
-            let location = &location;
-            move |source| DataError::io(operation, location, source)
-        };
-        let blob = Blob::open(self.storage, found).map_err(io("open"))?;
-        let shard = blob.stat().map_err(io("read"))?;
-        let kind = self.reader.kind();
-        // A folder does not change its time when something in its folders does: it is listed at every start.
-        let files = if blob.folder().is_some() { Vec::new() } else { self.places.of_shard(&location) };
-        for file in files.iter().filter(|file| file.exists()) {
-            match open_if_good(file, &shard, &kind, self.shards) {
-                Ok(index) => return Ok((index, false)),
-                Err(reason) => {
-                    tracing::info!(shard = %location, index = %file.display(), reason, "the index is made anew");
-                }
-            }
-        }
-        let rows = self.reader.read(&blob)?;
-        let after = blob.stat().map_err(io("read"))?;
-        if after != shard {
-            return Err(DataError::ShardChanged { path: location, was: shard.size, is: after.size });
-        }
-        let bytes = rows.write(&kind, shard, Vec::new()).map_err(io("index"))?;
-        for file in &files {
-            match publish(file, &bytes) {
-                Ok(()) => {
-                    let store = Store::File(file.clone(), OnceLock::new());
-                    return opened(ShardIndex::open(store), &file.clone().into()).map(|index| (index, true));
-                }
-                // Data sets of thousands of shards say it once.
-                Err(error) if !self.unwritable.swap(true, Ordering::Relaxed) => tracing::warn!(
-                    index = %file.display(),
-                    %error,
-                    "an index cannot be written there: it is kept elsewhere or in memory, and made again at the next start"
-                ),
-                Err(_) => {}
-            }
-        }
-        opened(ShardIndex::open(Store::Memory(bytes)), &location).map(|index| (index, true))
-    }
-}
-
-fn opened(
-    index: Result<ShardIndex, crate::data::container::ContainerError>,
-    path: &Location,
-) -> Result<ShardIndex, DataError> {
-    index.map_err(|error| DataError::DamagedIndex { path: path.clone(), reason: error.to_string() })
-}
-
-/// An index that is whole and of this shard as it is now, or why it is not used.
-fn open_if_good(file: &Path, shard: &Stat, kind: &str, shards: u64) -> Result<ShardIndex, String> {
-    let index = ShardIndex::open(Store::File(file.to_owned(), OnceLock::new())).map_err(|error| error.to_string())?;
-    if index.footer().shard != *shard {
-        return Err("the shard has changed".to_owned());
-    }
-    if index.footer().kind != kind {
-        return Err("the shard was read in another way".to_owned());
-    }
-    if index.length().saturating_mul(shards) <= CHECK_WHOLE {
-        index.check().map_err(|error| error.to_string())?;
-    }
-    Ok(index)
 }
 
 /// Writes an index anew with another footer, where it lies now: how `data verify` records what it found.

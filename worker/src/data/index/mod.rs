@@ -5,6 +5,7 @@
 //! and `.json`), then the ends of the keys, then the keys.
 
 mod build;
+mod one;
 mod place;
 mod rows;
 

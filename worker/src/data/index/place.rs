@@ -34,6 +34,12 @@ impl Places {
         }
     }
 
+    /// Beside the shards, with this folder in place of the user's cache.
+    #[cfg(test)]
+    pub fn beside_with_cache(folder: PathBuf) -> Self {
+        Self { beside: true, folder: Some(folder) }
+    }
+
     /// The files that may hold a shard's index, in the order in which they are tried.
     pub fn of_shard(&self, shard: &Location) -> Vec<PathBuf> {
         let (name, place) = match shard {
@@ -50,6 +56,12 @@ impl Places {
         let digest = blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex();
         files.extend(self.folder.iter().map(|folder| folder.join(format!("{name}-{}.{EXTENSION}", &digest[..16]))));
         files
+    }
+
+    /// The object that an object's index is copied to for other machines; each reads its own copy in the cache folder.
+    pub fn beside_object(&self, shard: &Location) -> Option<Location> {
+        let object = matches!(shard, Location::Object(_));
+        (self.beside && object).then(|| shard.sibling(&format!("{}.{EXTENSION}", shard.name())))
     }
 
     /// The folder of what belongs to a whole data set; `None` when there is neither a home nor a folder.

@@ -6,7 +6,9 @@ use super::{
     spec,
 };
 use crate::data::{
-    Batch, BatchRequest, DataError, Dataset, Loader,
+    Batch, BatchRequest, DataError, Dataset, Loader, Places,
+    glob::expand_all,
+    index::{Tars, open_all},
     storage::{
         Limits, Location, Storage,
         tests::{
@@ -31,7 +33,7 @@ use std::{
 };
 
 /// Seven tars of 2.7 MB and half of it in blocks of 64 KiB: a sample is a tenth of a block.
-fn limits() -> Limits {
+pub(super) fn limits() -> Limits {
     Limits {
         requests: 16,
         block: 1 << 16,
@@ -139,6 +141,32 @@ fn indexing_reads_each_block_once_and_an_epoch_in_blocks_few_of_them_twice() {
     eprintln!("{samples} samples, {blocks} blocks: {indexing} to index, {in_blocks} in blocks, {fully} shuffled fully");
     assert!(in_blocks <= blocks * 3 / 2, "{in_blocks} requests for {blocks} blocks");
     assert!(fully > 3 * in_blocks, "{fully} requests shuffled fully: the cache is too large for this test");
+}
+
+#[test]
+fn an_index_beside_an_object_saves_other_machines_the_pass() {
+    let server = server("val");
+    let opened = |folder: &Path| {
+        let storage = Arc::new(server.storage(limits()));
+        let spec = DataSet { index: IndexPlace::Beside, ..remote(folder) };
+        // What a machine has is told by its cache folder.
+        let places = Places::beside_with_cache(folder.to_owned());
+        let found = expand_all(&storage, &spec.shards).unwrap();
+        let indices = open_all(&storage, &found, &Tars, &places, &|_| {}).unwrap();
+        (indices[0].footer().clone(), storage.requests())
+    };
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (made, made_requests) = opened(one.path());
+    assert!(server.bucket().join("tars/00000.tar.l2c").is_file());
+    assert_eq!(made_requests, blocks("val") + 2 + 2, "the listing, the tar, a look for its index, and the copy");
+    let (fetched, fetched_requests) = opened(two.path());
+    assert_eq!((&fetched, fetched_requests), (&made, 2 + 2), "the listing, and the index");
+    assert_eq!(opened(two.path()), (made, 2), "a machine that has it fetches nothing");
+    // One that is damaged is made anew, here and there.
+    std::fs::write(server.bucket().join("tars/00000.tar.l2c"), b"damaged").unwrap();
+    let three = tempfile::tempdir().unwrap();
+    assert_eq!(opened(three.path()).0, fetched);
+    assert!(std::fs::read(server.bucket().join("tars/00000.tar.l2c")).unwrap().len() > 1000);
 }
 
 #[test]
