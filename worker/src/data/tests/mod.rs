@@ -5,6 +5,7 @@ mod fuzz;
 mod index;
 mod layouts;
 mod load;
+mod object_tables;
 mod objects;
 mod shards;
 
