@@ -461,10 +461,26 @@ fn entry(url: ObjectUrl, meta: &ObjectMeta) -> Entry {
     Entry { location: Location::Object(url), size: meta.size, version: version(meta) }
 }
 
+/// The ETag without its quotes: Azure's listings leave them out.
 fn version(meta: &ObjectMeta) -> String {
-    meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339())
+    let tag = meta.e_tag.as_deref().map(|tag| tag.trim_start_matches("W/").trim_matches('"').to_owned());
+    tag.unwrap_or_else(|| meta.last_modified.to_rfc3339())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_the_same_however_a_store_writes_the_tag() {
+        let of = |tag: &str| {
+            let (location, last_modified, e_tag) = (Path::from("x"), Default::default(), Some(tag.to_owned()));
+            version(&ObjectMeta { location, last_modified, size: 1, e_tag, version: None })
+        };
+        assert_eq!([of("\"0x8D\""), of("0x8D"), of("W/\"0x8D\"")], ["0x8D"; 3]);
+    }
 }
