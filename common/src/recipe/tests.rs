@@ -51,11 +51,8 @@ fn clip(recipe: &Recipe) -> &ClipStage {
 fn a_recipe_is_complete_and_its_paths_absolute() {
     let recipe = read(RECIPE, &[]).unwrap();
     assert_eq!(recipe.output, Path::new("/home/me/runs/small"));
-    assert_eq!(recipe.data["train"].shards, [Path::new("/home/me/data/*.tar")]);
-    assert_eq!(
-        recipe.data["train"].captions.table.as_ref().unwrap().file,
-        Path::new("/home/me/configs/captions.parquet")
-    );
+    assert_eq!(recipe.data["train"].shards, ["/home/me/data/*.tar".into()]);
+    assert_eq!(recipe.data["train"].captions.table.as_ref().unwrap().file, "/home/me/configs/captions.parquet".into());
     let columns: Vec<_> = recipe.data["train"].captions.columns.iter().map(|c| (c.name.as_str(), c.weight)).collect();
     assert_eq!(columns, [(".txt", 1), ("long", 2)]);
     assert_eq!(recipe.model.vision.as_ref().unwrap().folder, Path::new("/models/vit"));
@@ -208,7 +205,7 @@ fn data_sets_of_other_kinds_and_joins_by_other_fields() {
     )
     .unwrap();
     let data = &list.data["train"];
-    assert_eq!(data.images.as_deref(), Some(Path::new("/home/me/configs/coco")));
+    assert_eq!(data.images, Some("/home/me/configs/coco".into()));
     assert_eq!(data.rows, RowRange { from: 1000, to: None });
     assert_eq!(data.only["split"], "test");
     assert_eq!(data.index, IndexPlace::Folder("/home/me/configs/cache/here".into()));
@@ -220,4 +217,25 @@ fn data_sets_of_other_kinds_and_joins_by_other_fields() {
         let error = with(to).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+#[test]
+fn urls_of_data_are_kept_as_typed_wherever_they_are_given() {
+    let text =
+        RECIPE.replace("../data/*.tar", "s3://bucket/train/*.tar").replace("captions.parquet", "gs://b/c.parquet");
+    let recipe = read(&text, &[]).unwrap();
+    let data = &recipe.data["train"];
+    assert_eq!(data.shards, ["s3://bucket/train/*.tar".into()]);
+    assert_eq!(data.captions.table.as_ref().unwrap().file, "gs://b/c.parquet".into());
+    assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&recipe).unwrap()).unwrap(), recipe);
+    let set = |value: &str| read(RECIPE, &[&format!("data.train.shards={value}")]);
+    assert_eq!(set("s3://bucket/train/*.tar").unwrap().data["train"].shards, data.shards);
+    let both = set("[\"s3://bucket/a.tar\", \"b.tar\"]").unwrap();
+    assert_eq!(both.data["train"].shards, ["s3://bucket/a.tar".into(), "/home/me/configs/b.tar".into()]);
+    assert_ne!(set("s3://bucket/a.tar").unwrap().fingerprint(), set("s3://bucket/b.tar").unwrap().fingerprint());
+    let error = read(&RECIPE.replace("../data/*.tar", "s4://b/*.tar"), &[]).unwrap_err().to_string();
+    assert!(
+        error.contains("small.toml:7: `data.train.shards` is `s4://b/*.tar`, it must be a path or begin"),
+        "{error}"
+    );
 }

@@ -1,15 +1,20 @@
 //! Images a second from tars to pixels, as training reads them, beside decoding and resizing alone.
 
 use super::median;
-use crate::data::{Bare, BareTimes, BatchRequest, Dataset, Loader, LoaderConfig, OnBroken, SampleRequest, Transform};
+use crate::data::{
+    Bare, BareTimes, BatchRequest, Dataset, Loader, LoaderConfig, OnBroken, SampleRequest, Transform,
+    storage::{Limits, Storage},
+};
 use anyhow::Context as _;
 use common::{
     ids::{Epoch, SampleIndex},
-    recipe::{Augment, CaptionColumn, Captions, ConvertToRgb, DataKind, DataSet, IndexPlace, PixelMode, RowRange},
+    recipe::{
+        Augment, CaptionColumn, Captions, ConvertToRgb, DataKind, DataPath, DataSet, IndexPlace, PixelMode, RowRange,
+    },
     sampler::Shuffle,
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 /// The most images that are held in memory for the bound.
 const MOST_IN_MEMORY: u64 = 4096;
@@ -17,12 +22,12 @@ const MOST_IN_MEMORY: u64 = 4096;
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub struct LoaderArgs {
-    /// Folder of tars, or pattern of tars
+    /// Folder of tars, or pattern of tars, or URL of one such as s3://bucket/data/*.tar
     #[arg(value_name = "TARS", conflicts_with = "data")]
-    pub tars: Option<PathBuf>,
+    pub tars: Option<DataPath>,
     /// The same as TARS
     #[arg(long, default_value = "tests/data/emoji/emoji-wds/train/*.tar", value_name = "GLOB")]
-    pub data: PathBuf,
+    pub data: DataPath,
     /// Side of the square images in pixels
     #[arg(long, default_value_t = 224)]
     pub size: u32,
@@ -63,8 +68,9 @@ pub fn run(args: &LoaderArgs) -> anyhow::Result<Value> {
     let cores = std::thread::available_parallelism().context("the number of cores is unknown: give --threads")?.get();
     let threads = args.threads.unwrap_or(cores);
     anyhow::ensure!(threads > 0, "--threads must be 1 or more");
+    let storage = Arc::new(Storage::from_environment(Limits::default()));
     let began = Instant::now();
-    let dataset = Arc::new(Dataset::open("bench", &spec(args))?);
+    let dataset = Arc::new(Dataset::open(&storage, "bench", &spec(args))?);
     let index_s = began.elapsed().as_secs_f64();
     let images = dataset.len();
     let config = config(args, &dataset, threads);
@@ -110,7 +116,10 @@ fn pass(
 
 fn spec(args: &LoaderArgs) -> DataSet {
     let given = args.tars.as_ref().unwrap_or(&args.data);
-    let pattern = if given.is_dir() { given.join("*.tar") } else { given.clone() };
+    let pattern = match given {
+        DataPath::Path(folder) if folder.is_dir() => folder.join("*.tar").into(),
+        given => given.clone(),
+    };
     DataSet {
         kind: DataKind::Webdataset,
         shards: vec![pattern],

@@ -1,15 +1,19 @@
 //! What `data index`, `data inspect` and `data verify` are given.
 
-use super::{DataError, survey::Survey};
-use common::recipe::IndexPlace;
-use std::path::PathBuf;
+use super::{
+    DataError,
+    storage::{Limits, Storage},
+    survey::Survey,
+};
+use common::recipe::{DataPath, IndexPlace};
+use std::sync::Arc;
 
 /// Which shards, where their index is, and how to print.
 #[derive(Debug, clap::Args)]
 pub struct ShardsArgs {
-    /// Tars or parquet files, folders of them, or patterns in quotes such as 'data/*.tar'
+    /// Tars or parquet files, folders of them, or patterns in quotes such as 'data/*.tar' or 's3://bucket/data/*.tar'
     #[arg(required = true, value_name = "PATH")]
-    pub paths: Vec<PathBuf>,
+    pub paths: Vec<DataPath>,
     /// Where the shards' index is kept: `beside` them, or a folder; the user's cache folder unless given
     #[arg(long, value_name = "PLACE")]
     pub index: Option<String>,
@@ -35,6 +39,6 @@ impl ShardsArgs {
             Some("beside") => IndexPlace::Beside,
             Some(folder) => IndexPlace::Folder(folder.into()),
         };
-        Survey::open(&self.paths, &place)
+        Survey::open(&Arc::new(Storage::from_environment(Limits::default())), &self.paths, &place)
     }
 }

@@ -208,13 +208,15 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::tests::storage;
     use common::recipe::IndexPlace;
     use std::path::Path;
     use std::path::PathBuf;
 
     fn look(path: PathBuf) -> Summary {
         let index = tempfile::tempdir().unwrap();
-        inspect(&Survey::open(&[path], &IndexPlace::Folder(index.path().to_owned())).unwrap()).unwrap()
+        inspect(&Survey::open(&storage(), &[path.into()], &IndexPlace::Folder(index.path().to_owned())).unwrap())
+            .unwrap()
     }
 
     #[test]

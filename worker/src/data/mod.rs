@@ -1,11 +1,13 @@
 //! Image-text data: what is in the shards, and their pixels in the order that was asked for.
 //!
-//! Data are read where they lie; `storage` is where: files or objects. `tar`, `scan` and `images` look at each shard once,
-//! `index` keeps what they found on disk; `table` and `join` add captions from elsewhere; `select` says which samples are
-//! used; `dataset` is all of that behind numbers from 0. `pixels` decodes, crops and resizes an image, `loading` makes
-//! batches of them ahead of the training.
+//! Data are read where they lie; `storage` is where: files or objects, which `glob` finds and `blob` opens. `tar`, `scan`
+//! and `images` look at each shard once, `index` keeps what they found on disk; `table` and `join` add captions from
+//! elsewhere; `select` says which samples are used; `dataset` is all of that behind numbers from 0. `pixels` decodes, crops
+//! and resizes an image, `loading` makes batches of them ahead of the training.
 
 pub mod arguments;
+mod blob;
+mod chunks;
 mod container;
 mod dataset;
 mod documents;

@@ -2,6 +2,7 @@
 
 use super::{
     DataError,
+    blob::Found,
     dataset::reader,
     files::Files,
     glob,
@@ -9,18 +10,18 @@ use super::{
     index::{Flaw, IMAGE, Places, ShardIndex, open_all},
     pixels::{Decoder, ImageKind},
     progress::Line,
-    select::stem,
+    storage::{Location, Storage},
 };
 use common::{
-    recipe::{Captions, DataKind, DataSet, IndexPlace, RowRange},
+    recipe::{Captions, DataKind, DataPath, DataSet, IndexPlace, RowRange},
     sampler::Shuffle,
 };
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Shards that are looked at, with their indices.
 pub struct Survey {
     /// The shards.
-    pub paths: Vec<PathBuf>,
+    pub paths: Vec<Location>,
     /// Their indices.
     pub indices: Vec<ShardIndex>,
     /// How many indices had to be made.
@@ -55,12 +56,13 @@ pub struct SeenImage {
 
 impl Survey {
     /// Opens the indices of files, folders and patterns; those that are missing are made.
-    pub fn open(given: &[PathBuf], place: &IndexPlace) -> Result<Self, DataError> {
-        let mut paths = Vec::new();
+    pub fn open(storage: &Arc<Storage>, given: &[DataPath], place: &IndexPlace) -> Result<Self, DataError> {
+        let mut found = Vec::new();
         for path in given {
-            paths.extend(shards(path)?);
+            found.extend(shards(storage, path)?);
         }
-        let parquet = paths.iter().all(|path| path.extension().is_some_and(|ending| ending == "parquet"));
+        let paths: Vec<Location> = found.iter().map(Found::location).collect();
+        let parquet = paths.iter().all(|path| path.name().ends_with(".parquet"));
         let kind = if parquet { DataKind::Parquet } else { DataKind::Webdataset };
         let spec = spec(kind, place);
         let line = Line::new("indexing", "shards");
@@ -70,9 +72,9 @@ impl Survey {
             let mut made = made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             *made = (made.0.max(progress.read), made.1.max(progress.read_bytes));
         };
-        let indices = open_all(&paths, reader(&spec).as_ref(), &Places::new(place), &progress)?;
-        let stats = indices.iter().map(|index| index.footer().shard);
-        let files = Files::new(paths.iter().cloned().zip(stats).collect());
+        let indices = open_all(storage, &found, reader(&spec).as_ref(), &Places::new(place), &progress)?;
+        let stats = indices.iter().map(|index| index.footer().shard.clone());
+        let files = Files::new(storage, found.into_iter().zip(stats).collect());
         let images = if parquet { Images::Parquets(ParquetImages::new(None)) } else { Images::Tars };
         let (made, made_bytes) = made.into_inner().unwrap_or_default();
         Ok(Self { paths, indices, made, made_bytes, files, images })
@@ -80,7 +82,7 @@ impl Survey {
 
     /// What a shard is called.
     pub fn stem(&self, shard: usize) -> String {
-        stem(&self.paths[shard])
+        self.paths[shard].stem()
     }
 
     /// Samples in all shards, broken ones included.
@@ -137,13 +139,24 @@ impl Survey {
     }
 }
 
-/// The shards that a path on the command line means: itself, its matches, or a folder's tars, else its parquet files.
-fn shards(path: &Path) -> Result<Vec<PathBuf>, DataError> {
-    if !path.is_dir() {
-        return glob::expand(path);
+/// The shards that a path or URL on the command line means: itself, its matches, or a folder's tars, else its parquet
+/// files. An URL is a folder's when its last part has no ending.
+fn shards(storage: &Storage, given: &DataPath) -> Result<Vec<Found>, DataError> {
+    let inside = |pattern: &str| -> DataPath {
+        match given {
+            DataPath::Path(folder) => folder.join(pattern).into(),
+            DataPath::Url(folder) => DataPath::Url(format!("{}/{pattern}", folder.trim_end_matches('/'))),
+        }
+    };
+    let is_folder = match given {
+        DataPath::Path(path) => path.is_dir(),
+        DataPath::Url(url) => !url.rsplit('/').next().unwrap_or_default().contains(['.', '*', '?']),
+    };
+    if !is_folder {
+        return glob::expand(storage, given);
     }
-    match glob::expand(&path.join("*.tar")) {
-        Err(none @ DataError::NoMatch { .. }) => glob::expand(&path.join("*.parquet")).map_err(|_| none),
+    match glob::expand(storage, &inside("*.tar")) {
+        Err(none @ DataError::NoMatch { .. }) => glob::expand(storage, &inside("*.parquet")).map_err(|_| none),
         other => other,
     }
 }

@@ -5,11 +5,12 @@ use super::{
     arguments::{Format, ShardsArgs},
     index::{Flaw, IMAGE, rewrite},
     progress::Line,
+    storage::Location,
     survey::Survey,
 };
 use anyhow::Context as _;
 use serde::Serialize;
-use std::{path::PathBuf, time::Instant};
+use std::time::Instant;
 
 /// What to verify.
 #[derive(Debug, clap::Args)]
@@ -77,7 +78,7 @@ pub fn index(args: &ShardsArgs) -> anyhow::Result<()> {
 /// A sample or a shard that is bad.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Bad {
-    shard: PathBuf,
+    shard: Location,
     /// The sample; absent where the shard itself is meant.
     key: Option<String>,
     reason: String,
@@ -105,7 +106,7 @@ pub fn main(args: &VerifyArgs) -> anyhow::Result<()> {
         Format::Text => {
             for bad in &verified.bad {
                 let key = bad.key.as_ref().map_or_else(String::new, |key| format!(" {key}"));
-                println!("{}{key}: {}", bad.shard.display(), bad.reason);
+                println!("{}{key}: {}", bad.shard, bad.reason);
             }
             println!("{} samples in {} shards, {} bad", verified.samples, verified.shards, verified.bad.len());
         }
@@ -151,7 +152,7 @@ fn verify(survey: &Survey, record: bool) -> Result<Verified, DataError> {
             if !undecodable.is_empty() {
                 footer.slots[IMAGE].flaws.insert(Flaw::Undecodable, undecodable);
             }
-            let io = |source| DataError::Io { operation: "write the index of", path: path.clone(), source };
+            let io = |source| DataError::io("write the index of", path, source);
             rewrite(&survey.indices[shard], &footer).map_err(io)?;
         }
         samples += u64::from(footer.rows);
@@ -165,6 +166,7 @@ fn verify(survey: &Survey, record: bool) -> Result<Verified, DataError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::tests::storage;
     use common::recipe::IndexPlace;
     use std::path::Path;
 
@@ -176,7 +178,7 @@ mod tests {
         bytes[512..516].copy_from_slice(b"<htm");
         let path = folder.path().join("a.tar");
         std::fs::write(&path, bytes).unwrap();
-        let open = || Survey::open(std::slice::from_ref(&path), &IndexPlace::Beside).unwrap();
+        let open = || Survey::open(&storage(), &[path.clone().into()], &IndexPlace::Beside).unwrap();
         let survey = open();
         let verified = verify(&survey, true).unwrap();
         assert_eq!((verified.samples, verified.bad.len(), survey.made), (320, 1, 1));

@@ -1,7 +1,7 @@
 //! Global batches are the same in every byte for any number of ranks and threads, with mixing, a join, broken images and
 //! weights that change, and through kills and resumes.
 
-use super::{columns, fixtures, image, spec, tar};
+use super::{columns, fixtures, image, spec, storage, tar};
 use crate::data::{BatchRequest, Dataset, Loader, LoaderConfig, OnBroken, Transform};
 use common::{
     ids::{Rank, Step, WorldSize},
@@ -34,10 +34,10 @@ impl Setup {
         let captioned = |part: &str, tars: &str| {
             let emoji = fixtures().join("data/emoji");
             let mut spec = spec(&emoji.join("emoji-wds").join(part), 0.0);
-            spec.shards = vec![emoji.join("emoji-wds").join(part).join(tars)];
+            spec.shards = vec![emoji.join("emoji-wds").join(part).join(tars).into()];
             spec.captions.columns = columns(&[(".txt", 1), ("long_caption", 2)]);
             spec.captions.table = Some(CaptionTable {
-                file: emoji.join(format!("emoji-dense-{part}.parquet")),
+                file: emoji.join(format!("emoji-dense-{part}.parquet")).into(),
                 key: "key".to_owned(),
                 join: "key".to_owned(),
                 unmatched: Unmatched::Skip,
@@ -47,7 +47,7 @@ impl Setup {
         let specs = [captioned("val", "*.tar"), captioned("train", "00000.tar"), spec(folder, 0.5)];
         let open = |(number, mut spec): (usize, DataSet)| {
             spec.index = IndexPlace::Folder(folder.join("index"));
-            Arc::new(Dataset::open(&format!("set {number}"), &spec).unwrap())
+            Arc::new(Dataset::open(&storage(), &format!("set {number}"), &spec).unwrap())
         };
         let datasets: Vec<_> = specs.into_iter().enumerate().map(open).collect();
         let shuffles = [Shuffle::Full, Shuffle::Blocks { block: 16, window: 256 }, Shuffle::Full];

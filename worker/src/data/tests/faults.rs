@@ -1,6 +1,6 @@
 //! What goes wrong with shards and their indices, each with what then happens.
 
-use super::{columns, image, spec, tar};
+use super::{columns, image, spec, storage, tar};
 use crate::data::{DataError, Dataset, index::Progress};
 use common::{ids::SampleIndex, recipe::IndexPlace};
 use std::{
@@ -28,7 +28,7 @@ fn open(spec: &common::recipe::DataSet) -> (Dataset, u64) {
     let progress = |progress: Progress| {
         read.fetch_max(progress.read, Ordering::Relaxed);
     };
-    let data = Dataset::open_with("d", spec, &progress).unwrap();
+    let data = Dataset::open_with(&storage(), "d", spec, &progress).unwrap();
     (data, read.into_inner())
 }
 
@@ -138,7 +138,7 @@ fn where_no_index_can_be_written_it_is_held_in_memory() {
     fs::write(&occupied, "").unwrap();
     spec.index = IndexPlace::Folder(occupied);
     fs::write(folder.path().join("t.csv"), "key,long\na0,zero\na1,one\na2,two\n").unwrap();
-    let (file, key) = (folder.path().join("t.csv"), "key".to_owned());
+    let (file, key) = (folder.path().join("t.csv").into(), "key".to_owned());
     let (join, unmatched) = (key.clone(), common::recipe::Unmatched::Error);
     spec.captions.table = Some(common::recipe::CaptionTable { file, key, join, unmatched });
     spec.captions.columns = columns(&[(".txt", 1), ("long", 1)]);
@@ -207,7 +207,7 @@ fn a_tar_without_samples_is_legal_and_a_file_without_bytes_is_not() {
     assert_eq!(ranges, [0..2, 2..2, 2..3]);
     assert_eq!(data.key(SampleIndex(2)).unwrap(), "c0");
     fs::write(folder.path().join("b.tar"), b"").unwrap();
-    let error = Dataset::open("d", &spec).unwrap_err();
+    let error = Dataset::open(&storage(), "d", &spec).unwrap_err();
     assert!(
         matches!(error, DataError::EmptyFile { .. }) && error.to_string().contains("b.tar has zero bytes"),
         "{error}"
@@ -224,7 +224,7 @@ fn an_interrupted_indexing_goes_on_where_it_stopped() {
     let mut broken = spec.clone();
     broken.broken_limit = 1.0;
     fs::write(folder.path().join("b.tar"), vec![b'<'; 600]).unwrap();
-    assert!(matches!(Dataset::open("d", &spec), Err(DataError::NotATar { .. })));
+    assert!(matches!(Dataset::open(&storage(), "d", &spec), Err(DataError::NotATar { .. })));
     shard(folder.path(), "b", 2);
     let (data, read) = open(&spec);
     assert_eq!((data.len(), read), (6, 1), "the others' indices were kept");

@@ -1,6 +1,6 @@
 //! The loader: order, sameness for any number of threads, broken images, errors, and its end.
 
-use super::{fixtures, image, spec, tar};
+use super::{fixtures, image, spec, storage, tar};
 use crate::data::{
     Batch, BatchRequest, DataError, Dataset, Loader, LoaderConfig, OnBroken, Reserve, SampleRequest, SkipReason,
     Transform, pixels_to_tensor,
@@ -30,7 +30,7 @@ impl Reserve for Next {
     }
 }
 
-fn config(dataset: &Arc<Dataset>, threads: usize) -> LoaderConfig {
+pub(super) fn config(dataset: &Arc<Dataset>, threads: usize) -> LoaderConfig {
     let datasets = vec![dataset.clone()];
     LoaderConfig {
         datasets,
@@ -45,7 +45,7 @@ fn config(dataset: &Arc<Dataset>, threads: usize) -> LoaderConfig {
     }
 }
 
-fn request(tag: u64, indices: impl IntoIterator<Item = u64>, epoch: u64) -> BatchRequest {
+pub(super) fn request(tag: u64, indices: impl IntoIterator<Item = u64>, epoch: u64) -> BatchRequest {
     let sample = |index| SampleRequest { source: 0, index: SampleIndex(index), epoch: Epoch(epoch) };
     BatchRequest { tag, samples: indices.into_iter().map(sample).collect() }
 }
@@ -55,10 +55,10 @@ fn emoji() -> Arc<Dataset> {
     let cache = tempfile::tempdir().unwrap();
     let mut spec = spec(&fixtures().join("data/emoji/emoji-wds/val"), 0.0);
     spec.index = IndexPlace::Folder(cache.path().to_owned());
-    Arc::new(Dataset::open("emoji", &spec).unwrap())
+    Arc::new(Dataset::open(&storage(), "emoji", &spec).unwrap())
 }
 
-fn all(config: LoaderConfig, requests: Vec<BatchRequest>) -> Vec<Batch> {
+pub(super) fn all(config: LoaderConfig, requests: Vec<BatchRequest>) -> Vec<Batch> {
     let mut loader = Loader::start(config, requests.into_iter());
     std::iter::from_fn(|| loader.next()).collect::<Result<_, _>>().unwrap()
 }
@@ -79,7 +79,7 @@ fn small(folder: &Path, images: &[&str]) -> Arc<Dataset> {
         .zip(&bodies)
         .flat_map(|((jpg, txt), body)| [(jpg.as_str(), body.as_slice()), (txt.as_str(), b"x")]);
     std::fs::write(folder.join("0.tar"), tar(&members.collect::<Vec<_>>())).unwrap();
-    Arc::new(Dataset::open("small", &spec(folder, 1.0)).unwrap())
+    Arc::new(Dataset::open(&storage(), "small", &spec(folder, 1.0)).unwrap())
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn a_broken_image_may_be_left_out_and_too_many_are_an_error() {
     let image = 3 * 32 * 32;
     assert_eq!(batch.pixels[image..2 * image], vec![0; image]);
 
-    let strict = Arc::new(Dataset::open("small", &spec(folder.path(), 0.5)).unwrap());
+    let strict = Arc::new(Dataset::open(&storage(), "small", &spec(folder.path(), 0.5)).unwrap());
     let config = LoaderConfig { datasets: vec![strict], ..config };
     let mut loader = Loader::start(config, vec![request(0, [0, 1, 2], 0), request(1, [4, 3], 0)].into_iter());
     assert_eq!(loader.next().unwrap().unwrap().broken.len(), 2);

@@ -6,6 +6,8 @@ mod fuzz;
 mod index;
 mod layouts;
 mod load;
+mod object_tables;
+mod objects;
 mod shards;
 
 pub(super) use shards::*;
