@@ -303,7 +303,10 @@ pub(super) async fn stop(args: &JobArg, common: &Common) -> Result<u8, CliError>
     }
     match common.format {
         Format::Json => output::print_json(None, &status),
-        Format::Text => println!("{} {}; next: llm2clip resume {}", status.job, phase(&status, true), status.job),
+        Format::Text => {
+            let next = if matches!(status.phase, Phase::Succeeded) { "status" } else { "resume" };
+            println!("{} {}; next: llm2clip {next} {}", status.job, phase(&status, true), status.job);
+        }
     }
     reached.end().await;
     Ok(if matches!(status.phase, Phase::Stopped | Phase::Succeeded) {

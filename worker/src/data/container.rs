@@ -21,7 +21,7 @@ const PAGE_ON_DISK: u64 = PAGE + 4;
 const MAGIC: [u8; 8] = *b"L2CPAGE\n";
 const TRAILER: u64 = 4 + 4 + 8 + 32 + 8;
 /// Raised when the layout here or a footer's meaning changes; other versions are written anew.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Why a file of ours is not used.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,9 @@
 //! The samples of a shard while it is being indexed, and their form in the index file.
 
-use super::{Footer, IMAGE, SlotFooter};
+use super::{
+    Footer, IMAGE, SlotFooter,
+    groups::{Encoder, GROUP, group_of},
+};
 use crate::data::{container::Writer, source::Stat};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -22,7 +25,7 @@ pub struct Extent {
     pub length: u64,
 }
 
-/// A member's place, eight bytes: in a tar its block and its length in bytes; in other shards its row, counted from 1.
+/// A member's place: in a tar its block and its length in bytes; in other shards its row, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place {
     /// The block of 512 bytes it begins at, or the row counted from 1; never 0, which stands for no member.
@@ -53,19 +56,9 @@ impl Place {
         u64::from(self.block - 1)
     }
 
-    /// From the index file.
-    pub fn of_bytes(bytes: [u8; 8]) -> Option<Self> {
-        let [a, b, c, d, e, f, g, h] = bytes;
-        let place = Self { block: u32::from_le_bytes([a, b, c, d]), length: u32::from_le_bytes([e, f, g, h]) };
-        (place.block != 0).then_some(place)
-    }
-
-    fn bytes(place: Option<Self>) -> [u8; 8] {
-        let Some(place) = place else { return [0; 8] };
-        let mut bytes = [0; 8];
-        bytes[..4].copy_from_slice(&place.block.to_le_bytes());
-        bytes[4..].copy_from_slice(&place.length.to_le_bytes());
-        bytes
+    /// The block behind its last one, in a tar.
+    pub fn end(self) -> u32 {
+        self.block.saturating_add(self.length.div_ceil(BLOCK as u32))
     }
 }
 
@@ -205,15 +198,20 @@ impl Rows {
     pub fn write<W: Write>(self, kind: &str, shard: Stat, sink: W) -> io::Result<W> {
         let mut writer = Writer::new(sink)?;
         let footer = self.footer(kind, shard);
-        for row in 0..self.ends.len() {
-            for slot in &self.slots {
-                writer.append(&Place::bytes(slot.places.get(row).copied().flatten()))?;
+        let (mut encoder, mut starts, mut written) = (Encoder::default(), vec![0u32], 0usize);
+        for first in (0..self.count()).step_by(GROUP as usize) {
+            encoder.begin();
+            for row in group_of(first, self.count()).1 {
+                let places = self.slots.iter().map(|slot| slot.places.get(row as usize).copied().flatten());
+                encoder.add(self.key(row), places);
             }
+            writer.append(&encoder.bytes)?;
+            written += encoder.bytes.len();
+            starts.push(u32::try_from(written).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?);
         }
-        for end in &self.ends {
-            writer.append(&end.to_le_bytes())?;
+        for start in &starts {
+            writer.append(&start.to_le_bytes())?;
         }
-        writer.append(self.keys.as_bytes())?;
         writer.finish(&footer)
     }
 
