@@ -1,12 +1,13 @@
 //! A recipe: what a job is. One TOML file; unknown keys are errors.
 //!
 //! `raw` is the file as written, each value with its place; `read` and `stages` turn it into the types below, in which
-//! nothing that is required is optional and every path is absolute; `validate` checks what spans several parts. This
-//! module reads no file: the caller hands over the text and the folder.
+//! nothing that is required is optional and every path is absolute; `validate` checks what spans several parts; `order` is
+//! the order of samples that a recipe means. This module reads no file: the caller hands over the text and the folder.
 
 mod error;
 mod fingerprint;
 mod mix;
+mod order;
 mod raw;
 mod read;
 mod stages;

@@ -3,7 +3,7 @@
 //! Data are read where they lie; `storage` is where: files or objects. `tar`, `scan` and `images` look at each shard once,
 //! `index` keeps what they found on disk; `table` and `join` add captions from elsewhere; `select` says which samples are
 //! used; `dataset` is all of that behind numbers from 0. `pixels` decodes, crops and resizes an image, `loading` makes
-//! batches of them ahead of the training.
+//! batches of them ahead of the training. `inspect`, `verify` and `order` answer questions on the command line.
 
 pub mod arguments;
 mod container;
@@ -18,6 +18,7 @@ pub mod inspect;
 mod join;
 mod labels;
 mod loading;
+pub mod order;
 mod pixels;
 mod progress;
 mod report;
