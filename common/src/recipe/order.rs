@@ -55,12 +55,15 @@ mod tests {
             name = "mix"
             seed = 9
             output = "out"
-            data.a = { kind = "webdataset", shards = "a.tar", captions = { columns = { ".txt" = 1 } } }
+            [data.a]
+            kind = "webdataset"
+            shards = "a.tar"
+            captions = { columns = { ".txt" = 1 } }
             [data.b]
             kind = "webdataset"
             shards = "b.tar"
             captions = { columns = { ".txt" = 1 } }
-            shuffle = { block = 8, window = 64 }
+            shuffle = { block = 8, window = 256 }
             [model]
             text = { folder = "llama" }
             vision = { folder = "vit" }
@@ -83,7 +86,7 @@ mod tests {
         let order = recipe.order(clip, &[500, 1_000]).unwrap();
         let expected = OrderSpec {
             sources: vec![
-                OrderSource { name: "b".to_owned(), samples: 500, shuffle: Shuffle::Blocks { block: 8, window: 64 } },
+                OrderSource { name: "b".to_owned(), samples: 500, shuffle: Shuffle::Blocks { block: 8, window: 256 } },
                 OrderSource { name: "a".to_owned(), samples: 1_000, shuffle: Shuffle::Full },
             ],
             policy: Policy::Mixed,

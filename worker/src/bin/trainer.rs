@@ -32,7 +32,7 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum DataCommand {
     /// What is in a data set, and what is broken
-    Inspect(arguments::ShardsArgs),
+    Inspect(inspect::InspectArgs),
     /// Make the index of shards, which the first job that needs it would make
     Index(arguments::ShardsArgs),
     /// Decode everything and list what is bad

@@ -241,7 +241,8 @@ pub(super) fn reader(spec: &DataSet) -> Box<dyn ShardReader> {
     }
 }
 
-fn images(spec: &DataSet, paths: &[PathBuf]) -> Images {
+/// Where the images of a kind are.
+pub(super) fn images(spec: &DataSet, paths: &[PathBuf]) -> Images {
     match spec.kind {
         DataKind::Webdataset => Images::Tars,
         DataKind::Parquet => Images::Parquets(ParquetImages::new(spec.image_column.clone())),
