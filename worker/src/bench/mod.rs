@@ -5,6 +5,7 @@ pub mod collective;
 pub mod loader;
 pub mod loss;
 pub mod step;
+pub mod text;
 
 use crate::torch::cuda::DeviceChoice;
 use anyhow::Context as _;
@@ -15,6 +16,8 @@ use serde_json::Value;
 pub enum BenchCommand {
     /// Images a second from tars to normalised pixels
     Loader(loader::LoaderArgs),
+    /// Bytes and tokens a second from texts to token ids
+    Text(text::TextArgs),
     /// Seconds of an optimizer step of a vision tower
     Step(step::StepArgs),
     /// Seconds of the streamed contrastive loss beside the full matrix
@@ -29,6 +32,7 @@ pub enum BenchCommand {
 pub fn main(command: &BenchCommand) -> anyhow::Result<()> {
     let figures = match command {
         BenchCommand::Loader(args) => loader::run(args),
+        BenchCommand::Text(args) => text::run(args),
         BenchCommand::Step(args) => step::run(args),
         BenchCommand::Loss(args) => loss::run(args),
         BenchCommand::Collective(args) => collective::run(args),
