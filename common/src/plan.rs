@@ -2,6 +2,7 @@
 
 use crate::{
     ids::{Generation, JobId, Rank, Step, WorldSize},
+    manifest::Weights,
     recipe::Recipe,
 };
 use serde::{Deserialize, Serialize};
@@ -46,4 +47,7 @@ pub struct ResumePoint {
     pub step: Step,
     /// Its folder, absolute.
     pub folder: PathBuf,
+    /// Whether a user changed the weights of the mix since the job was submitted.
+    #[serde(default)]
+    pub weights: Weights,
 }

@@ -51,7 +51,7 @@ async fn two_stages_on_two_trainers_succeed() {
     assert_eq!(cluster.submit(&recipe, 2).await.unwrap().phase, Phase::Succeeded, "a repeated submit is the same job");
     let other = common::recipe::Recipe { seed: 8, ..recipe };
     assert_eq!(cluster.submit(&other, 2).await.unwrap_err().code(), Code::AlreadyExists);
-    let resume = ResumeRequest { job: "demo-1".into(), step: None, world_size: None };
+    let resume = ResumeRequest { job: "demo-1".into(), ..ResumeRequest::default() };
     assert_eq!(cluster.jobs.resume(resume).await.unwrap_err().code(), Code::FailedPrecondition);
     assert_eq!(cluster.jobs.stop(JobRequest { job: "nobody".into() }).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(cluster.jobs.stop(JobRequest { job: "/".into() }).await.unwrap_err().code(), Code::InvalidArgument);
@@ -77,7 +77,7 @@ async fn a_killed_trainer_fails_the_job_and_the_record_outlives_the_coordinator(
     assert_eq!((failure.rank, &failure.cause), (Some(Rank(1)), &FailureCause::Signal { signal: 9 }));
     assert_eq!((failure.pid, failure.last_lines.as_slice()), (Some(101), ["the last line".to_owned()].as_slice()));
 
-    let resume = ResumeRequest { job: "demo-1".into(), step: None, world_size: Some(1) };
+    let resume = ResumeRequest { job: "demo-1".into(), world_size: Some(1), ..ResumeRequest::default() };
     cluster.jobs.resume(resume).await.unwrap();
     let _worker = FakeWorker::start(&cluster.url, Script::Train).await;
     let status = cluster.follow(|status| status.phase.exit_code().is_some()).await;

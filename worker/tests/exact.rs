@@ -21,17 +21,20 @@ use std::{
 use tch::{Device, Kind, Tensor, nn};
 use worker::{
     collective::{Collective, Deadlines, Identity, Solo, join},
+    objective::Repeats,
     torch::shim::AdamW,
     trainer::{
         layout::clip_groups,
         parameters::FlatParameters,
-        step::{LossSettings, PairEncoder, StepSettings, accumulate, contrastive_step, normalise},
+        step::{Cut, LossSettings, PairEncoder, StepSettings, accumulate, contrastive_step, normalise},
         timeline::Timeline,
     },
 };
 
 const BATCH: u64 = 23;
 const WIDTH: i64 = 12;
+/// Places of the batch with the same sample: within a rank, across ranks, and one three times.
+const REPEATS: [(i64, i64); 5] = [(0, 22), (3, 4), (7, 15), (15, 19), (7, 19)];
 const LIMITS: Deadlines = Deadlines { join: Duration::from_secs(60), operation: Duration::from_secs(60) };
 /// Set for a process that is to be a rank: what it is, as `RANK KIND CHUNK OPTIMIZER FILE`.
 const RANK_VARIABLE: &str = "LLM2CLIP_TEST_RANK";
@@ -148,7 +151,8 @@ fn train(collective: &dyn Collective, kind: Kind, chunk: u64, sharded: bool) -> 
     let sizes: Vec<i64> = chunks.iter().map(|chunk| (chunk.end - chunk.start) as i64).collect();
     let rows: Vec<i64> = sampler::rows(collective.world(), BATCH).into_iter().map(|n| n as i64).collect();
     let slice = |step| Slice { towers: &towers, step, chunks: chunks.clone() };
-    let (cut, scale) = ((sizes.as_slice(), rows.as_slice()), &towers.log_scale);
+    let repeats = Repeats::new(REPEATS);
+    let (cut, scale) = (Cut { sizes: &sizes, rows: &rows, repeats: &repeats }, &towers.log_scale);
     let loss = loss_settings(chunk);
     let mut timeline = Timeline::begin(Device::Cpu);
     let _ = accumulate(&slice(1), cut, collective, &mut parameters, scale, loss, &mut timeline).unwrap();
@@ -175,6 +179,11 @@ fn reference(kind: Kind) -> Trace {
         parameters.zero_grad();
         let (image, text) = towers.encode(step, 0..BATCH);
         let logits_BB = normalise(&image).matmul(&normalise(&text).tr()) * towers.log_scale.exp();
+        let hidden_BB = Tensor::zeros([BATCH as i64; 2], (Kind::Bool, Device::Cpu));
+        for (a, b) in REPEATS.into_iter().flat_map(|(a, b)| [(a, b), (b, a)]) {
+            let _ = hidden_BB.get(a).get(b).fill_(1);
+        }
+        let logits_BB = logits_BB.masked_fill(&hidden_BB, f64::NEG_INFINITY);
         let targets = Tensor::arange(BATCH as i64, (Kind::Int64, Device::Cpu));
         // `cross_entropy_for_logits` of tch computes in fp32.
         let one_way = |logits: &Tensor| logits.log_softmax(-1, kind).nll_loss(&targets);

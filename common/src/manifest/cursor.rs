@@ -59,9 +59,11 @@ impl SourceFingerprint {
 }
 
 /// What a resume may do about weights that the recipe has changed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Weights {
     /// Refuse to go on.
+    #[default]
     AsWritten,
     /// Go on with the new ones, as a new segment that begins at the resume's step.
     MayChange,

@@ -1,12 +1,13 @@
 //! How data sets are mixed and shuffled.
 
 use super::{
-    Mix,
+    Mix, Recipe, Stage,
     error::RecipeError,
     raw::{Node, Table, Value},
     read::{choice, one_or_more, positive, small, text},
 };
 use crate::sampler::{Policy, Shuffle, Tail};
+use std::collections::BTreeMap;
 
 /// Reads `[data.NAME] shuffle`: `"full"` or `{ block = b, window = m }`.
 pub(super) fn shuffle(table: &mut Table<'_>) -> Result<Shuffle, RecipeError> {
@@ -65,6 +66,34 @@ fn weights(mut table: Table<'_>, data: &[String]) -> Result<Vec<u32>, RecipeErro
         return Err(table.error("no data set of `stage.mix.weights` has a weight above 0"));
     }
     Ok(weights)
+}
+
+impl Recipe {
+    /// Gives the data sets that the `clip` stage mixes other weights; those that are not named keep theirs.
+    ///
+    /// # Errors
+    /// In words, when there is no mix, a name is not in it, a weight is missing, or none is above 0.
+    pub fn set_weights(&mut self, new: &BTreeMap<String, u32>) -> Result<(), String> {
+        let clip = self.stages.iter_mut().find_map(|stage| match stage {
+            Stage::Clip(clip) => Some(clip),
+            Stage::Embed(_) | Stage::Eval(_) => None,
+        });
+        let clip = clip.ok_or("the recipe has no `clip` stage")?;
+        if let Some(name) = new.keys().find(|name| !clip.data.contains(name)) {
+            return Err(format!("data set `{name}` is not one of the stage's: {}", clip.data.join(", ")));
+        }
+        let old = |number: usize| clip.mix.weights.as_ref().map(|weights| weights[number]);
+        let weight = |(number, name): (usize, &String)| {
+            let weight = new.get(name).copied().or_else(|| old(number));
+            weight.ok_or_else(|| format!("data set `{name}` needs a weight, too: it had none"))
+        };
+        let weights = clip.data.iter().enumerate().map(weight).collect::<Result<Vec<u32>, _>>()?;
+        if weights.iter().all(|weight| *weight == 0) {
+            return Err("no data set has a weight above 0".to_owned());
+        }
+        clip.mix.weights = Some(weights);
+        Ok(())
+    }
 }
 
 /// Reads a stage's `data`: one name or several, none twice.

@@ -1,9 +1,11 @@
 //! A recipe: what a job is. One TOML file; unknown keys are errors.
 //!
 //! `raw` is the file as written, each value with its place; `read` and `stages` turn it into the types below, in which
-//! nothing that is required is optional and every path is absolute; `validate` checks what spans several parts; `order` is
-//! the order of samples that a recipe means. This module reads no file: the caller hands over the text and the folder.
+//! nothing that is required is optional and every path is absolute (URLs of data stay as typed); `validate` checks what
+//! spans several parts; `order` is the order of samples that a recipe means. This module reads no file: the caller hands
+//! over the text and the folder.
 
+mod data_path;
 mod error;
 mod fingerprint;
 mod mix;
@@ -16,6 +18,7 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
+pub use data_path::DataPath;
 pub use error::RecipeError;
 pub use read::{Source, parse};
 
@@ -55,8 +58,8 @@ impl Recipe {
 pub struct DataSet {
     /// How the shards are laid out.
     pub kind: DataKind,
-    /// Glob patterns of the shards, absolute; their sorted matches, one pattern after the other, are the shards in order.
-    pub shards: Vec<PathBuf>,
+    /// Glob patterns of the shards; their sorted matches, one pattern after the other, are the shards in order.
+    pub shards: Vec<DataPath>,
     /// The captions of each image.
     pub captions: Captions,
     /// The largest share of broken samples to bear, 0 to 1.
@@ -66,7 +69,7 @@ pub struct DataSet {
     pub shuffle: Shuffle,
     /// Where images are that a list names by relative paths; absent means beside the list. Of `list` alone.
     #[serde(default)]
-    pub images: Option<PathBuf>,
+    pub images: Option<DataPath>,
     /// The column or field that holds an image's path (`list`) or bytes (`parquet`); absent means that it is found by the
     /// names that are usual.
     #[serde(default)]
@@ -98,7 +101,8 @@ pub enum IndexPlace {
     /// In the user's cache folder on each machine. Data folders are often shared or read only, and nobody is surprised.
     #[default]
     Cache,
-    /// Beside each shard, so that every machine finds it; in the cache folder where the data cannot be written.
+    /// Beside each shard, so that every machine finds it; in the cache folder where the data cannot be written. Of an
+    /// object it is copied from there to the cache folder.
     Beside,
     /// In this folder, absolute.
     Folder(PathBuf),
@@ -130,8 +134,8 @@ pub struct Captions {
 /// A table of captions: parquet, CSV, JSON lines, or one JSON array.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptionTable {
-    /// The file, absolute, or a pattern of several.
-    pub file: PathBuf,
+    /// The file, or a pattern of several.
+    pub file: DataPath,
     /// The column by which a row is found.
     pub key: String,
     /// What of a sample is looked up there: `key`, or a field of its metadata such as `url` or `sha256`.
@@ -304,9 +308,9 @@ pub struct ClipStage {
     pub precision: Precision,
     /// How images are cropped.
     pub augment: Augment,
-    /// How they get the model's size.
+    /// How near to Pillow's their pixels are.
     #[serde(default)]
-    pub resize: Resize,
+    pub pixels: PixelMode,
     /// When they become RGB.
     #[serde(default)]
     pub convert_to_rgb: ConvertToRgb,
@@ -370,11 +374,11 @@ pub struct Augment {
     pub ratio: (f64, f64),
 }
 
-/// How an image of the crop's size becomes one of the model's size.
+/// How near to Pillow's an image's pixels are.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Resize {
-    /// Pillow's kernel in 16 bits of fixed point: some bytes differ from Pillow's, nearly all of them by one level.
+pub enum PixelMode {
+    /// The resize's weights have 16 bits: one byte in a hundred is a level beside Pillow's, in less time.
     Fast,
     /// Pillow's bytes.
     #[default]

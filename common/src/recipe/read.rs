@@ -1,8 +1,8 @@
 //! From the file as written to the validated recipe: all but the stages.
 
 use super::{
-    AdapterModel, Attention, CaptionColumn, CaptionTable, Captions, DataKind, DataSet, Faults, IndexPlace, Init,
-    Models, Pooling, Recipe, RowRange, TextModel, Unmatched, VisionModel,
+    AdapterModel, Attention, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Faults, IndexPlace,
+    Init, Models, Pooling, Recipe, RowRange, TextModel, Unmatched, VisionModel,
     error::{File, RecipeError},
     mix,
     raw::{self, Node, Table, Value},
@@ -52,7 +52,7 @@ pub fn parse(source: Source<'_>, overrides: &[String]) -> Result<Recipe, RecipeE
 }
 
 /// The path without `.` and `..`; nothing is looked up.
-fn plain(path: &Path) -> PathBuf {
+pub(super) fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
         match part {
@@ -83,10 +83,10 @@ fn data_sets(table: &mut Table<'_>, folder: &Path) -> Result<BTreeMap<String, Da
 fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError> {
     let kinds = [("webdataset", DataKind::Webdataset), ("parquet", DataKind::Parquet), ("list", DataKind::List)];
     let kind = table.need("kind", |value| choice(value, &kinds))?;
-    let shards = table.need("shards", |value| one_or_more(value, text))?;
+    let shards = table.need("shards", |value| one_or_more(value, |value| data_path(value, folder)))?;
     let broken_limit = table.get("broken_limit", share)?.unwrap_or(0.1);
     let shuffle = mix::shuffle(&mut table)?;
-    let images = table.get("images", text)?.map(|images| plain(&folder.join(images)));
+    let images = table.get("images", |value| data_path(value, folder))?;
     let image_column = table.get("image_column", text)?;
     let rows = rows(table.table("rows")?)?;
     let only = table.table("only")?.map(only).transpose()?.unwrap_or_default();
@@ -103,8 +103,11 @@ fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError>
     }
     let captions = captions(table.table("captions")?, folder)?;
     table.finish()?;
-    let shards = shards.iter().map(|shard| plain(&folder.join(shard))).collect();
     Ok(DataSet { kind, shards, captions, broken_limit, shuffle, images, image_column, rows, only, index })
+}
+
+fn data_path(value: &Value, folder: &Path) -> Result<DataPath, String> {
+    DataPath::read(&text(value)?, folder)
 }
 
 fn rows(table: Option<Table<'_>>) -> Result<RowRange, RecipeError> {
@@ -129,7 +132,7 @@ fn only(mut table: Table<'_>) -> Result<BTreeMap<String, String>, RecipeError> {
 fn captions(table: Option<Table<'_>>, folder: &Path) -> Result<Captions, RecipeError> {
     let own = || vec![CaptionColumn { name: ".txt".to_owned(), weight: 1 }];
     let Some(mut table) = table else { return Ok(Captions { table: None, columns: own() }) };
-    let file = table.get("table", text)?;
+    let file = table.get("table", |value| data_path(value, folder))?;
     let key = table.get("key", text)?;
     let join = table.get("join", text)?;
     let choices = [
@@ -146,7 +149,7 @@ fn captions(table: Option<Table<'_>>, folder: &Path) -> Result<Captions, RecipeE
     let parquet = file.map(|file| {
         let join = join.unwrap_or_else(|| "key".to_owned());
         let key = key.unwrap_or_else(|| join.clone());
-        CaptionTable { file: plain(&folder.join(file)), key, join, unmatched: unmatched.unwrap_or_default() }
+        CaptionTable { file, key, join, unmatched: unmatched.unwrap_or_default() }
     });
     if parquet.is_none() && columns.iter().any(|column| !column.name.starts_with('.')) {
         return Err(

@@ -1,7 +1,7 @@
 //! The stages of a recipe.
 
 use super::{
-    Augment, CheckpointPolicy, ClipStage, ConvertToRgb, EmbedStage, EvalStage, Length, Optimizer, Precision, Resize,
+    Augment, CheckpointPolicy, ClipStage, ConvertToRgb, EmbedStage, EvalStage, Length, Optimizer, PixelMode, Precision,
     Schedule, Stage,
     error::{RecipeError, nearest},
     mix,
@@ -61,7 +61,7 @@ fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeErr
         length: length(table)?,
         precision: precision(table)?,
         augment: augment(table)?,
-        resize: resize(table)?,
+        pixels: pixels(table)?,
         convert_to_rgb: convert_to_rgb(table)?,
         patch_dropout: table.get("patch_dropout", |value| within(value, 0.0, 0.95))?.unwrap_or(0.0),
         optimizer: optimizer(table)?,
@@ -110,9 +110,9 @@ fn augment(table: &mut Table<'_>) -> Result<Augment, RecipeError> {
     Ok(read)
 }
 
-fn resize(table: &mut Table<'_>) -> Result<Resize, RecipeError> {
-    let modes = [("pillow-exact", Resize::PillowExact), ("fast", Resize::Fast)];
-    Ok(table.get("resize", |value| choice(value, &modes))?.unwrap_or_default())
+fn pixels(table: &mut Table<'_>) -> Result<PixelMode, RecipeError> {
+    let modes = [("pillow-exact", PixelMode::PillowExact), ("fast", PixelMode::Fast)];
+    Ok(table.get("pixels", |value| choice(value, &modes))?.unwrap_or_default())
 }
 
 fn convert_to_rgb(table: &mut Table<'_>) -> Result<ConvertToRgb, RecipeError> {

@@ -51,11 +51,8 @@ fn clip(recipe: &Recipe) -> &ClipStage {
 fn a_recipe_is_complete_and_its_paths_absolute() {
     let recipe = read(RECIPE, &[]).unwrap();
     assert_eq!(recipe.output, Path::new("/home/me/runs/small"));
-    assert_eq!(recipe.data["train"].shards, [Path::new("/home/me/data/*.tar")]);
-    assert_eq!(
-        recipe.data["train"].captions.table.as_ref().unwrap().file,
-        Path::new("/home/me/configs/captions.parquet")
-    );
+    assert_eq!(recipe.data["train"].shards, ["/home/me/data/*.tar".into()]);
+    assert_eq!(recipe.data["train"].captions.table.as_ref().unwrap().file, "/home/me/configs/captions.parquet".into());
     let columns: Vec<_> = recipe.data["train"].captions.columns.iter().map(|c| (c.name.as_str(), c.weight)).collect();
     assert_eq!(columns, [(".txt", 1), ("long", 2)]);
     assert_eq!(recipe.model.vision.as_ref().unwrap().folder, Path::new("/models/vit"));
@@ -106,9 +103,24 @@ fn data_sets_are_mixed_and_shuffled_as_the_recipe_says() {
     assert_eq!((&clip(&plain).mix, clip(&plain).tail), (&Mix::default(), Tail::Drop));
     assert_eq!(plain.data["train"].shuffle, Shuffle::Full);
     assert_eq!(plain.data["other"].shuffle, Shuffle::Blocks { block: 64, window: 4096 });
-    let mixed = with("mix = { policy = \"mixed\", weights = { other = 1, train = 2 } }\ntail = \"drop\"").unwrap();
+    let mixed = with("mix = { policy = \"mixed\", weights = { other = 1, train = 2 } }\ntail = \"carry\"").unwrap();
     assert_eq!(clip(&mixed).mix, Mix { policy: Policy::Mixed, weights: Some(vec![2, 1]) });
+    assert_eq!(clip(&mixed).tail, Tail::Carry);
     assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&mixed).unwrap()).unwrap(), mixed);
+    let change = |recipe: &Recipe, new: &[(&str, u32)]| {
+        let mut recipe = recipe.clone();
+        let new = new.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect();
+        recipe.set_weights(&new).map(|()| clip(&recipe).mix.weights.clone().unwrap())
+    };
+    assert_eq!(change(&mixed, &[("other", 5)]), Ok(vec![2, 5]));
+    assert_eq!(change(&plain, &[("other", 5), ("train", 0)]), Ok(vec![0, 5]));
+    for (recipe, new, expected) in [
+        (&plain, &[("other", 5)][..], "data set `train` needs a weight, too"),
+        (&mixed, &[("othr", 5)], "data set `othr` is not one of the stage's: train, other"),
+        (&mixed, &[("other", 0), ("train", 0)], "no data set has a weight above 0"),
+    ] {
+        assert!(change(recipe, new).unwrap_err().contains(expected), "{new:?}");
+    }
 
     let check = |from: &str, to: &str, expected: &str| {
         let text = two.replace("MIX", "mix = { weights = { train = 2, other = 1 } }");
@@ -142,7 +154,6 @@ fn data_sets_are_mixed_and_shuffled_as_the_recipe_says() {
     );
     check("{ block = 64, window = 4096 }", "\"blocks\"", "small.toml:13: `data.other.shuffle` must be \"full\" or {");
     check("block = 64", "blok = 64", "`blok` is no key in `data.other.shuffle`; did you mean `block`?");
-    check("steps = 100", "steps = 100\ntail = \"carry\"", "use `tail = \"drop\"`");
     check("steps = 100", "steps = 100\ntail = \"cary\"", "`stage.tail` is `cary`, it must be one of: drop, carry");
 }
 
@@ -194,7 +205,7 @@ fn data_sets_of_other_kinds_and_joins_by_other_fields() {
     )
     .unwrap();
     let data = &list.data["train"];
-    assert_eq!(data.images.as_deref(), Some(Path::new("/home/me/configs/coco")));
+    assert_eq!(data.images, Some("/home/me/configs/coco".into()));
     assert_eq!(data.rows, RowRange { from: 1000, to: None });
     assert_eq!(data.only["split"], "test");
     assert_eq!(data.index, IndexPlace::Folder("/home/me/configs/cache/here".into()));
@@ -206,4 +217,25 @@ fn data_sets_of_other_kinds_and_joins_by_other_fields() {
         let error = with(to).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }
+}
+
+#[test]
+fn urls_of_data_are_kept_as_typed_wherever_they_are_given() {
+    let text =
+        RECIPE.replace("../data/*.tar", "s3://bucket/train/*.tar").replace("captions.parquet", "gs://b/c.parquet");
+    let recipe = read(&text, &[]).unwrap();
+    let data = &recipe.data["train"];
+    assert_eq!(data.shards, ["s3://bucket/train/*.tar".into()]);
+    assert_eq!(data.captions.table.as_ref().unwrap().file, "gs://b/c.parquet".into());
+    assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&recipe).unwrap()).unwrap(), recipe);
+    let set = |value: &str| read(RECIPE, &[&format!("data.train.shards={value}")]);
+    assert_eq!(set("s3://bucket/train/*.tar").unwrap().data["train"].shards, data.shards);
+    let both = set("[\"s3://bucket/a.tar\", \"b.tar\"]").unwrap();
+    assert_eq!(both.data["train"].shards, ["s3://bucket/a.tar".into(), "/home/me/configs/b.tar".into()]);
+    assert_ne!(set("s3://bucket/a.tar").unwrap().fingerprint(), set("s3://bucket/b.tar").unwrap().fingerprint());
+    let error = read(&RECIPE.replace("../data/*.tar", "s4://b/*.tar"), &[]).unwrap_err().to_string();
+    assert!(
+        error.contains("small.toml:7: `data.train.shards` is `s4://b/*.tar`, it must be a path or begin"),
+        "{error}"
+    );
 }

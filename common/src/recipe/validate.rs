@@ -1,7 +1,7 @@
 //! What must hold between the parts of a recipe.
 
 use super::{Length, Recipe, Stage, error::nearest};
-use crate::sampler::{Shuffle, Tail};
+use crate::sampler::Shuffle;
 
 /// How many global batches a window of a block shuffle has at least.
 const LEAST_WINDOW: u64 = 8;
@@ -25,7 +25,6 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
         }
         models(recipe, stage)?;
         windows(recipe, stage)?;
-        tail(stage)?;
         if let Stage::Clip(clip) = stage
             && let Length::Steps(steps) = clip.length
             && clip.schedule.warmup_steps >= steps
@@ -53,18 +52,6 @@ fn windows(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// `Order::repeats` knows which samples of a carried batch stand in it twice; the loss cannot leave them out yet.
-fn tail(stage: &Stage) -> Result<(), String> {
-    match stage {
-        Stage::Clip(clip) if clip.tail == Tail::Carry => {
-            Err("`tail = \"carry\"` would make a sample its own negative where \
-             an epoch ends within a batch, and the loss does not mask it yet: use `tail = \"drop\"`"
-                .to_owned())
-        }
-        _ => Ok(()),
-    }
 }
 
 fn known_data(recipe: &Recipe, stage: &str, name: &str) -> Result<(), String> {

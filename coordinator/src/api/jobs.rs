@@ -102,7 +102,11 @@ impl Jobs for JobsService {
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<StatusReply>, Status> {
         let request = request.into_inner();
         let job = job_id(&request.job)?;
-        let resume = Resume { step: request.step.map(Step), world_size: request.world_size.map(WorldSize) };
+        let resume = Resume {
+            step: request.step.map(Step),
+            world_size: request.world_size.map(WorldSize),
+            weights: request.weights.into_iter().collect(),
+        };
         let status = self.handle.resume(&job, resume).await.map_err(|error| errors::status(&error))?;
         Ok(Response::new(streams::reply(&status)?))
     }

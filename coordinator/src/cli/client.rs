@@ -67,8 +67,10 @@ impl Client {
         job: &str,
         step: Option<u64>,
         world_size: Option<u32>,
+        weights: &[(String, u32)],
     ) -> Result<JobStatus, CliError> {
-        status(self.0.resume(ResumeRequest { job: job.to_owned(), step, world_size }).await?)
+        let (job, weights) = (job.to_owned(), weights.iter().cloned().collect());
+        status(self.0.resume(ResumeRequest { job, step, world_size, weights }).await?)
     }
 
     pub(super) async fn workers(&mut self) -> Result<Vec<WorkerStatus>, CliError> {

@@ -46,9 +46,19 @@ pub(super) struct ResumeArgs {
     /// Ranks, for a job of a cluster; as before unless given
     #[arg(long)]
     pub ranks: Option<u32>,
+    /// New weights of the data sets that `clip` mixes, from there on: `photos=3,art=1`
+    #[arg(long, value_name = "NAME=N,...", value_delimiter = ',', value_parser = weight)]
+    pub weights: Vec<(String, u32)>,
     /// Show the job until it has ended, and end with its exit code; jobs of `run` always do
     #[arg(long)]
     pub follow: bool,
+}
+
+/// `NAME=N`.
+fn weight(text: &str) -> Result<(String, u32), String> {
+    let (name, weight) = text.split_once('=').ok_or("write NAME=N, as in photos=3")?;
+    let number = weight.trim().parse().map_err(|_| format!("`{weight}` is no whole number"))?;
+    Ok((name.trim().to_owned(), number))
 }
 
 /// A coordinator that has the job, and the job's id there.

@@ -104,7 +104,7 @@ pub(super) async fn resume(args: &ResumeArgs, common: &Common) -> Result<u8, Cli
     settings.save(coordinator.state())?;
     // Nobody else drives the job, and its trainers are gone.
     coordinator.abandon(&job).await?;
-    let status = client.resume(&job, args.step, Some(settings.world())).await?;
+    let status = client.resume(&job, args.step, Some(settings.world()), &args.weights).await?;
     eprintln!("{job}: goes on with {} ranks on this machine", settings.world());
     drive(coordinator, client, &job, &status.output, &settings, common.format).await
 }
@@ -114,7 +114,7 @@ async fn resume_elsewhere(args: &ResumeArgs, common: &Common) -> Result<u8, CliE
         return Err(CliError::usage("--workers is for a job of `llm2clip run` that has ended; give --ranks"));
     }
     let mut reached = reach(&args.job, common).await?;
-    let status = reached.client.resume(&reached.job, args.step, args.ranks).await?;
+    let status = reached.client.resume(&reached.job, args.step, args.ranks, &args.weights).await?;
     if !args.follow {
         match common.format {
             Format::Json => output::print_json(None, &status),

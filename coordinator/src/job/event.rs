@@ -6,7 +6,7 @@ use common::{
     manifest::Share,
     status::{FailureCause, Progress},
 };
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// One thing that happened. `generation` and `place` name the trainer that reports; reports of another generation than
 /// the newest are refused.
@@ -107,12 +107,14 @@ pub enum Event {
 }
 
 /// How to go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Resume {
     /// The checkpoint to go on from; absent means the newest.
     pub step: Option<Step>,
     /// With how many ranks; absent means as before.
     pub world_size: Option<WorldSize>,
+    /// Weights of the data sets that `clip` mixes, from here on; empty means as before.
+    pub weights: BTreeMap<String, u32>,
 }
 
 /// A trainer that lives through from before its worker's session began.

@@ -139,6 +139,7 @@ pub(super) fn plans(state: &JobState) -> Vec<Command> {
     let resume = membership.resume.map(|step| ResumePoint {
         step,
         folder: paths::checkpoint_folder(output, state.stage_kind(membership.stage), step),
+        weights: state.weights,
     });
     let plan = |rank: Rank| TrainPlan {
         schema: 1,

@@ -38,7 +38,11 @@ fn event() -> impl Strategy<Value = (Event, u64)> {
             13 if step == 0 => Event::Stop,
             13 if step == 1 => Event::Abandoned,
             13 => Event::CheckpointFound { step: Step(step) },
-            _ => Event::Resume(Resume { step: flag.then_some(Step(step)), world_size: Some(WorldSize(slot)) }),
+            _ => Event::Resume(Resume {
+                step: flag.then_some(Step(step)),
+                world_size: Some(WorldSize(slot)),
+                ..Resume::default()
+            }),
         };
         (event, wait)
     })

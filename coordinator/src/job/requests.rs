@@ -3,6 +3,7 @@
 use super::{After, Counters, Event, JobState, Life, Resume, transition::Step};
 use common::{
     ids::{JobId, Step as StepNumber, WorldSize},
+    manifest::Weights,
     recipe::Stage,
 };
 
@@ -26,6 +27,9 @@ pub enum Refused {
         /// The stage that comes next.
         stage: &'static str,
     },
+    /// The weights are not those of a mix of this job.
+    #[error("the weights cannot be changed: {0}")]
+    Weights(String),
 }
 
 /// Whether a request can be granted; everything else always can.
@@ -42,6 +46,9 @@ pub fn check(state: &JobState, event: &Event) -> Result<(), Refused> {
     }
     if resume.world_size == Some(WorldSize(0)) {
         return Err(Refused::NoRanks);
+    }
+    if !resume.weights.is_empty() {
+        state.recipe.clone().set_weights(&resume.weights).map_err(Refused::Weights)?;
     }
     let stage = state.recipe.stages.get(state.stage());
     match (resume.step, stage) {
@@ -84,6 +91,12 @@ impl Step {
             stage.checkpoint = Some(step);
         }
         self.state.world_size = resume.world_size.unwrap_or(self.state.world_size);
+        if !resume.weights.is_empty() && self.state.recipe.set_weights(&resume.weights).is_ok() {
+            self.state.weights = Weights::MayChange;
+            self.state.fingerprint = self.state.recipe.fingerprint();
+            let weights: Vec<String> = resume.weights.iter().map(|(name, weight)| format!("{name}={weight}")).collect();
+            self.tell("weights", format!("the mix has new weights from here on: {}", weights.join(", ")));
+        }
         self.state.counters = Counters { refused: self.state.counters.refused, ..Counters::default() };
         self.state.life = Life::Queued { free: 0 };
         self.state.intents.clear();

@@ -3,7 +3,7 @@
 use super::membership::Membership;
 use common::{
     ids::{Generation, JobId, Rank, Step, WorldSize},
-    manifest::{Manifest, Share},
+    manifest::{Manifest, Share, Weights},
     recipe::Recipe,
     status::{Event as Told, Failure, Progress},
     time::Timestamp,
@@ -27,8 +27,11 @@ pub struct Submission {
 pub struct JobState {
     /// Its id.
     pub job: JobId,
-    /// What it is; never changes.
+    /// What it is; nothing but the weights of a mix ever changes, when a user says so.
     pub recipe: Recipe,
+    /// Whether a user has changed them.
+    #[serde(default)]
+    pub weights: Weights,
     /// The recipe's fingerprint, as manifests carry it.
     pub fingerprint: String,
     /// With how many ranks it runs.
@@ -154,6 +157,7 @@ impl JobState {
         let mut state = Self {
             job: submission.job,
             recipe: submission.recipe,
+            weights: Weights::AsWritten,
             fingerprint,
             world_size: submission.world_size,
             created: now,

@@ -8,6 +8,8 @@ use super::{
 };
 use common::{
     ids::{Generation, Step, WorldSize},
+    manifest::Weights,
+    recipe::Stage,
     status::{FailureCause, Phase, WaitReason},
     time::Timestamp,
 };
@@ -230,7 +232,8 @@ fn stop_writes_a_checkpoint_first_and_resume_goes_on_with_fresh_budgets() {
     let state = check(&state, f::finished(2, 1, true), &["end 0 g2", "end 1 g2"]);
     let state = f::after(state, [f::ended(2, 0, None), f::ended(2, 1, signal(15))]);
     assert_eq!(phase(&state), Phase::Stopped);
-    let state = check(&state, Event::Resume(Resume { step: None, world_size: Some(WorldSize(1)) }), &[]);
+    let state =
+        check(&state, Event::Resume(Resume { step: None, world_size: Some(WorldSize(1)), ..Resume::default() }), &[]);
     let state = check(&state, Event::Capacity { free: f::places(2) }, &["start 0 g3"]);
     check(&state, f::ready(3, 0), &["plan 0 g3 rank 0 of 1 stage 1 from 7"]);
 }
@@ -239,13 +242,29 @@ fn stop_writes_a_checkpoint_first_and_resume_goes_on_with_fresh_budgets() {
 fn stop_of_a_waiting_job_is_immediate_and_a_chosen_step_is_obeyed() {
     let state = check(&f::submitted(2), Event::Stop, &[]);
     assert_eq!(phase(&state), Phase::Stopped);
-    let chosen = |step| Event::Resume(Resume { step: Some(Step(step)), world_size: None });
+    let chosen = |step| Event::Resume(Resume { step: Some(Step(step)), ..Resume::default() });
     assert!(matches!(refuses(&state, &chosen(3)), Err(Refused::NoCheckpoints { .. })));
     let state = f::after(f::training(1), [f::ended(2, 0, f::said("bad"))]);
     assert_eq!(failed(&state).0, 1);
     let state = check(&state, chosen(3), &[]);
     let state = check(&state, Event::Capacity { free: f::places(1) }, &["start 0 g3"]);
     check(&state, f::ready(3, 0), &["plan 0 g3 rank 0 of 1 stage 1 from 3"]);
+}
+
+#[test]
+fn weights_change_on_resume_and_the_trainers_are_told_that_they_may() {
+    let stopped = check(&f::submitted(1), Event::Stop, &[]);
+    let with = |name: &str| {
+        let weights = std::iter::once((name.to_owned(), 3)).collect();
+        Event::Resume(Resume { weights, ..Resume::default() })
+    };
+    assert!(matches!(refuses(&stopped, &with("nothing")), Err(Refused::Weights(_))));
+    let of = |stage: &Stage| if let Stage::Clip(clip) = stage { Some(clip.data[0].clone()) } else { None };
+    let name = stopped.recipe.stages.iter().find_map(of).unwrap();
+    let resumed = check(&stopped, with(&name), &[]);
+    assert_eq!((resumed.weights, stopped.weights), (Weights::MayChange, Weights::AsWritten));
+    assert_ne!(resumed.fingerprint, stopped.fingerprint);
+    assert_eq!(resumed.fingerprint, resumed.recipe.fingerprint());
 }
 
 #[test]

@@ -1,15 +1,20 @@
 //! Images a second from tars to pixels, as training reads them, beside decoding and resizing alone.
 
 use super::median;
-use crate::data::{Bare, BareTimes, BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform};
+use crate::data::{
+    Bare, BareTimes, BatchRequest, Dataset, Loader, LoaderConfig, OnBroken, SampleRequest, Transform,
+    storage::{Limits, Storage},
+};
 use anyhow::Context as _;
 use common::{
     ids::{Epoch, SampleIndex},
-    recipe::{Augment, CaptionColumn, Captions, ConvertToRgb, DataKind, DataSet, IndexPlace, Resize, RowRange},
+    recipe::{
+        Augment, CaptionColumn, Captions, ConvertToRgb, DataKind, DataPath, DataSet, IndexPlace, PixelMode, RowRange,
+    },
     sampler::Shuffle,
 };
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 /// The most images that are held in memory for the bound.
 const MOST_IN_MEMORY: u64 = 4096;
@@ -17,18 +22,18 @@ const MOST_IN_MEMORY: u64 = 4096;
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub struct LoaderArgs {
-    /// Folder of tars, or pattern of tars
+    /// Folder of tars, or pattern of tars, or URL of one such as s3://bucket/data/*.tar
     #[arg(value_name = "TARS", conflicts_with = "data")]
-    pub tars: Option<PathBuf>,
+    pub tars: Option<DataPath>,
     /// The same as TARS
     #[arg(long, default_value = "tests/data/emoji/emoji-wds/train/*.tar", value_name = "GLOB")]
-    pub data: PathBuf,
+    pub data: DataPath,
     /// Side of the square images in pixels
     #[arg(long, default_value_t = 224)]
     pub size: u32,
-    /// How images are resized: `fast`, or `pillow-exact` for Pillow's bytes
+    /// How near to Pillow's the pixels are: `fast`, or `pillow-exact` for Pillow's bytes
     #[arg(long, default_value = "pillow-exact", value_parser = ["fast", "pillow-exact"])]
-    pub resize: String,
+    pub pixels: String,
     /// Threads that decode; all cores unless given
     #[arg(long)]
     pub threads: Option<usize>,
@@ -63,8 +68,9 @@ pub fn run(args: &LoaderArgs) -> anyhow::Result<Value> {
     let cores = std::thread::available_parallelism().context("the number of cores is unknown: give --threads")?.get();
     let threads = args.threads.unwrap_or(cores);
     anyhow::ensure!(threads > 0, "--threads must be 1 or more");
+    let storage = Arc::new(Storage::from_environment(Limits::default()));
     let began = Instant::now();
-    let dataset = Arc::new(Dataset::open("bench", &spec(args))?);
+    let dataset = Arc::new(Dataset::open(&storage, "bench", &spec(args))?);
     let index_s = began.elapsed().as_secs_f64();
     let images = dataset.len();
     let config = config(args, &dataset, threads);
@@ -83,7 +89,7 @@ pub fn run(args: &LoaderArgs) -> anyhow::Result<Value> {
     let bound = 1.0 / per_bare(bare_s);
     Ok(json!({
         "schema": 1, "bench": "loader", "images": images, "image_size_pixels": args.size, "batch": args.batch,
-        "resize": args.resize, "threads": threads, "cores": cores, "warmup": args.warmup, "repeats": args.repeats,
+        "pixels": args.pixels, "threads": threads, "cores": cores, "warmup": args.warmup, "repeats": args.repeats,
         "skipped": passes.iter().map(|pass| pass.skipped).sum::<usize>(), "index_s": index_s, "wall_s": wall_s,
         "wait_s": middle(|pass| pass.wait_s), "images_per_s": images_per_s,
         "images_per_s_per_core": images_per_s / threads.min(cores) as f64,
@@ -102,7 +108,7 @@ fn pass(
     let mut skipped = 0;
     let mut loader = Loader::start(config.clone(), requests);
     while let Some(batch) = loader.next() {
-        skipped += batch?.skipped.len();
+        skipped += batch?.broken.len();
     }
     let (wall_s, wait_s) = (began.elapsed().as_secs_f64(), loader.wait_time().as_secs_f64());
     Ok(Pass { wall_s, wait_s, skipped, bare: bare.run() })
@@ -110,7 +116,10 @@ fn pass(
 
 fn spec(args: &LoaderArgs) -> DataSet {
     let given = args.tars.as_ref().unwrap_or(&args.data);
-    let pattern = if given.is_dir() { given.join("*.tar") } else { given.clone() };
+    let pattern = match given {
+        DataPath::Path(folder) if folder.is_dir() => folder.join("*.tar").into(),
+        given => given.clone(),
+    };
     DataSet {
         kind: DataKind::Webdataset,
         shards: vec![pattern],
@@ -132,8 +141,9 @@ fn config(args: &LoaderArgs, dataset: &Arc<Dataset>, threads: usize) -> LoaderCo
         datasets: vec![dataset.clone()],
         image_size: args.size,
         transform: Transform::Train { augment },
-        resize: if args.resize == "fast" { Resize::Fast } else { Resize::PillowExact },
+        pixels: if args.pixels == "fast" { PixelMode::Fast } else { PixelMode::PillowExact },
         convert: ConvertToRgb::BeforeResize,
+        on_broken: OnBroken::LeaveOut,
         seed: 0,
         threads,
         prefetch_batches: 4,

@@ -2,7 +2,10 @@
 
 use super::{device, median};
 use crate::{
-    objective::clip::{Side, loss, own_logits},
+    objective::{
+        Repeats,
+        clip::{Side, loss, own_logits},
+    },
     torch::{cuda::DeviceChoice, memory, transfer::Fetch},
     trainer::timeline::{Section, Timeline},
 };
@@ -90,36 +93,39 @@ fn embeddings(rows: i64, width: i64, seed: i64, (kind, device): (Kind, Device)) 
     all
 }
 
+/// The scale, the tile, and what is no negative.
+type How<'a> = (&'a Tensor, i64, &'a Repeats);
+
 /// What the step does in between its gathers, which here is to make rows: one tower's are in memory at a time. The other
 /// ranks' statistics are those of the own rows' mean.
 fn streamed(args: &LossArgs, rows: i64, options: (Kind, Device), timeline: &mut Timeline) -> Tensor {
     let scale = &Tensor::from(14.285_714f32).to_device(options.1);
     let gather = |seed| embeddings(args.global_batch, args.width, seed, options);
-    fn side<'a>(own_RD: &'a Tensor, targets_BD: &'a Tensor, scale: &'a Tensor, tile: i64) -> Side<'a> {
-        Side { own_RD, targets_BD, scale, first: 0, tile }
+    fn side<'a>(own_RD: &'a Tensor, targets_BD: &'a Tensor, (scale, tile, repeats): How<'a>) -> Side<'a> {
+        Side { own_RD, targets_BD, scale, first: 0, tile, repeats }
     }
-    let tile = args.tile;
+    let how = (scale, args.tile, &Repeats::default());
     let text_BD = gather(1);
     let (image_RD, text_RD) = (embeddings(rows, args.width, 0, options), text_BD.narrow(0, 0, rows).copy());
     timeline.lap(Section::Gather);
-    let lse_image_R = side(&image_RD, &text_BD, scale, tile).lse();
+    let lse_image_R = side(&image_RD, &text_BD, how).lse();
     timeline.lap(Section::Loss);
     drop(text_BD);
     let image_BD = gather(0);
     timeline.lap(Section::Gather);
-    let lse_text_R = side(&text_RD, &image_BD, scale, tile).lse();
+    let lse_text_R = side(&text_RD, &image_BD, how).lse();
     let others = |own: &Tensor| {
         let all = own.mean(own.kind()).expand([args.global_batch], false).copy();
         all.narrow(0, 0, rows).copy_(own);
         all
     };
     let (lse_image_B, lse_text_B) = (others(&lse_image_R), others(&lse_text_R));
-    let (text_gradient, _) = side(&text_RD, &image_BD, scale, tile).gradient(&lse_text_B, &lse_image_B);
+    let (text_gradient, _) = side(&text_RD, &image_BD, how).gradient(&lse_text_B, &lse_image_B);
     timeline.lap(Section::Loss);
     drop(image_BD);
     let text_BD = gather(1);
     timeline.lap(Section::Gather);
-    let (image_gradient, ds) = side(&image_RD, &text_BD, scale, tile).gradient(&lse_image_B, &lse_text_B);
+    let (image_gradient, ds) = side(&image_RD, &text_BD, how).gradient(&lse_image_B, &lse_text_B);
     let total = loss(&Tensor::stack(&[lse_image_R, lse_text_R, own_logits(&image_RD, &text_RD, scale)], 1));
     timeline.lap(Section::Loss);
     total + ds + text_gradient.get(0).sum(Kind::Float) + image_gradient.get(0).sum(Kind::Float)

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod collective;
 pub mod loader;
 pub mod loss;
+pub mod order;
 pub mod step;
 pub mod text;
 
@@ -18,6 +19,8 @@ pub enum BenchCommand {
     Loader(loader::LoaderArgs),
     /// Bytes and tokens a second from texts to token ids
     Text(text::TextArgs),
+    /// Seconds and memory until a resumed job knows its first global batch, for a data set of any size
+    Order(order::OrderArgs),
     /// Seconds of an optimizer step of a vision tower
     Step(step::StepArgs),
     /// Seconds of the streamed contrastive loss beside the full matrix
@@ -33,6 +36,7 @@ pub fn main(command: &BenchCommand) -> anyhow::Result<()> {
     let figures = match command {
         BenchCommand::Loader(args) => loader::run(args),
         BenchCommand::Text(args) => text::run(args),
+        BenchCommand::Order(args) => order::run(args),
         BenchCommand::Step(args) => step::run(args),
         BenchCommand::Loss(args) => loss::run(args),
         BenchCommand::Collective(args) => collective::run(args),

@@ -8,11 +8,12 @@ use crate::{
         init,
         vit::{ClipVision, ClipVisionConfig},
     },
+    objective::Repeats,
     torch::{cuda::DeviceChoice, memory, peak},
     trainer::{
         layout::clip_groups,
         parameters::FlatParameters,
-        step::{LossSettings, PairEncoder, StepBegun, StepOutput, StepSettings, contrastive_step},
+        step::{Cut, LossSettings, PairEncoder, StepBegun, StepOutput, StepSettings, contrastive_step},
         timeline::{Section, Timeline},
     },
 };
@@ -163,10 +164,10 @@ fn begin(setup: &mut Setup, step: u64, device: Device) -> anyhow::Result<StepBeg
         clip_norm: None,
         loss: LossSettings::default(),
     };
-    let rows = [setup.sizes.iter().sum()];
+    let (rows, repeats) = ([setup.sizes.iter().sum()], Repeats::default());
     Ok(contrastive_step(
         &setup.encoder,
-        (&setup.sizes, &rows),
+        Cut { sizes: &setup.sizes, rows: &rows, repeats: &repeats },
         &Solo,
         &mut setup.parameters,
         &setup.log_scale,

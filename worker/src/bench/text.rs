@@ -2,12 +2,15 @@
 
 use super::median;
 use crate::{
-    data::{Documents, Places},
+    data::{
+        Documents, Places,
+        storage::{Limits, Storage},
+    },
     model::tokenizer::TextTokenizer,
 };
-use common::recipe::IndexPlace;
+use common::recipe::{DataPath, IndexPlace};
 use serde_json::{Value, json};
-use std::{path::PathBuf, time::Instant};
+use std::{path::PathBuf, sync::Arc, time::Instant};
 
 /// The most bytes of texts that are held in memory.
 const MOST_BYTES: usize = 256 << 20;
@@ -17,7 +20,7 @@ const MOST_BYTES: usize = 256 << 20;
 pub struct TextArgs {
     /// A table of texts, or a pattern of several: parquet, CSV, JSON or JSON lines
     #[arg(long, default_value = "tests/data/emoji/text-train.parquet", value_name = "GLOB")]
-    pub data: PathBuf,
+    pub data: DataPath,
     /// The column of texts
     #[arg(long, default_value = "text")]
     pub column: String,
@@ -46,7 +49,7 @@ pub fn run(args: &TextArgs) -> anyhow::Result<Value> {
     );
     let texts = texts(args)?;
     let bytes: usize = texts.iter().map(String::len).sum();
-    anyhow::ensure!(bytes > 0, "there is no text in column `{}` of {}", args.column, args.data.display());
+    anyhow::ensure!(bytes > 0, "there is no text in column `{}` of {}", args.column, args.data);
     let tokenizer = TextTokenizer::open(&args.tokenizer)?;
     let (mut seconds, mut tokens) = (Vec::new(), 0);
     for _ in 0..args.warmup + args.repeats {
@@ -68,8 +71,9 @@ pub fn run(args: &TextArgs) -> anyhow::Result<Value> {
 
 /// The texts of the column, from the first on, as many as may be held.
 fn texts(args: &TextArgs) -> anyhow::Result<Vec<String>> {
-    let pattern = std::path::absolute(&args.data)?;
-    let documents = Documents::open(&[pattern], &args.column, &Places::new(&IndexPlace::Cache))?;
+    let storage = Arc::new(Storage::from_environment(Limits::default()));
+    let (patterns, places) = ([args.data.clone()], Places::new(&IndexPlace::Cache));
+    let documents = Documents::open(&storage, &patterns, &args.column, &places)?;
     let (mut texts, mut bytes) = (Vec::new(), 0);
     for row in 0..documents.len() {
         let text = documents.text(row)?;

@@ -2,18 +2,19 @@
 
 use super::{
     DataError,
+    storage::{Limits, Storage},
     survey::{Shards, Survey},
 };
-use common::recipe::{DataKind, IndexPlace};
-use std::path::PathBuf;
+use common::recipe::{DataKind, DataPath, IndexPlace};
+use std::sync::Arc;
 
 /// Which shards, where their index is, and how to print.
 #[derive(Debug, clap::Args)]
 pub struct ShardsArgs {
     /// Tars, parquet files or lists of images (.json, .jsonl, .csv, .tsv), folders of them, or patterns in quotes such as
-    /// 'data/*.tar'
+    /// 'data/*.tar' or 's3://bucket/data/*.tar'
     #[arg(required = true, value_name = "PATH")]
-    pub paths: Vec<PathBuf>,
+    pub paths: Vec<DataPath>,
     /// How the shards are laid out, where their names do not say it: a parquet file may also be a list
     #[arg(long, value_enum)]
     pub kind: Option<Kind>,
@@ -22,7 +23,7 @@ pub struct ShardsArgs {
     pub image_column: Option<String>,
     /// The folder of a list's images; that of the list unless given
     #[arg(long, value_name = "FOLDER")]
-    pub images: Option<PathBuf>,
+    pub images: Option<DataPath>,
     /// Where the shards' index is kept: `beside` them, or a folder; the user's cache folder unless given
     #[arg(long, value_name = "PLACE")]
     pub index: Option<String>,
@@ -64,12 +65,13 @@ impl ShardsArgs {
             Kind::Parquet => DataKind::Parquet,
             Kind::List => DataKind::List,
         });
-        Survey::open(&Shards {
+        let shards = Shards {
             paths: self.paths.clone(),
             kind,
             image_column: self.image_column.clone(),
             images: self.images.clone(),
             index,
-        })
+        };
+        Survey::open(&Arc::new(Storage::from_environment(Limits::default())), &shards)
     }
 }

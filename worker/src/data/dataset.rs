@@ -2,6 +2,7 @@
 
 use super::{
     DataError, Report,
+    blob::Found,
     files::Files,
     glob,
     images::{Images, Lists, ParquetImages, Parquets},
@@ -9,21 +10,21 @@ use super::{
     join::{self, From, Joined, OwnFields, Plan, RowColumns, TablePlan, TarMetadata, Wanted},
     select::{Column, Select, Source},
     selection::Selection,
-    table,
+    storage::{Location, Storage},
 };
 use common::{
     ids::SampleIndex,
     recipe::{CaptionColumn, DataKind, DataSet},
 };
-use std::{ops::Range, path::PathBuf};
+use std::{ops::Range, sync::Arc};
 
 /// One shard of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {
-    /// The file's name without its ending.
+    /// The file's or object's name without its ending.
     pub stem: String,
-    /// The file.
-    pub path: PathBuf,
+    /// Where it lies.
+    pub path: Location,
     /// Its samples in the data set.
     pub samples: Range<u64>,
 }
@@ -46,6 +47,7 @@ pub struct Dataset {
     files: Files,
     fingerprint: String,
     report: Report,
+    broken_limit: f64,
 }
 
 impl Dataset {
@@ -53,24 +55,26 @@ impl Dataset {
     ///
     /// # Errors
     /// When a shard or the caption table is missing or no such file, or more samples are broken than the recipe bears.
-    pub fn open(name: &str, spec: &DataSet) -> Result<Self, DataError> {
-        Self::open_with(name, spec, &|_| {})
+    pub fn open(storage: &Arc<Storage>, name: &str, spec: &DataSet) -> Result<Self, DataError> {
+        Self::open_with(storage, name, spec, &|_| {})
     }
 
     /// As [`Dataset::open`]; `progress` hears of every shard that is done.
-    pub fn open_with(name: &str, spec: &DataSet, progress: &(dyn Fn(Progress) + Sync)) -> Result<Self, DataError> {
-        let mut paths = Vec::new();
-        for pattern in &spec.shards {
-            paths.extend(glob::expand(pattern)?);
-        }
+    pub fn open_with(
+        storage: &Arc<Storage>,
+        name: &str,
+        spec: &DataSet,
+        progress: &(dyn Fn(Progress) + Sync),
+    ) -> Result<Self, DataError> {
+        let found = glob::expand_all(storage, &spec.shards)?;
         let columns = sources(name, spec)?;
         let places = Places::new(&spec.index);
-        let indices = open_all(&paths, reader(spec).as_ref(), &places, progress)?;
-        let stats = indices.iter().map(|index| index.footer().shard);
-        let files = Files::new(paths.iter().cloned().zip(stats).collect());
+        let indices = open_all(storage, &found, reader(spec).as_ref(), &places, progress)?;
+        let stats = indices.iter().map(|index| index.footer().shard.clone());
+        let files = Files::new(storage, found.iter().cloned().zip(stats).collect());
         let joined = joined(name, spec, &columns, &indices, &files, &places)?;
-        let select =
-            Select { name, spec, columns: &columns, indices: &indices, joined: joined.as_ref(), paths: &paths };
+        let joined_to = joined.as_ref();
+        let select = Select { name, spec, columns: &columns, indices: &indices, joined: joined_to, found: &found };
         let selected = select.run()?;
         let mut first_rows = vec![0];
         indices
@@ -81,7 +85,7 @@ impl Dataset {
             shards: selected.shards,
             columns: spec.captions.columns.clone(),
             sources: columns.into_iter().map(|column| column.source).collect(),
-            images: images(spec, &paths),
+            images: images(spec, &found)?,
             indices,
             selections: selected.selections,
             first_rows,
@@ -89,6 +93,7 @@ impl Dataset {
             files,
             fingerprint: selected.fingerprint,
             report: selected.report,
+            broken_limit: spec.broken_limit,
         })
     }
 
@@ -138,7 +143,8 @@ impl Dataset {
             return Ok(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect());
         }
         let texts = serde_json::from_str(&text);
-        texts.map_err(|error| DataError::DamagedIndex { path: "captions".into(), reason: error.to_string() })
+        let path = || Location::Local("captions".into());
+        texts.map_err(|error| DataError::DamagedIndex { path: path(), reason: error.to_string() })
     }
 
     /// All captions of a column, and for each the sample that it belongs to. Images have five to seven in COCO: whose a
@@ -204,6 +210,11 @@ impl Dataset {
         &self.report
     }
 
+    /// The share of broken samples that the recipe bears.
+    pub fn broken_limit(&self) -> f64 {
+        self.broken_limit
+    }
+
     /// Reads the bytes of a sample's image into `bytes`.
     pub fn read_image(&self, sample: SampleIndex, bytes: &mut Vec<u8>) -> Result<(), DataError> {
         let (shard, row) = self.place(sample);
@@ -226,7 +237,7 @@ impl Dataset {
         self.files.read(shard, extent.offset, extent.length as usize, &mut bytes)?;
         String::from_utf8(bytes).map_err(|_| {
             // It was UTF-8 when it was indexed, and its time of change is still the same.
-            let path = self.files.path(shard).to_owned();
+            let path = self.files.location(shard);
             DataError::Shard { path, reason: format!("the .{name} of row {row} is no UTF-8 any more") }
         })
     }
@@ -242,16 +253,19 @@ pub(super) fn reader(spec: &DataSet) -> Box<dyn ShardReader> {
 }
 
 /// Where the images of a kind are.
-pub(super) fn images(spec: &DataSet, paths: &[PathBuf]) -> Images {
-    match spec.kind {
+pub(super) fn images(spec: &DataSet, found: &[Found]) -> Result<Images, DataError> {
+    Ok(match spec.kind {
         DataKind::Webdataset => Images::Tars,
         DataKind::Parquet => Images::Parquets(ParquetImages::new(spec.image_column.clone())),
         DataKind::List => {
-            let folder =
-                |path: &PathBuf| if path.is_dir() { Some(path.clone()) } else { path.parent().map(PathBuf::from) };
-            Images::Folders(paths.iter().map(|path| spec.images.clone().or(folder(path)).unwrap_or_default()).collect())
+            let given = spec.images.as_ref().map(Location::try_from).transpose()?;
+            let folder = |found: &Found| match found {
+                Found::File(path) if path.is_dir() => Location::Local(path.clone()),
+                found => found.location().folder(),
+            };
+            Images::Folders(found.iter().map(|found| given.clone().unwrap_or_else(|| folder(found))).collect())
         }
-    }
+    })
 }
 
 /// Where each caption column comes from.
@@ -303,11 +317,12 @@ fn joined(
     let table = match &spec.captions.table {
         None => None,
         Some(table) => {
-            let files = glob::expand(&table.file)?;
-            let stats = table::stats(&files)?;
+            let storage = files.storage().clone();
+            let files = glob::expand(&storage, &table.file)?;
+            let stats = files.iter().map(Found::stat).collect::<Result<_, _>>()?;
             let columns = wanted(|source| matches!(source, Source::Table(_)), |name| name);
             let (key, join, unmatched) = (table.key.clone(), table.join.clone(), table.unmatched);
-            Some(TablePlan { files, stats, key, join, columns, unmatched })
+            Some(TablePlan { storage, files, stats, key, join, columns, unmatched })
         }
     };
     if own.is_empty() && table.is_none() && spec.only.is_empty() {

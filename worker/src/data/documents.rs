@@ -6,17 +6,20 @@
 
 use super::{
     DataError,
+    blob::{Blob, Found},
     container::{Container, Writer},
     glob,
     index::{Draft, Places, Store},
+    storage::Storage,
     table,
 };
+use common::recipe::DataPath;
 use serde::{Deserialize, Serialize};
 use std::{
     fs::File,
     io::{BufWriter, Write},
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 /// What the footer says.
@@ -50,14 +53,17 @@ impl Documents {
     ///
     /// # Errors
     /// When a file is missing, is no table or lacks the column, or when the copy cannot be kept.
-    pub fn open(patterns: &[PathBuf], column: &str, places: &Places) -> Result<Self, DataError> {
-        let mut files = Vec::new();
-        for pattern in patterns {
-            files.extend(glob::expand(pattern)?);
-        }
-        let stats = table::stats(&files)?;
+    pub fn open(
+        storage: &Arc<Storage>,
+        patterns: &[DataPath],
+        column: &str,
+        places: &Places,
+    ) -> Result<Self, DataError> {
+        let files = glob::expand_all(storage, patterns)?;
+        let names: Vec<String> = files.iter().map(|file| file.location().to_string()).collect();
+        let stats = files.iter().map(Found::stat).collect::<Result<Vec<_>, _>>()?;
         let identity =
-            blake3::hash(format!("documents-1 {column:?} {files:?} {stats:?}").as_bytes()).to_hex().to_string();
+            blake3::hash(format!("documents-1 {column:?} {names:?} {stats:?}").as_bytes()).to_hex().to_string();
         let folder = places.folder().map_or_else(std::env::temp_dir, Path::to_owned);
         let path = folder.join(format!("documents-{}.l2c", &identity[..32]));
         if path.exists() {
@@ -67,17 +73,17 @@ impl Documents {
                 Err(error) => tracing::info!(file = %path.display(), %error, "the copy of the texts is made anew"),
             }
         }
-        let keep = |source| DataError::Keep { path: path.clone(), source };
+        let keep = |source| DataError::Keep { path: path.clone().into(), source };
         let draft = Draft::new(&path).map_err(keep)?;
         let file = draft.file().try_clone().map_err(keep)?;
-        copy(&files, column, identity, BufWriter::with_capacity(1 << 20, file), &path)?;
+        copy(&Sources { storage, files: &files, column }, identity, BufWriter::with_capacity(1 << 20, file), &path)?;
         draft.publish().map_err(keep)?;
         Self::read(&path)
     }
 
     fn read(path: &Path) -> Result<Self, DataError> {
-        let damaged = |reason: String| DataError::DamagedIndex { path: path.to_owned(), reason };
-        let io = |source| DataError::Io { operation: "open", path: path.to_owned(), source };
+        let damaged = |reason: String| DataError::DamagedIndex { path: path.to_owned().into(), reason };
+        let io = |source| DataError::Io { operation: "open", path: path.to_owned().into(), source };
         let store = Store::File(path.to_owned(), OnceLock::from(File::open(path).map_err(io)?));
         let (container, footer) = Container::open::<Footer>(store).map_err(|error| damaged(error.to_string()))?;
         let length = footer.rows.checked_mul(8).and_then(|ends| ends.checked_add(footer.texts));
@@ -127,22 +133,25 @@ impl Documents {
     }
 
     fn damaged(&self, reason: String) -> DataError {
-        DataError::DamagedIndex { path: self.path.clone(), reason }
+        DataError::DamagedIndex { path: self.path.clone().into(), reason }
     }
 }
 
-fn copy(
-    files: &[PathBuf],
-    column: &str,
-    identity: String,
-    sink: BufWriter<File>,
-    path: &Path,
-) -> Result<(), DataError> {
-    let keep = |source| DataError::Keep { path: path.to_owned(), source };
+/// The texts that are copied.
+struct Sources<'a> {
+    storage: &'a Arc<Storage>,
+    files: &'a [Found],
+    column: &'a str,
+}
+
+fn copy(from: &Sources<'_>, identity: String, sink: BufWriter<File>, path: &Path) -> Result<(), DataError> {
+    let keep = |source| DataError::Keep { path: path.to_owned().into(), source };
     let mut writer = Writer::new(sink).map_err(keep)?;
     let (mut ends, mut hasher) = (Vec::new(), blake3::Hasher::new());
-    for file in files {
-        table::read(file, &[column.to_owned()], &mut |texts| {
+    for file in from.files {
+        let opened = Blob::open(from.storage, file);
+        let file = opened.map_err(|source| DataError::io("open", &file.location(), source))?;
+        table::read(&file, &[from.column.to_owned()], &mut |texts| {
             let text = texts[0].unwrap_or_default();
             hasher.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
             writer.append(text.as_bytes()).map_err(keep)?;
@@ -160,9 +169,9 @@ fn copy(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::tests::storage;
     use arrow_array::{ArrayRef, RecordBatch, StringArray};
     use common::recipe::IndexPlace;
-    use std::sync::Arc;
 
     #[test]
     fn wikitext_rows_are_kept_as_they_are_headings_and_empty_ones_too() {
@@ -178,13 +187,14 @@ mod tests {
         write("train-00000-of-00002.parquet", &[Some(""), Some(" = Valkyria = \n"), Some(""), Some(" Senjō no \n")]);
         write("train-00001-of-00002.parquet", &[None, Some("last")]);
         let places = Places::new(&IndexPlace::Folder(folder.path().join("index")));
+        let patterns = [folder.path().join("train-*.parquet").into()];
         for _ in 0..2 {
-            let documents = Documents::open(&[folder.path().join("train-*.parquet")], "text", &places).unwrap();
+            let documents = Documents::open(&storage(), &patterns, "text", &places).unwrap();
             let texts: Vec<String> = (0..documents.len()).map(|row| documents.text(row).unwrap()).collect();
             assert_eq!(texts, ["", " = Valkyria = \n", "", " Senjō no \n", "", "last"]);
         }
         assert_eq!(std::fs::read_dir(folder.path().join("index")).unwrap().count(), 1);
-        let error = Documents::open(&[folder.path().join("train-*.parquet")], "body", &places).unwrap_err().to_string();
+        let error = Documents::open(&storage(), &patterns, "body", &places).unwrap_err().to_string();
         assert!(error.contains("no column `body`; it has: text"), "{error}");
     }
 }

@@ -1,37 +1,44 @@
 //! Why data cannot be read.
 
-use std::path::PathBuf;
+use super::storage::{Location, StorageError};
+use std::io;
 
 /// Why a data set cannot be used, or a batch not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
+    /// The storage of files and objects has its own words.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// A file or folder cannot be read.
     #[error("could not {operation} {path}: {source}")]
     Io {
         /// What was tried.
         operation: &'static str,
         /// On which file.
-        path: PathBuf,
+        path: Location,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A pattern of `shards` has no match.
-    #[error("no file matches {pattern}: check the path (`shards` in a recipe), and that the storage is mounted here")]
+    #[error(
+        "nothing matches {pattern}: check the path or URL (`shards` in a recipe), and that the storage is mounted or can be \
+         reached here"
+    )]
     NoMatch {
         /// The pattern.
-        pattern: PathBuf,
+        pattern: Location,
     },
     /// A shard is something else than a tar.
     #[error("{path} is no tar: its first 512 bytes are no tar header; remove it from `shards` or fetch it again")]
     NotATar {
         /// The file.
-        path: PathBuf,
+        path: Location,
     },
     /// A shard that holds a table cannot be read.
     #[error("could not read {path}: {reason}")]
     Shard {
         /// The shard.
-        path: PathBuf,
+        path: Location,
         /// What its reader said.
         reason: String,
     },
@@ -41,13 +48,13 @@ pub enum DataError {
     )]
     EmptyFile {
         /// The file.
-        path: PathBuf,
+        path: Location,
     },
     /// A shard is no longer there.
     #[error("{path} is gone since it was indexed: bring it back, or take it out of `shards` and start the job anew")]
     ShardGone {
         /// The shard.
-        path: PathBuf,
+        path: Location,
     },
     /// A shard is another one than was indexed.
     #[error(
@@ -56,7 +63,7 @@ pub enum DataError {
     )]
     ShardChanged {
         /// The shard.
-        path: PathBuf,
+        path: Location,
         /// Its size in bytes when it was indexed.
         was: u64,
         /// Its size in bytes now.
@@ -66,7 +73,7 @@ pub enum DataError {
     #[error("the index {path} is damaged ({reason}): remove the file and resume, it is made again")]
     DamagedIndex {
         /// The index.
-        path: PathBuf,
+        path: Location,
         /// What is wrong.
         reason: String,
     },
@@ -77,9 +84,9 @@ pub enum DataError {
     )]
     Keep {
         /// The folder or file.
-        path: PathBuf,
+        path: Location,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// Samples lack a row, and the recipe bears none.
     #[error(
@@ -97,7 +104,7 @@ pub enum DataError {
     #[error("could not read the captions in {path}: {reason}")]
     Table {
         /// The file.
-        path: PathBuf,
+        path: Location,
         /// What its reader said.
         reason: String,
     },
@@ -105,7 +112,7 @@ pub enum DataError {
     #[error("{path} has no column `{column}`; it has: {columns}")]
     MissingColumn {
         /// The file.
-        path: PathBuf,
+        path: Location,
         /// The column that the recipe names.
         column: String,
         /// The columns that there are.
@@ -185,4 +192,14 @@ pub enum DataError {
         /// How long was waited.
         seconds: u64,
     },
+}
+
+impl DataError {
+    /// A file or object that cannot be read. The storage's own error, where there is one, names the place already.
+    pub(super) fn io(operation: &'static str, path: &Location, source: io::Error) -> Self {
+        match source.downcast::<StorageError>() {
+            Ok(error) => Self::Storage(error),
+            Err(source) => Self::Io { operation, path: path.clone(), source },
+        }
+    }
 }

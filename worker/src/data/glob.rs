@@ -1,19 +1,42 @@
-//! Patterns of shards: `*` and `?` in the last component of a path.
+//! Patterns of shards: `*` and `?` in the last component of a path or URL.
 
 use super::{
     DataError,
-    storage::{is_pattern, matches},
+    blob::Found,
+    storage::{Location, Storage, StorageError, is_pattern, matches},
 };
+use common::recipe::DataPath;
 use std::path::{Path, PathBuf};
 
-/// The files that match a pattern, sorted by name.
+/// The files or objects that match a pattern, sorted by name.
 ///
-/// A pattern without `*` and `?` names one file, or one folder: who wants no folder notices when it is read.
+/// A pattern without `*` and `?` names one file, one object, or one folder: who wants no folder notices when it is read.
 ///
 /// # Errors
-/// When the folder cannot be read or nothing matches.
-pub fn expand(pattern: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let no_match = || DataError::NoMatch { pattern: pattern.to_owned() };
+/// When the folder or the store cannot be read or nothing matches.
+pub fn expand(storage: &Storage, pattern: &DataPath) -> Result<Vec<Found>, DataError> {
+    let location = Location::try_from(pattern)?;
+    if let Location::Local(path) = &location {
+        return Ok(files(path)?.into_iter().map(Found::File).collect());
+    }
+    match storage.list(&location) {
+        Ok(found) => Ok(found.into_iter().map(Found::Object).collect()),
+        Err(StorageError::NoMatch { pattern }) => Err(DataError::NoMatch { pattern }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// As [`expand`], of several patterns one after the other.
+pub fn expand_all(storage: &Storage, patterns: &[DataPath]) -> Result<Vec<Found>, DataError> {
+    let mut found = Vec::new();
+    for pattern in patterns {
+        found.extend(expand(storage, pattern)?);
+    }
+    Ok(found)
+}
+
+fn files(pattern: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let no_match = || DataError::NoMatch { pattern: pattern.to_owned().into() };
     let name = pattern.file_name().and_then(|name| name.to_str()).ok_or_else(no_match)?;
     if !is_pattern(name) {
         return if pattern.exists() { Ok(vec![pattern.to_owned()]) } else { Err(no_match()) };
@@ -22,7 +45,7 @@ pub fn expand(pattern: &Path) -> Result<Vec<PathBuf>, DataError> {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let io = |source| DataError::Io { operation: "list", path: folder.to_owned(), source };
+    let io = |source| DataError::io("list", &folder.to_owned().into(), source);
     if !folder.is_dir() {
         return Err(no_match());
     }
@@ -49,11 +72,11 @@ mod tests {
             std::fs::write(folder.path().join(name), "").unwrap();
         }
         std::fs::create_dir(folder.path().join("d.tar")).unwrap();
-        let found = expand(&folder.path().join("*.tar")).unwrap();
+        let found = files(&folder.path().join("*.tar")).unwrap();
         assert_eq!(found, [folder.path().join("a.tar"), folder.path().join("b.tar")]);
-        assert_eq!(expand(&folder.path().join("c.txt")).unwrap(), [folder.path().join("c.txt")]);
+        assert_eq!(files(&folder.path().join("c.txt")).unwrap(), [folder.path().join("c.txt")]);
         for missing in ["*.zip", "x.tar", "no/such/*.tar"] {
-            let error = expand(&folder.path().join(missing)).unwrap_err().to_string();
+            let error = files(&folder.path().join(missing)).unwrap_err().to_string();
             assert!(error.contains(missing), "{error}");
         }
     }

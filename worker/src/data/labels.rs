@@ -24,7 +24,7 @@ impl Labels {
         let templates = lines(path.clone())?;
         if let Some(template) = templates.iter().find(|template| !template.contains("{c}")) {
             let reason = format!("the template `{template}` has no {{c}} where the class belongs");
-            return Err(DataError::Table { path, reason });
+            return Err(DataError::Table { path: path.into(), reason });
         }
         Ok(Self { classes, templates })
     }
@@ -41,13 +41,13 @@ impl Labels {
 fn lines(path: PathBuf) -> Result<Vec<String>, DataError> {
     let text = std::fs::read_to_string(&path).map_err(|source| DataError::Io {
         operation: "read",
-        path: path.clone(),
+        path: path.clone().into(),
         source,
     })?;
     let lines: Vec<String> =
         text.lines().map(|line| line.trim_end().to_owned()).filter(|line| !line.is_empty()).collect();
     if lines.is_empty() {
-        return Err(DataError::Table { path, reason: "it has no line".to_owned() });
+        return Err(DataError::Table { path: path.into(), reason: "it has no line".to_owned() });
     }
     Ok(lines)
 }

@@ -1,11 +1,14 @@
 //! Image-text data: what is in the shards, and their pixels in the order that was asked for.
 //!
-//! Data are read where they lie; `storage` is where: files or objects. `tar`, `scan` and `images` look at each shard once,
-//! `index` keeps what they found on disk; `table` and `join` add captions from elsewhere; `select` says which samples are
-//! used; `dataset` is all of that behind numbers from 0. `pixels` decodes, crops and resizes an image, `loading` makes
-//! batches of them ahead of the training. `inspect`, `verify` and `order` answer questions on the command line.
+//! Data are read where they lie; `storage` is where: files or objects, which `glob` finds and `blob` opens. `tar`, `scan`
+//! and `images` look at each shard once, `index` keeps what they found on disk; `table` and `join` add captions from
+//! elsewhere; `select` says which samples are used; `dataset` is all of that behind numbers from 0. `pixels` decodes, crops
+//! and resizes an image, `loading` makes batches of them ahead of the training.
+//! `inspect`, `verify` and `order` answer questions on the command line.
 
 pub mod arguments;
+mod blob;
+mod chunks;
 mod container;
 mod dataset;
 mod documents;
@@ -31,7 +34,7 @@ mod survey;
 mod table;
 pub(crate) mod tar;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod verify;
 
 pub use common::recipe::CaptionColumn;
@@ -41,8 +44,8 @@ pub use error::DataError;
 pub use index::Places;
 pub use labels::Labels;
 pub use loading::{
-    Bare, BareTimes, Batch, BatchRequest, Loader, LoaderConfig, Normalise, ReplacedSample, SampleRequest,
-    pixels_to_tensor,
+    Bare, BareTimes, Batch, BatchRequest, BrokenSample, Loader, LoaderConfig, Normalise, OnBroken, Reserve,
+    SampleRequest, pixels_to_tensor,
 };
 pub use pixels::Transform;
 pub use report::{Report, ShardFault, SkipReason, Skipped};

@@ -1,8 +1,8 @@
 //! What is broken in a data set: counted by reason, with examples.
 
-use super::join::Coverage;
+use super::{join::Coverage, storage::Location};
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt, path::PathBuf};
+use std::{collections::BTreeMap, fmt};
 
 /// How many examples of a reason are named.
 const EXAMPLES: usize = 5;
@@ -59,8 +59,8 @@ pub struct Skipped {
 /// A shard that could be read in part only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ShardFault {
-    /// The tar.
-    pub path: PathBuf,
+    /// The shard.
+    pub path: Location,
     /// What is wrong: `truncated` or `damaged`.
     pub fault: String,
     /// Up to which byte it was used.
@@ -128,7 +128,7 @@ impl fmt::Display for Report {
             lines.push(format!("  {} x {reason}: {}{more}", skipped.count, skipped.examples.join(", ")));
         }
         for fault in &self.faults {
-            lines.push(format!("  {} is {}: used up to byte {}", fault.path.display(), fault.fault, fault.used_bytes));
+            lines.push(format!("  {} is {}: used up to byte {}", fault.path, fault.fault, fault.used_bytes));
         }
         if self.duplicate_rows > 0 {
             lines.push(format!("  {} rows of the caption table repeat a key: the first is used", self.duplicate_rows));

@@ -4,9 +4,10 @@ use super::{
     DataError,
     index::{Fault, Flaw, Place, Rows},
     source::ReadAt,
+    storage::Location,
     tar::{End, Member, Walk},
 };
-use std::{io, path::Path};
+use std::io;
 
 /// The longest text that is believed, in bytes.
 const LONGEST_TEXT: u64 = 1 << 20;
@@ -19,10 +20,10 @@ const TAIL: u64 = 64;
 ///
 /// # Errors
 /// When it cannot be read, or is no tar from its first byte on. A tar that breaks off later is used up to there.
-pub fn scan(source: &dyn ReadAt, path: &Path) -> Result<Rows, DataError> {
-    let io = |source| DataError::Io { operation: "read", path: path.to_owned(), source };
+pub fn scan(source: &dyn ReadAt, path: &Location) -> Result<Rows, DataError> {
+    let io = |source| DataError::io("read", path, source);
     if source.length().map_err(io)? == 0 {
-        return Err(DataError::EmptyFile { path: path.to_owned() });
+        return Err(DataError::EmptyFile { path: path.clone() });
     }
     let mut walk = Walk::new(source).map_err(io)?;
     let mut rows = Rows::default();
@@ -33,7 +34,7 @@ pub fn scan(source: &dyn ReadAt, path: &Path) -> Result<Rows, DataError> {
     rows.fault = match walk.end() {
         Some(End::Truncated(at)) => fault("truncated", at),
         Some(End::Damaged(at)) => fault("damaged", at),
-        Some(End::NotATar) => return Err(DataError::NotATar { path: path.to_owned() }),
+        Some(End::NotATar) => return Err(DataError::NotATar { path: path.clone() }),
         Some(End::Whole) | None => None,
     };
     Ok(rows)

@@ -2,16 +2,14 @@
 
 use super::{
     DataError, Report, Shard, SkipReason,
+    blob::Found,
     index::{Flaw, ShardIndex, SlotFooter},
     join::{Joined, State},
     report::ShardFault,
     selection::Selection,
 };
 use common::recipe::{DataKind, DataSet};
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::collections::BTreeMap;
 
 /// A caption column, and where its texts are.
 #[derive(Debug, Clone)]
@@ -48,7 +46,7 @@ pub struct Select<'a> {
     /// What is joined to them.
     pub joined: Option<&'a Joined>,
     /// The shards.
-    pub paths: &'a [PathBuf],
+    pub found: &'a [Found],
 }
 
 /// The decision.
@@ -75,9 +73,10 @@ impl Select<'_> {
         let (mut shards, mut selections) = (Vec::<Shard>::new(), Vec::new());
         let mut hasher = self.hasher();
         let mut first_row = 0;
-        for (index, path) in self.indices.iter().zip(self.paths) {
+        for (index, found) in self.indices.iter().zip(self.found) {
             let footer = index.footer();
-            let stem = stem(path);
+            let path = found.location();
+            let stem = path.stem();
             let unused = self.unused(index, first_row)?;
             first_row += u64::from(footer.rows);
             for (row, reason) in &unused {
@@ -104,7 +103,7 @@ impl Select<'_> {
                 hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
             }
             hasher.update(&footer.shard.size.to_le_bytes()).update(&samples.end.to_le_bytes());
-            shards.push(Shard { stem, path: path.clone(), samples });
+            shards.push(Shard { stem, path, samples });
             selections.push(selection);
         }
         let usable = shards.last().map_or(0, |shard| shard.samples.end);
@@ -187,11 +186,6 @@ fn add(unused: &mut Unused, slot: &SlotFooter, reason: impl Fn(Flaw) -> Option<S
             });
         }
     }
-}
-
-/// What a shard is called: its file's name without the ending.
-pub fn stem(path: &Path) -> String {
-    path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn check_share(name: &str, usable: u64, report: &Report, limit: f64) -> Result<(), DataError> {

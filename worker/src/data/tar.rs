@@ -8,8 +8,6 @@ use super::source::ReadAt;
 use std::io;
 
 const BLOCK: u64 = 512;
-/// Bytes read at a time: a caption, metadata and their headers.
-const WINDOW: usize = 8192;
 /// The longest extended header that is believed.
 const LONGEST_HEADER: u64 = 1 << 20;
 
@@ -120,7 +118,7 @@ impl<'a> Walk<'a> {
         let inside = at >= self.window_at && at + len as u64 <= self.window_at + self.window.len() as u64;
         if !inside {
             let there = usize::try_from(self.len.saturating_sub(at)).unwrap_or(usize::MAX);
-            self.window.resize(len.max(WINDOW.min(there)), 0);
+            self.window.resize(len.max(self.source.window().min(there)), 0);
             self.window_at = at;
             self.source.read_at(&mut self.window, at).inspect_err(|_| self.window.clear())?;
         }

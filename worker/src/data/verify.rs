@@ -5,11 +5,12 @@ use super::{
     arguments::{Format, ShardsArgs},
     index::{Flaw, IMAGE, rewrite},
     progress::Line,
+    storage::Location,
     survey::{Done, Survey},
 };
 use anyhow::Context as _;
 use serde::Serialize;
-use std::{path::PathBuf, time::Instant};
+use std::time::Instant;
 
 /// What to verify.
 #[derive(Debug, clap::Args)]
@@ -77,7 +78,7 @@ pub fn index(args: &ShardsArgs) -> anyhow::Result<()> {
 /// A sample or a shard that is bad.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Bad {
-    shard: PathBuf,
+    shard: Location,
     /// The sample; absent where the shard itself is meant.
     key: Option<String>,
     reason: String,
@@ -105,7 +106,7 @@ pub fn main(args: &VerifyArgs) -> anyhow::Result<()> {
         Format::Text => {
             for bad in &verified.bad {
                 let key = bad.key.as_ref().map_or_else(String::new, |key| format!(" {key}"));
-                println!("{}{key}: {}", bad.shard.display(), bad.reason);
+                println!("{}{key}: {}", bad.shard, bad.reason);
             }
             println!("{} samples in {} shards, {} bad", verified.samples, verified.shards, verified.bad.len());
         }
@@ -152,7 +153,7 @@ fn verify(survey: &Survey, record: bool) -> Result<Verified, DataError> {
             if !undecodable.is_empty() {
                 footer.slots[IMAGE].flaws.insert(Flaw::Undecodable, undecodable);
             }
-            let io = |source| DataError::Io { operation: "write the index of", path: path.clone(), source };
+            let io = |source| DataError::io("write the index of", path, source);
             rewrite(&survey.indices[shard], &footer).map_err(io)?;
         }
         samples += u64::from(footer.rows);
@@ -165,7 +166,7 @@ fn verify(survey: &Survey, record: bool) -> Result<Verified, DataError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::survey::Shards;
+    use crate::data::{survey::Shards, tests::storage};
     use common::recipe::IndexPlace;
     use std::path::Path;
 
@@ -178,8 +179,9 @@ mod tests {
         let path = folder.path().join("a.tar");
         std::fs::write(&path, bytes).unwrap();
         let open = || {
-            let shards = Shards { paths: vec![path.clone()], index: IndexPlace::Beside, ..Shards::default() };
-            Survey::open(&shards).unwrap()
+            let paths = vec![path.clone().into()];
+            let shards = Shards { paths, index: IndexPlace::Beside, ..Shards::default() };
+            Survey::open(&storage(), &shards).unwrap()
         };
         let survey = open();
         let verified = verify(&survey, true).unwrap();

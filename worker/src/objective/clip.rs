@@ -8,6 +8,7 @@
 //! Shapes: B pairs over all ranks, R own pairs, D width, r by t a tile of logits. Rows are normalised, in fp64, fp32 or
 //! bf16; what is summed over them is fp32 at least.
 
+use super::repeats::Repeats;
 use tch::{Device, Kind, Tensor};
 
 /// Own rows of one tower as queries, and the rows of the other that they are held against.
@@ -22,6 +23,8 @@ pub struct Side<'a> {
     pub first: i64,
     /// Rows and columns of a tile of logits.
     pub tile: i64,
+    /// Pairs that are no negatives of each other.
+    pub repeats: &'a Repeats,
 }
 
 /// Stretches of `tile`, the last one shorter: (start, length).
@@ -54,16 +57,26 @@ impl Side<'_> {
         self.targets_BD.narrow(0, start, length)
     }
 
+    /// [r, t]: logits of own rows from `row` on; those of a repeated sample are −∞, as if its pair were not there.
+    fn logits(&self, queries_rD: &Tensor, row: i64, targets_tD: &Tensor, column: i64) -> Tensor {
+        let mut logits_rt = product(queries_rD, &targets_tD.tr());
+        let place = self.first + row;
+        let (rows, columns) = (place..place + queries_rD.size()[0], column..column + targets_tD.size()[0]);
+        self.repeats.hide(&mut logits_rt, rows, columns);
+        logits_rt
+    }
+
     /// [R]: the log-sum-exp of each own row's logits.
     pub fn lse(&self) -> Tensor {
-        let row = |(start, length): (i64, i64)| {
-            let queries = self.queries(start, length);
+        let block = |(row, length): (i64, i64)| {
+            let queries = self.queries(row, length);
             let tiles: Vec<Tensor> = stretches(self.targets_BD.size()[0], self.tile)
-                .map(|(start, length)| product(&queries, &self.targets(start, length).tr()).logsumexp([1i64], false))
+                .map(|(start, length)| self.logits(&queries, row, &self.targets(start, length), start))
+                .map(|logits_rt| logits_rt.logsumexp([1i64], false))
                 .collect();
             Tensor::stack(&tiles, 1).logsumexp([1i64], false)
         };
-        Tensor::cat(&stretches(self.own_RD.size()[0], self.tile).map(row).collect::<Vec<_>>(), 0)
+        Tensor::cat(&stretches(self.own_RD.size()[0], self.tile).map(block).collect::<Vec<_>>(), 0)
     }
 
     /// dL/d(own rows) [R, D] in the rows' kind, complete, given all rows' log-sum-exps [B] of this side and of the other;
@@ -86,7 +99,7 @@ impl Side<'_> {
         let mut sum_rD = Tensor::zeros([length, self.own_RD.size()[1]], (wide(kind), self.own_RD.device()));
         for (start, columns) in stretches(pairs, self.tile) {
             let targets = self.targets(start, columns);
-            let mut logits_rt = product(&queries, &targets.tr());
+            let mut logits_rt = self.logits(&queries, row, &targets, start);
             let mut g_rt = (&logits_rt - &lse_r1).exp_();
             g_rt += logits_rt.g_sub_(&lse_targets_B.narrow(0, start, columns).unsqueeze(0)).exp_();
             // −2δ: an own row's column is its place among all.
@@ -132,7 +145,10 @@ mod tests {
         #[test]
         fn any_slices_and_tiles_give_the_gradients_that_autograd_gives(
             pairs in 1i64..24, world in 1usize..5, tile in 1i64..30, width in 1i64..9, seed in 0i64..1000,
+            same in prop::collection::vec((0i64..24, 0i64..24), 0..4),
         ) {
+            let same: Vec<_> = same.into_iter().filter(|(a, b)| a != b && *a.max(b) < pairs).collect();
+            let repeats = Repeats::new(same.iter().copied());
             tch::manual_seed(seed);
             let normal = || {
                 let x = Tensor::randn([pairs, width], (Kind::Double, Device::Cpu));
@@ -141,7 +157,11 @@ mod tests {
             };
             let (image_BD, text_BD) = (normal(), normal());
             let scale = Tensor::from(7.5f64).set_requires_grad(true);
-            let logits_BB = image_BD.matmul(&text_BD.tr()) * &scale;
+            let mask_BB = Tensor::zeros([pairs, pairs], (Kind::Bool, Device::Cpu));
+            for (a, b) in same.iter().flat_map(|(a, b)| [(*a, *b), (*b, *a)]) {
+                let _ = mask_BB.get(a).get(b).fill_(1);
+            }
+            let logits_BB = (image_BD.matmul(&text_BD.tr()) * &scale).masked_fill(&mask_BB, f64::NEG_INFINITY);
             let targets = Tensor::arange(pairs, (Kind::Int64, Device::Cpu));
             let one_way = |logits: &Tensor| logits.log_softmax(-1, Kind::Double).nll_loss(&targets);
             let whole = (one_way(&logits_BB) + one_way(&logits_BB.tr())) * 0.5;
@@ -156,7 +176,9 @@ mod tests {
             let own = |all: &Tensor, (first, rows): (i64, i64)| all.narrow(0, first, rows);
             let statistics = |slice: &(i64, i64)| {
                 let (image_RD, text_RD) = (own(&image, *slice), own(&text, *slice));
-                let lse = |own_RD, targets_BD| Side { own_RD, targets_BD, scale: &s, first: slice.0, tile }.lse();
+                let lse = |own_RD, targets_BD| {
+                    Side { own_RD, targets_BD, scale: &s, first: slice.0, tile, repeats: &repeats }.lse()
+                };
                 Tensor::stack(&[lse(&image_RD, &text), lse(&text_RD, &image), own_logits(&image_RD, &text_RD, &s)], 1)
             };
             let all_B3 = Tensor::cat(&slices.iter().map(statistics).collect::<Vec<_>>(), 0);
@@ -164,7 +186,8 @@ mod tests {
             let (lse_image, lse_text) = (all_B3.select(1, 0), all_B3.select(1, 1));
             let both = |(all, targets): (&Tensor, &Tensor), (lse_own, lse_targets): (&Tensor, &Tensor)| {
                 let side = |slice: &(i64, i64)| {
-                    Side { own_RD: &own(all, *slice), targets_BD: targets, scale: &s, first: slice.0, tile }
+                    let (own_RD, first) = (&own(all, *slice), slice.0);
+                    Side { own_RD, targets_BD: targets, scale: &s, first, tile, repeats: &repeats }
                         .gradient(lse_own, lse_targets)
                 };
                 let (gradients, scales): (Vec<_>, Vec<_>) = slices.iter().map(side).unzip();
@@ -190,7 +213,9 @@ mod tests {
         let (image, text, scale) = (rows(), rows(), Tensor::from(20.0f32));
         let run = |kind: Kind| {
             let (image, text, scale) = (image.to_kind(kind), text.to_kind(kind), scale.to_kind(wide(kind)));
-            let side = |own, targets| Side { own_RD: own, targets_BD: targets, scale: &scale, first: 0, tile: 24 };
+            let repeats = Repeats::default();
+            let side =
+                |own_RD, targets_BD| Side { own_RD, targets_BD, scale: &scale, first: 0, tile: 24, repeats: &repeats };
             let (lse_image, lse_text) = (side(&image, &text).lse(), side(&text, &image).lse());
             let total = loss(&Tensor::stack(&[&lse_image, &lse_text, &own_logits(&image, &text, &scale)], 1));
             (total, side(&image, &text).gradient(&lse_image, &lse_text).0)

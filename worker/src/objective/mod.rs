@@ -2,3 +2,6 @@
 //! no peer, no clock.
 
 pub mod clip;
+mod repeats;
+
+pub use repeats::Repeats;

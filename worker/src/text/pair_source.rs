@@ -1,9 +1,12 @@
 //! Where pairs come from: the captions of a data set of images, or a file that has them as they are.
 
 use super::pairs::{Pair, PairRule, Place};
-use crate::data::{DataError, Dataset, Documents, Places};
-use common::ids::{Epoch, SampleIndex};
-use std::{path::PathBuf, sync::Arc};
+use crate::data::{DataError, Dataset, Documents, Places, storage::Storage};
+use common::{
+    ids::{Epoch, SampleIndex},
+    recipe::DataPath,
+};
+use std::sync::Arc;
 
 /// Pairs by number.
 #[derive(Debug)]
@@ -34,8 +37,13 @@ impl PairFile {
     ///
     /// # Errors
     /// When a file is missing, is no table or lacks `query` or `positive`, or when the copies cannot be kept.
-    pub fn open(patterns: &[PathBuf], instruction: Option<&str>, places: &Places) -> Result<Self, DataError> {
-        let column = |name: &str| Documents::open(patterns, name, places);
+    pub fn open(
+        storage: &Arc<Storage>,
+        patterns: &[DataPath],
+        instruction: Option<&str>,
+        places: &Places,
+    ) -> Result<Self, DataError> {
+        let column = |name: &str| Documents::open(storage, patterns, name, places);
         let negative = match column("negative") {
             Ok(negative) => Some(negative),
             Err(DataError::MissingColumn { .. }) => None,
@@ -110,6 +118,7 @@ impl PairSource {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::tests::storage;
     use common::recipe::{CaptionColumn, CaptionTable, Captions, DataKind, DataSet, IndexPlace, RowRange, Unmatched};
     use std::{collections::BTreeMap, path::Path};
 
@@ -119,7 +128,7 @@ mod tests {
         let places = Places::new(&IndexPlace::Folder(folder.path().join("index")));
         let open = |name: &str, text: &str, instruction| {
             std::fs::write(folder.path().join(name), text).unwrap();
-            PairFile::open(&[folder.path().join(name)], instruction, &places)
+            PairFile::open(&storage(), &[folder.path().join(name).into()], instruction, &places)
                 .map(|file| PairSource::File(Box::new(file)))
         };
         let rows = "{\"query\": \"q0\", \"positive\": \"p0\", \"negative\": \"n0\"}\n\
@@ -148,14 +157,14 @@ mod tests {
             (Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/emoji"), tempfile::tempdir().unwrap());
         let column = |name: &str| CaptionColumn { name: name.to_owned(), weight: 1 };
         let table = CaptionTable {
-            file: root.join("emoji-dense-val.parquet"),
+            file: root.join("emoji-dense-val.parquet").into(),
             key: "key".to_owned(),
             join: "key".to_owned(),
             unmatched: Unmatched::Broken,
         };
         let spec = DataSet {
             kind: DataKind::Webdataset,
-            shards: vec![root.join("emoji-wds/val/*.tar")],
+            shards: vec![root.join("emoji-wds/val/*.tar").into()],
             captions: Captions { table: Some(table), columns: vec![column(".txt"), column("long_caption")] },
             broken_limit: 0.0,
             images: None,
@@ -165,7 +174,7 @@ mod tests {
             index: IndexPlace::Folder(folder.path().to_owned()),
             shuffle: common::sampler::Shuffle::Full,
         };
-        let data = Arc::new(Dataset::open("val", &spec).unwrap());
+        let data = Arc::new(Dataset::open(&storage(), "val", &spec).unwrap());
         let rule = PairRule::ShortLong { short: 0, long: 1, seeks_long: Some("long".to_owned()), seeks_short: None };
         let source = PairSource::Captions { data: data.clone(), rule };
         for sample in (0..source.len()).map(SampleIndex) {

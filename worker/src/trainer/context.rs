@@ -79,7 +79,7 @@ impl Context<'_> {
             let spec = self.plan.recipe.data.get(name).ok_or_else(|| {
                 TrainerError::Plan(format!("the plan names data set `{name}`, which its recipe does not have"))
             })?;
-            let dataset = Dataset::open(name, spec)?;
+            let dataset = Dataset::open(self.storage, name, spec)?;
             let skipped: u64 = dataset.report().skipped_total();
             tracing::info!(
                 data = name,

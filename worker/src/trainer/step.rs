@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     collective::Collective,
-    objective::clip::{Side, loss, own_logits},
+    objective::{
+        Repeats,
+        clip::{Side, loss, own_logits},
+    },
     torch::{shim::AdamW, transfer::Fetch},
 };
 use tch::{Kind, Tensor};
@@ -57,6 +60,17 @@ impl Default for LossSettings {
     fn default() -> Self {
         Self { tile: 4096, kept_bytes: 512 << 20 }
     }
+}
+
+/// How a global batch is cut, and what stands in it twice.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut<'a> {
+    /// The local chunks' pairs; at least one chunk.
+    pub sizes: &'a [i64],
+    /// Every rank's pairs.
+    pub rows: &'a [i64],
+    /// Places of the same sample.
+    pub repeats: &'a Repeats,
 }
 
 /// What a step says, once it is done.
@@ -147,17 +161,17 @@ struct Loss {
 /// The loss over all ranks' rows.
 fn contrast(
     local: &Local,
-    rows: &[i64],
+    Cut { rows, repeats, .. }: Cut<'_>,
     collective: &dyn Collective,
     (scale, settings): (&Tensor, LossSettings),
     timeline: &mut Timeline,
 ) -> Result<Loss, TrainerError> {
-    let rank = collective.rank().0 as usize;
-    let first = rows[..rank].iter().sum();
-    fn side<'a>(own_RD: &'a Tensor, targets_BD: &'a Tensor, (scale, first, tile): (&'a Tensor, i64, i64)) -> Side<'a> {
-        Side { own_RD, targets_BD, scale, first, tile }
+    type How<'a> = (&'a Tensor, i64, i64, &'a Repeats);
+    fn side<'a>(own_RD: &'a Tensor, targets_BD: &'a Tensor, (scale, first, tile, repeats): How<'a>) -> Side<'a> {
+        Side { own_RD, targets_BD, scale, first, tile, repeats }
     }
-    let how = (scale, first, settings.tile);
+    let rank = collective.rank().0 as usize;
+    let how = (scale, rows[..rank].iter().sum(), settings.tile, repeats);
     let bytes =
         2 * rows.iter().sum::<i64>() * local.image_RD.size()[1] * local.image_RD.kind().elt_size_in_bytes() as i64;
 
@@ -189,14 +203,13 @@ fn contrast(
 
 /// Loss and gradients of the global batch, the gradients summed over ranks and left in `parameters`.
 ///
-/// `sizes` are the local chunks' pairs, at least one chunk, `rows` every rank's pairs; the scale is exp(`log_scale`), a variable of
-/// `parameters`. Returns the loss as a scalar tensor.
+/// The scale is exp(`log_scale`), a variable of `parameters`. Returns the loss as a scalar tensor.
 ///
 /// # Errors
 /// When a peer fails.
 pub fn accumulate(
     encoder: &dyn PairEncoder,
-    (sizes, rows): (&[i64], &[i64]),
+    cut: Cut<'_>,
     collective: &dyn Collective,
     parameters: &mut FlatParameters,
     log_scale: &Tensor,
@@ -205,7 +218,8 @@ pub fn accumulate(
 ) -> Result<Tensor, TrainerError> {
     parameters.zero_grad();
     let rank = collective.rank().0 as usize;
-    assert_eq!(Some(&sizes.iter().sum()), rows.get(rank), "the chunks are the rank's rows");
+    let sizes = cut.sizes;
+    assert_eq!(Some(&sizes.iter().sum()), cut.rows.get(rank), "the chunks are the rank's rows");
 
     let retained = (sizes.len() == 1).then(|| encode(encoder, 0));
     let local = match &retained {
@@ -219,8 +233,7 @@ pub fn accumulate(
     } else {
         Kind::Float
     });
-    let Loss { total, image_RD, text_RD, scale: ds } =
-        contrast(&local, rows, collective, (&scale, settings), timeline)?;
+    let Loss { total, image_RD, text_RD, scale: ds } = contrast(&local, cut, collective, (&scale, settings), timeline)?;
     drop(local);
     // dL/d(log s) = s · dL/ds; added as autograd would add it.
     (log_scale * (ds * &scale).to_kind(log_scale.kind())).backward();
@@ -248,7 +261,7 @@ pub fn accumulate(
 /// When a peer fails, or libtorch refuses.
 pub fn contrastive_step(
     encoder: &dyn PairEncoder,
-    cut: (&[i64], &[i64]),
+    cut: Cut<'_>,
     collective: &dyn Collective,
     parameters: &mut FlatParameters,
     log_scale: &Tensor,

@@ -46,7 +46,7 @@ fn caption(folder: &Path, image: &Path) -> io::Result<Option<String>> {
 }
 
 fn failed(folder: &Path) -> impl Fn(io::Error) -> DataError {
-    move |source| DataError::Io { operation: "list", path: folder.to_owned(), source }
+    move |source| DataError::Io { operation: "list", path: folder.to_owned().into(), source }
 }
 
 /// Lists a folder: a sample's key is its image's path in it.
@@ -71,7 +71,7 @@ pub fn fields(folder: &Path, fields: &[String], each: &mut EachRow<'_>) -> Resul
                 Ok(class.map(|class| class.to_string_lossy().into_owned()))
             }
             other => Err(DataError::MissingColumn {
-                path: folder.to_owned(),
+                path: folder.to_owned().into(),
                 column: other.to_owned(),
                 columns: "caption, class".to_owned(),
             }),

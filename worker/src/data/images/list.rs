@@ -2,10 +2,10 @@
 
 use crate::data::{
     DataError,
+    blob::Blob,
     index::{Place, Rows, ShardReader},
     table,
 };
-use std::{fs::File, path::Path};
 
 /// The columns that are tried when the recipe names none.
 const USUAL: [&str; 5] = ["image", "image_file", "filepath", "file_name", "path"];
@@ -21,14 +21,14 @@ impl ShardReader for Lists {
         format!("list-1 {}", self.image_column.as_deref().unwrap_or_default())
     }
 
-    fn read(&self, _: &File, path: &Path) -> Result<Rows, DataError> {
-        if path.is_dir() {
-            return super::folder::read(path);
+    fn read(&self, shard: &Blob) -> Result<Rows, DataError> {
+        if let Some(folder) = shard.folder() {
+            return super::folder::read(folder);
         }
         let tried: Vec<&str> = self.image_column.as_deref().map_or(USUAL.to_vec(), |column| vec![column]);
         let mut failed = None;
         for column in tried {
-            match read(path, column) {
+            match read(shard, column) {
                 Err(error @ DataError::MissingColumn { .. }) => failed = failed.or(Some(error)),
                 other => return other,
             }
@@ -37,10 +37,10 @@ impl ShardReader for Lists {
     }
 }
 
-fn read(path: &Path, column: &str) -> Result<Rows, DataError> {
+fn read(shard: &Blob, column: &str) -> Result<Rows, DataError> {
     let mut rows = Rows::default();
     let mut number = 0;
-    table::read(path, &[column.to_owned()], &mut |texts| {
+    table::read(shard, &[column.to_owned()], &mut |texts| {
         let image = texts[0].filter(|image| !image.is_empty());
         let row = rows.push(image.unwrap_or_default());
         let place = image.and_then(|_| Place::of_row(number, 0));

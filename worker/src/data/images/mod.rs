@@ -13,8 +13,8 @@ use super::{
     DataError,
     files::Files,
     index::{IMAGE, Place, ShardIndex},
+    storage::Location,
 };
-use std::path::PathBuf;
 
 /// The images of a data set.
 #[derive(Debug)]
@@ -23,8 +23,8 @@ pub enum Images {
     Tars,
     /// Rows of parquet files.
     Parquets(ParquetImages),
-    /// Files, named by the samples' keys, in a folder for each shard.
-    Folders(Vec<PathBuf>),
+    /// Files or objects, named by the samples' keys, in a folder for each shard.
+    Folders(Vec<Location>),
 }
 
 impl Images {
@@ -38,8 +38,8 @@ impl Images {
         bytes: &mut Vec<u8>,
     ) -> Result<(), DataError> {
         let place = |place: Option<Place>| {
-            let path = files.path(shard).to_owned();
-            place.ok_or_else(|| DataError::DamagedIndex { path, reason: format!("row {row} has no image") })
+            let reason = || format!("row {row} has no image");
+            place.ok_or_else(|| DataError::DamagedIndex { path: files.location(shard), reason: reason() })
         };
         match self {
             Self::Tars => {
@@ -48,10 +48,8 @@ impl Images {
             }
             Self::Parquets(images) => images.read(files, shard, place(index.place(row, IMAGE)?)?.row(), bytes),
             Self::Folders(folders) => {
-                let path = folders[shard as usize].join(index.key(row)?);
-                bytes.clear();
-                let read = std::fs::File::open(&path).and_then(|mut file| std::io::Read::read_to_end(&mut file, bytes));
-                read.map(|_| ()).map_err(|source| DataError::Io { operation: "read", path, source })
+                let location = folders[shard as usize].join(&index.key(row)?)?;
+                Ok(files.storage().read_all(&location, bytes)?)
             }
         }
     }

@@ -3,12 +3,14 @@
 
 use crate::data::{
     DataError,
+    blob::Blob,
+    chunks::{Chunks, Failure},
     files::Files,
     index::{Flaw, Place, Rows, ShardReader},
+    storage::Location,
 };
 use arrow_array::{Array, BinaryArray, RecordBatch, StringArray, cast::AsArray as _};
 use arrow_schema::{DataType, Schema};
-use bytes::Bytes;
 use parquet::{
     arrow::{
         ProjectionMask,
@@ -16,19 +18,11 @@ use parquet::{
             ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
         },
     },
-    errors::ParquetError,
-    file::{
-        metadata::PageIndexPolicy,
-        reader::{ChunkReader, Length},
-    },
+    file::metadata::PageIndexPolicy,
     schema::types::SchemaDescriptor,
 };
 use std::{
     collections::HashMap,
-    fs::File,
-    io::{self, Read},
-    os::unix::fs::FileExt as _,
-    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -44,62 +38,22 @@ const TAIL: usize = 64;
 /// megabytes of it.
 const HELD_CHUNKS: usize = 1 << 19;
 
-/// A file read by position: several threads share it, and the reader's own way would share one cursor.
-struct Positional(Arc<File>);
-
-impl Length for Positional {
-    fn len(&self) -> u64 {
-        self.0.metadata().map_or(0, |metadata| metadata.len())
-    }
-}
-
-impl ChunkReader for Positional {
-    type T = PositionalRead;
-
-    fn get_read(&self, start: u64) -> Result<PositionalRead, ParquetError> {
-        Ok(PositionalRead { file: self.0.clone(), at: start })
-    }
-
-    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
-        // A damaged footer may ask for anything.
-        if start.checked_add(length as u64).is_none_or(|end| end > self.len()) {
-            return Err(ParquetError::EOF(format!("{length} bytes at {start} are beyond the end of the file")));
-        }
-        let mut bytes = vec![0; length];
-        self.0.read_exact_at(&mut bytes, start)?;
-        Ok(bytes.into())
-    }
-}
-
-struct PositionalRead {
-    file: Arc<File>,
-    at: u64,
-}
-
-impl Read for PositionalRead {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(bytes, self.at)?;
-        self.at += read as u64;
-        Ok(read)
-    }
-}
-
 fn options() -> ArrowReaderOptions {
     // Without the schema of the writer's own, every column of bytes comes as one type.
     ArrowReaderOptions::new().with_skip_arrow_metadata(true).with_page_index_policy(PageIndexPolicy::Optional)
 }
 
-fn failed(path: &Path, error: &dyn std::fmt::Display) -> DataError {
-    DataError::Shard { path: path.to_owned(), reason: error.to_string() }
+fn failed(path: &Location, error: &dyn std::fmt::Display) -> DataError {
+    DataError::Shard { path: path.clone(), reason: error.to_string() }
 }
 
 /// The image column of a schema: its place, and the leaf with the bytes.
-fn image_column(schema: &Schema, wanted: Option<&str>, path: &Path) -> Result<usize, DataError> {
+fn image_column(schema: &Schema, wanted: Option<&str>, path: &Location) -> Result<usize, DataError> {
     let tried: Vec<&str> = wanted.map_or(USUAL.to_vec(), |column| vec![column]);
     let found = tried.iter().find_map(|name| schema.index_of(name).ok());
     let names = || schema.fields().iter().map(|field| field.name().as_str()).collect::<Vec<_>>().join(", ");
     let place = found.ok_or_else(|| DataError::MissingColumn {
-        path: path.to_owned(),
+        path: path.clone(),
         column: tried.join("` or `"),
         columns: names(),
     })?;
@@ -147,18 +101,26 @@ impl ShardReader for Parquets {
         format!("parquet-1 {}", self.image_column.as_deref().unwrap_or_default())
     }
 
-    fn read(&self, shard: &File, path: &Path) -> Result<Rows, DataError> {
-        let said = |error: ParquetError| failed(path, &error);
-        let file =
-            shard.try_clone().map_err(|source| DataError::Io { operation: "open", path: path.to_owned(), source })?;
-        let source = Positional(Arc::new(file));
-        let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(source, options()).map_err(said)?;
+    fn read(&self, shard: &Blob) -> Result<Rows, DataError> {
+        let failure = Failure::default();
+        let read = self.rows(shard, &failure);
+        read.map_err(|error| failure.take().map_or(error, |source| shard.failed("read", source)))
+    }
+}
+
+impl Parquets {
+    fn rows(&self, shard: &Blob, failure: &Failure) -> Result<Rows, DataError> {
+        let path = &shard.location();
+        let source = Chunks::new(shard.clone(), failure);
+        let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(source, options())
+            .map_err(|error| failed(path, &error))?;
         let schema = builder.schema().clone();
         let image = image_column(&schema, self.image_column.as_deref(), path)?;
         let is_text = |place: &usize| *schema.field(*place).data_type() == DataType::Utf8;
         let key = KEYS.iter().find_map(|name| schema.index_of(name).ok().filter(is_text));
         let mask = projection(builder.parquet_schema(), image, key);
-        let reader = builder.with_projection(mask).with_batch_size(BATCH).build().map_err(said)?;
+        let reader = builder.with_projection(mask).with_batch_size(BATCH).build();
+        let reader = reader.map_err(|error| failed(path, &error))?;
         let mut rows = Rows::default();
         for batch in reader {
             let batch = batch.map_err(|error| failed(path, &error))?;
@@ -186,6 +148,7 @@ fn add(rows: &mut Rows, images: &BinaryArray, keys: Option<&StringArray>, row: u
 
 /// What of a file is held: its footer, where its row groups begin, and the projection to images.
 struct Opened {
+    path: Location,
     metadata: ArrowReaderMetadata,
     /// The first row of each row group.
     groups: Vec<u64>,
@@ -215,20 +178,25 @@ impl ParquetImages {
     /// are passed over by their headers, or by the page index where the writer made one. Rows decoded along with it are not
     /// kept: in the order of training nobody asks for them soon.
     pub fn read(&self, files: &Files, shard: u32, row: u64, bytes: &mut Vec<u8>) -> Result<(), DataError> {
-        let path = files.path(shard);
-        let said = |error: ParquetError| failed(path, &error);
-        let file = files.file(shard)?;
-        let opened = self.opened(&file, shard, path)?;
+        let (blob, failure) = (files.blob(shard)?, Failure::default());
+        let read = self.row(&blob, &failure, shard, row, bytes);
+        read.map_err(|error| failure.take().map_or(error, |source| files.failed(shard, &blob, source)))
+    }
+
+    fn row(&self, blob: &Blob, failure: &Failure, shard: u32, row: u64, bytes: &mut Vec<u8>) -> Result<(), DataError> {
+        let opened = self.opened(blob, failure, shard)?;
+        let path = &opened.path;
         let group = opened.groups.partition_point(|first| *first <= row).saturating_sub(1);
         let before = (row - opened.groups.get(group).copied().unwrap_or(0)) as usize;
         let selection = RowSelection::from(vec![RowSelector::skip(before), RowSelector::select(1)]);
-        let mut reader = ParquetRecordBatchReaderBuilder::new_with_metadata(Positional(file), opened.metadata.clone())
+        let chunks = Chunks::new(blob.clone(), failure);
+        let mut reader = ParquetRecordBatchReaderBuilder::new_with_metadata(chunks, opened.metadata.clone())
             .with_projection(opened.mask.clone())
             .with_row_groups(vec![group])
             .with_row_selection(selection)
             .with_batch_size(1)
             .build()
-            .map_err(said)?;
+            .map_err(|error| failed(path, &error))?;
         let batch = reader.next().transpose().map_err(|error| failed(path, &error))?;
         let image = batch
             .as_ref()
@@ -240,14 +208,15 @@ impl ParquetImages {
         Ok(())
     }
 
-    fn opened(&self, file: &Arc<File>, shard: u32, path: &Path) -> Result<Arc<Opened>, DataError> {
+    fn opened(&self, blob: &Blob, failure: &Failure, shard: u32) -> Result<Arc<Opened>, DataError> {
         let lock = || self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(opened) = lock().get(&shard) {
             return Ok(opened.clone());
         }
-        let metadata =
-            ArrowReaderMetadata::load(&Positional(file.clone()), options()).map_err(|error| failed(path, &error))?;
-        let image = image_column(metadata.schema(), self.image_column.as_deref(), path)?;
+        let path = blob.location();
+        let metadata = ArrowReaderMetadata::load(&Chunks::new(blob.clone(), failure), options())
+            .map_err(|error| failed(&path, &error))?;
+        let image = image_column(metadata.schema(), self.image_column.as_deref(), &path)?;
         let mut first = 0;
         let start = |rows: i64| {
             first += rows.max(0) as u64;
@@ -256,7 +225,7 @@ impl ParquetImages {
         let groups = metadata.metadata().row_groups().iter().map(|group| group.num_rows()).map(start).collect();
         let mask = projection(metadata.parquet_schema(), image, None);
         let column = metadata.schema().field(image).name().clone();
-        let opened = Arc::new(Opened { metadata, groups, mask, column });
+        let opened = Arc::new(Opened { path, metadata, groups, mask, column });
         let chunks = |opened: &Opened| opened.groups.len() * opened.metadata.parquet_schema().num_columns();
         let mut held = lock();
         if held.values().map(|opened| chunks(opened)).sum::<usize>() + chunks(&opened) > HELD_CHUNKS {

@@ -2,7 +2,7 @@
 
 use crate::data::{
     DataError, Dataset, SkipReason,
-    tests::{columns, image, spec, tar},
+    tests::{columns, image, spec, storage, tar},
 };
 use arrow_array::{ArrayRef, BinaryArray, RecordBatch, StringArray, StructArray};
 use arrow_schema::{DataType, Field};
@@ -28,7 +28,7 @@ fn write(path: &Path, batch: &RecordBatch, group: usize) {
 }
 
 fn parquet(folder: &Path) -> DataSet {
-    DataSet { kind: DataKind::Parquet, shards: vec![folder.join("*.parquet")], ..spec(folder, 0.5) }
+    DataSet { kind: DataKind::Parquet, shards: vec![folder.join("*.parquet").into()], ..spec(folder, 0.5) }
 }
 
 fn img2dataset(rows: usize) -> RecordBatch {
@@ -53,7 +53,7 @@ fn rows_that_img2dataset_could_not_fetch_are_no_samples_and_the_others_are_read_
         let folder = tempfile::tempdir().unwrap();
         write(&folder.path().join("00000.parquet"), &img2dataset(40), group);
         write(&folder.path().join("00001.parquet"), &img2dataset(25), group);
-        let data = Dataset::open("p", &parquet(folder.path())).unwrap();
+        let data = Dataset::open(&storage(), "p", &parquet(folder.path())).unwrap();
         assert_eq!((data.len(), data.report().skipped[&SkipReason::NoImage].count), (58, 7));
         let mut bytes = Vec::new();
         for i in (0..data.len()).rev().step_by(3).map(SampleIndex) {
@@ -83,7 +83,7 @@ fn images_as_hugging_face_writes_them() {
     write(&folder.path().join("train-00000-of-00001.parquet"), &batch, 4);
     let mut spec = parquet(folder.path());
     spec.captions.columns = columns(&[(".id", 1)]);
-    let data = Dataset::open("hf", &spec).unwrap();
+    let data = Dataset::open(&storage(), "hf", &spec).unwrap();
     let mut read = Vec::new();
     for i in [8, 0, 5, 3] {
         data.read_image(SampleIndex(i), &mut read).unwrap();
@@ -91,7 +91,7 @@ fn images_as_hugging_face_writes_them() {
         assert_eq!(data.caption(SampleIndex(i), 0).unwrap(), format!("id-{i}"));
     }
     spec.image_column = Some("picture".to_owned());
-    let error = Dataset::open("hf", &spec).unwrap_err().to_string();
+    let error = Dataset::open(&storage(), "hf", &spec).unwrap_err().to_string();
     assert!(error.contains("no column `picture`; it has: id, image"), "{error}");
 }
 
@@ -99,7 +99,7 @@ fn images_as_hugging_face_writes_them() {
 fn many_threads_read_one_parquet_file_without_disturbing_each_other() {
     let folder = tempfile::tempdir().unwrap();
     write(&folder.path().join("0.parquet"), &img2dataset(60), 5);
-    let data = Dataset::open("p", &parquet(folder.path())).unwrap();
+    let data = Dataset::open(&storage(), "p", &parquet(folder.path())).unwrap();
     std::thread::scope(|scope| {
         for thread in 0..4 {
             let data = &data;
@@ -116,7 +116,7 @@ fn many_threads_read_one_parquet_file_without_disturbing_each_other() {
 
 fn list(folder: &Path, name: &str, contents: &str) -> DataSet {
     std::fs::write(folder.join(name), contents).unwrap();
-    DataSet { kind: DataKind::List, shards: vec![folder.join(name)], ..spec(folder, 0.0) }
+    DataSet { kind: DataKind::List, shards: vec![folder.join(name).into()], ..spec(folder, 0.0) }
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn coco_of_karpathy_has_five_to_seven_captions_an_image() {
             {"image": "val2014/COCO_2.jpg", "caption": ["f", "g", "h", "i", "j", "k"]}]"#,
     );
     spec.captions.columns = columns(&[(".caption[*]", 1), (".caption[4]", 1)]);
-    let data = Dataset::open("coco", &spec).unwrap();
+    let data = Dataset::open(&storage(), "coco", &spec).unwrap();
     let counts: Vec<usize> = (0..2).map(|i| data.captions(SampleIndex(i), 0).unwrap().len()).collect();
     assert_eq!(counts, [5, 6]);
     let (texts, samples) = data.texts_with_samples(0).unwrap();
@@ -160,7 +160,7 @@ fn docci_by_split_and_share_gpt4v_without_its_first_thousand() {
     let mut docci = list(folder.path(), "docci_descriptions.jsonlines", &text);
     docci.captions.columns = columns(&[(".description", 1)]);
     docci.only.insert("split".to_owned(), "test".to_owned());
-    let data = Dataset::open("docci", &docci).unwrap();
+    let data = Dataset::open(&storage(), "docci", &docci).unwrap();
     let all: Vec<String> = (0..data.len()).map(|i| data.caption(SampleIndex(i), 0).unwrap()).collect();
     assert_eq!((all, data.report().left_out), (vec!["1".into(), "3".into(), "5".into()], 3));
 
@@ -171,10 +171,10 @@ fn docci_by_split_and_share_gpt4v_without_its_first_thousand() {
     let mut share = list(folder.path(), "sharegpt4v.json", &text);
     share.captions.columns = columns(&[(".conversations[1].value", 1)]);
     share.rows = RowRange { from: 1000, to: None };
-    let train = Dataset::open("share", &share).unwrap();
+    let train = Dataset::open(&storage(), "share", &share).unwrap();
     assert_eq!((train.len(), train.caption(SampleIndex(0), 0).unwrap().as_str()), (500, "c1000"));
     share.rows = RowRange { from: 0, to: Some(1000) };
-    let validation = Dataset::open("share", &share).unwrap();
+    let validation = Dataset::open(&storage(), "share", &share).unwrap();
     assert_eq!((validation.len(), validation.key(SampleIndex(999)).unwrap().as_str()), (1000, "999.jpg"));
     assert_ne!(train.fingerprint(), validation.fingerprint());
 }
@@ -185,7 +185,7 @@ fn a_parquet_file_without_images_names_its_columns() {
     let texts: StringArray = [Some("x")].into_iter().collect();
     let batch = RecordBatch::try_from_iter([("text", Arc::new(texts) as ArrayRef)]).unwrap();
     write(&folder.path().join("0.parquet"), &batch, 1);
-    let error = Dataset::open("p", &parquet(folder.path())).unwrap_err();
+    let error = Dataset::open(&storage(), "p", &parquet(folder.path())).unwrap_err();
     assert!(matches!(error, DataError::MissingColumn { .. }), "{error}");
     assert!(error.to_string().contains("it has: text"), "{error}");
 }
@@ -200,9 +200,9 @@ fn urban1k_has_the_first_line_of_its_captions_and_image_net_the_names_of_its_fol
         std::fs::write(urban.join(format!("image/{i}.jpg")), body(i)).unwrap();
         std::fs::write(urban.join(format!("caption/{i}.txt")), format!("first {i}\nsecond")).unwrap();
     }
-    let mut spec = DataSet { kind: DataKind::List, shards: vec![urban.clone()], ..spec(folder.path(), 0.0) };
+    let mut spec = DataSet { kind: DataKind::List, shards: vec![urban.clone().into()], ..spec(folder.path(), 0.0) };
     spec.captions.columns = columns(&[(".caption", 1)]);
-    let data = Dataset::open("urban", &spec).unwrap();
+    let data = Dataset::open(&storage(), "urban", &spec).unwrap();
     let pairs: Vec<_> =
         (0..3).map(|i| (data.key(SampleIndex(i)).unwrap(), data.caption(SampleIndex(i), 0).unwrap())).collect();
     let pair = |key: &str, caption: &str| (key.to_owned(), caption.to_owned());
@@ -213,7 +213,7 @@ fn urban1k_has_the_first_line_of_its_captions_and_image_net_the_names_of_its_fol
     assert!(bytes == body(10));
     // A caption that changes is another data set, although no folder's time tells of it.
     std::fs::write(urban.join("caption/2.txt"), "other").unwrap();
-    let changed = Dataset::open("urban", &spec).unwrap();
+    let changed = Dataset::open(&storage(), "urban", &spec).unwrap();
     assert_eq!(changed.caption(SampleIndex(2), 0).unwrap(), "other");
     assert_ne!(changed.fingerprint(), data.fingerprint());
 
@@ -222,13 +222,16 @@ fn urban1k_has_the_first_line_of_its_captions_and_image_net_the_names_of_its_fol
         std::fs::create_dir_all(net.join(class)).unwrap();
         std::fs::write(net.join(format!("{class}/ILSVRC_{i}.JPEG")), body(i)).unwrap();
     }
-    spec.shards = vec![net];
+    spec.shards = vec![net.into()];
     spec.captions.columns = columns(&[(".class", 1)]);
-    let data = Dataset::open("imagenet", &spec).unwrap();
+    let data = Dataset::open(&storage(), "imagenet", &spec).unwrap();
     assert_eq!((data.len(), data.caption(SampleIndex(1), 0).unwrap().as_str()), (2, "n01443537"));
     spec.captions.columns = columns(&[(".label", 1)]);
     assert!(
-        Dataset::open("imagenet", &spec).unwrap_err().to_string().contains("no column `label`; it has: caption, class")
+        Dataset::open(&storage(), "imagenet", &spec)
+            .unwrap_err()
+            .to_string()
+            .contains("no column `label`; it has: caption, class")
     );
 }
 
@@ -247,7 +250,7 @@ fn clip_benchmark_tars_have_classes_or_lines_of_captions() {
     std::fs::write(folder.path().join("0.tar"), tar(members)).unwrap();
     let mut spec = spec(folder.path(), 0.0);
     spec.captions.columns = columns(&[(".cls", 0), (".txt[*]", 1)]);
-    let data = Dataset::open("bench", &spec).unwrap();
+    let data = Dataset::open(&storage(), "bench", &spec).unwrap();
     let classes: Vec<String> = (0..2).map(|i| data.caption(SampleIndex(i), 0).unwrap()).collect();
     assert_eq!(classes, ["7", "0"]);
     let (texts, samples) = data.texts_with_samples(1).unwrap();

@@ -1,24 +1,18 @@
 //! The indices of many shards: read where they are good, made where they are not, several at a time.
 
-use super::{Footer, KEPT_OPEN, Places, Rows, ShardIndex, Store, place::publish};
+use super::{Footer, KEPT_OPEN, Places, Rows, ShardIndex, Store, one::Indexing, place::publish};
 use crate::data::{
     DataError,
-    source::{ReadAt, Stat},
+    blob::{Blob, Found},
+    storage::Storage,
 };
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
 /// The fewest threads that read shards: on shared storage they wait rather than compute.
 const READERS: usize = 8;
-/// Indices that are together no larger than this are read and checked at the start; larger ones page by page as they are
-/// used.
-const CHECK_WHOLE: u64 = 256 << 20;
 
 /// How a kind of shard is read.
 pub trait ShardReader: Sync {
@@ -26,7 +20,7 @@ pub trait ShardReader: Sync {
     fn kind(&self) -> String;
 
     /// Reads one shard in one pass.
-    fn read(&self, shard: &File, path: &Path) -> Result<Rows, DataError>;
+    fn read(&self, shard: &Blob) -> Result<Rows, DataError>;
 }
 
 /// How far indexing is.
@@ -46,15 +40,16 @@ pub struct Progress {
 ///
 /// An interrupted call has left the indices of the shards it finished.
 pub fn open_all(
-    paths: &[PathBuf],
+    storage: &Arc<Storage>,
+    shards: &[Found],
     reader: &dyn ShardReader,
     places: &Places,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Vec<ShardIndex>, DataError> {
     let (done, read, bytes) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-    let unwritable = AtomicBool::new(false);
+    let one_of = Indexing { storage, shards: shards.len() as u64, reader, places, unwritable: AtomicBool::new(false) };
     let one = |i: usize| {
-        let (index, made) = open_or_make(&paths[i], paths.len() as u64, reader, places, &unwritable)?;
+        let (index, made) = one_of.open_or_make(&shards[i])?;
         if i < KEPT_OPEN {
             index.keep_open();
         }
@@ -62,80 +57,12 @@ pub fn open_all(
             read.fetch_add(1, Ordering::Relaxed);
             bytes.fetch_add(index.footer().shard.size, Ordering::Relaxed);
         }
-        let shards = done.fetch_add(1, Ordering::Relaxed) + 1;
+        let finished = done.fetch_add(1, Ordering::Relaxed) + 1;
         let (read, read_bytes) = (read.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed));
-        progress(Progress { shards, of: paths.len() as u64, read, read_bytes });
+        progress(Progress { shards: finished, of: shards.len() as u64, read, read_bytes });
         Ok(index)
     };
-    in_parallel(paths.len(), one).into_iter().collect()
-}
-
-fn open_or_make(
-    path: &Path,
-    shards: u64,
-    reader: &dyn ShardReader,
-    places: &Places,
-    unwritable: &AtomicBool,
-) -> Result<(ShardIndex, bool), DataError> {
-    let io = |operation| move |source| DataError::Io { operation, path: path.to_owned(), source };
-    let file = File::open(path).map_err(io("open"))?;
-    let metadata = file.metadata().map_err(io("read"))?;
-    let shard = Stat::of(&metadata);
-    let kind = reader.kind();
-    // A folder does not change its time when something in its folders does: it is listed at every start.
-    let files = if metadata.is_dir() { Vec::new() } else { places.of_shard(path) };
-    for file in files.iter().filter(|file| file.exists()) {
-        match open_if_good(file, shard, &kind, shards) {
-            Ok(index) => return Ok((index, false)),
-            Err(reason) => {
-                tracing::info!(shard = %path.display(), index = %file.display(), reason, "the index is made anew");
-            }
-        }
-    }
-    let rows = reader.read(&file, path)?;
-    let after = Stat::of(&file.metadata().map_err(io("read"))?);
-    if after != shard {
-        return Err(DataError::ShardChanged { path: path.to_owned(), was: shard.size, is: after.size });
-    }
-    let bytes = rows.write(&kind, shard, Vec::new()).map_err(io("index"))?;
-    for file in &files {
-        match publish(file, &bytes) {
-            Ok(()) => {
-                let store = Store::File(file.clone(), OnceLock::new());
-                return opened(ShardIndex::open(store), file).map(|index| (index, true));
-            }
-            // Data sets of thousands of shards say it once.
-            Err(error) if !unwritable.swap(true, Ordering::Relaxed) => tracing::warn!(
-                index = %file.display(),
-                %error,
-                "an index cannot be written there: it is kept elsewhere or in memory, and made again at the next start"
-            ),
-            Err(_) => {}
-        }
-    }
-    opened(ShardIndex::open(Store::Memory(bytes)), path).map(|index| (index, true))
-}
-
-fn opened(
-    index: Result<ShardIndex, crate::data::container::ContainerError>,
-    path: &Path,
-) -> Result<ShardIndex, DataError> {
-    index.map_err(|error| DataError::DamagedIndex { path: path.to_owned(), reason: error.to_string() })
-}
-
-/// An index that is whole and of this shard as it is now, or why it is not used.
-fn open_if_good(file: &Path, shard: Stat, kind: &str, shards: u64) -> Result<ShardIndex, String> {
-    let index = ShardIndex::open(Store::File(file.to_owned(), OnceLock::new())).map_err(|error| error.to_string())?;
-    if index.footer().shard != shard {
-        return Err("the shard has changed".to_owned());
-    }
-    if index.footer().kind != kind {
-        return Err("the shard was read in another way".to_owned());
-    }
-    if index.length().saturating_mul(shards) <= CHECK_WHOLE {
-        index.check().map_err(|error| error.to_string())?;
-    }
-    Ok(index)
+    in_parallel(shards.len(), one).into_iter().collect()
 }
 
 /// Writes an index anew with another footer, where it lies now: how `data verify` records what it found.
@@ -179,7 +106,7 @@ impl ShardReader for Tars {
         "tar-1".to_owned()
     }
 
-    fn read(&self, shard: &File, path: &Path) -> Result<Rows, DataError> {
-        crate::data::scan::scan(shard as &dyn ReadAt, path)
+    fn read(&self, shard: &Blob) -> Result<Rows, DataError> {
+        crate::data::scan::scan(shard, &shard.location())
     }
 }

@@ -5,6 +5,7 @@
 //! and `.json`), then the ends of the keys, then the keys.
 
 mod build;
+mod one;
 mod place;
 mod rows;
 
@@ -199,6 +200,6 @@ impl ShardIndex {
             Store::File(path, _) => path.clone(),
             Store::Memory(_) => PathBuf::from("an index in memory"),
         };
-        DataError::DamagedIndex { path, reason: error.to_string() }
+        DataError::DamagedIndex { path: path.into(), reason: error.to_string() }
     }
 }

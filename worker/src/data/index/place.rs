@@ -1,5 +1,6 @@
 //! Where indices and joins are kept, and how they are written: whole or not at all.
 
+use crate::data::storage::Location;
 use common::recipe::IndexPlace;
 use std::{
     fs::{self, File, Permissions},
@@ -33,17 +34,34 @@ impl Places {
         }
     }
 
+    /// Beside the shards, with this folder in place of the user's cache.
+    #[cfg(test)]
+    pub fn beside_with_cache(folder: PathBuf) -> Self {
+        Self { beside: true, folder: Some(folder) }
+    }
+
     /// The files that may hold a shard's index, in the order in which they are tried.
-    pub fn of_shard(&self, shard: &Path) -> Vec<PathBuf> {
-        let absolute = std::path::absolute(shard).unwrap_or_else(|_| shard.to_owned());
-        let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    pub fn of_shard(&self, shard: &Location) -> Vec<PathBuf> {
+        let (name, place) = match shard {
+            Location::Local(path) => {
+                let absolute = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                (absolute.file_name().unwrap_or_default().to_string_lossy().into_owned(), absolute)
+            }
+            Location::Object(url) => (url.name().to_owned(), url.to_string().into()),
+        };
         let mut files = Vec::new();
-        if self.beside {
-            files.push(absolute.with_file_name(format!("{name}.{EXTENSION}")));
+        if self.beside && matches!(shard, Location::Local(_)) {
+            files.push(place.with_file_name(format!("{name}.{EXTENSION}")));
         }
-        let digest = blake3::hash(absolute.as_os_str().as_encoded_bytes()).to_hex();
+        let digest = blake3::hash(place.as_os_str().as_encoded_bytes()).to_hex();
         files.extend(self.folder.iter().map(|folder| folder.join(format!("{name}-{}.{EXTENSION}", &digest[..16]))));
         files
+    }
+
+    /// The object that an object's index is copied to for other machines; each reads its own copy in the cache folder.
+    pub fn beside_object(&self, shard: &Location) -> Option<Location> {
+        let object = matches!(shard, Location::Object(_));
+        (self.beside && object).then(|| shard.sibling(&format!("{}.{EXTENSION}", shard.name())))
     }
 
     /// The folder of what belongs to a whole data set; `None` when there is neither a home nor a folder.

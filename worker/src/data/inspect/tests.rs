@@ -4,19 +4,15 @@ use super::{spread::Spread, *};
 use crate::data::{
     SkipReason,
     survey::Shards,
-    tests::{image, tar},
+    tests::{image, storage, tar},
 };
 use arrow_array::{ArrayRef, BinaryArray, RecordBatch, StringArray};
 use common::recipe::IndexPlace;
 use std::{fs, path::Path, sync::Arc};
 
 fn open(path: &Path, index: &Path) -> Survey {
-    Survey::open(&Shards {
-        paths: vec![path.to_owned()],
-        index: IndexPlace::Folder(index.to_owned()),
-        ..Shards::default()
-    })
-    .unwrap()
+    let (paths, index) = (vec![path.to_owned().into()], IndexPlace::Folder(index.to_owned()));
+    Survey::open(&storage(), &Shards { paths, index, ..Shards::default() }).unwrap()
 }
 
 fn look(path: &Path) -> Summary {
@@ -102,9 +98,9 @@ fn lists_are_inspected_with_files_that_are_missing() {
     }
     let csv = folder.path().join("c.csv");
     fs::write(&csv, "image,description\n0.jpg,\"one, two\"\n").unwrap();
-    let (paths, images) = (vec![csv], Some(folder.path().join("images")));
+    let (paths, images) = (vec![csv.into()], Some(folder.path().join("images").into()));
     let index = IndexPlace::Folder(folder.path().join("index"));
-    let survey = Survey::open(&Shards { paths, images, index, ..Shards::default() }).unwrap();
+    let survey = Survey::open(&storage(), &Shards { paths, images, index, ..Shards::default() }).unwrap();
     let summary = inspect(&survey, &survey.caption_columns().unwrap(), 5).unwrap();
     assert_eq!((summary.usable, summary.captions[0].name.as_str()), (1, ".description"));
     let found = look(&folder.path().join("images"));
@@ -142,7 +138,7 @@ fn the_page_stands_alone_and_shows_texts_as_texts() {
     fs::write(&path, tar(&files)).unwrap();
     let survey = open(&path, folder.path());
     let summary = inspect(&survey, &[".txt".to_owned()], 24).unwrap();
-    let page = html::page("<b>.tar", &summary, &pictures(&survey, &summary).unwrap());
+    let page = html::page("<b>.tar", &summary, &pictures(&survey, &summary));
     assert_eq!(page.matches("<figure>").count(), 2);
     assert_eq!(page.matches("src=\"data:image/jpeg;base64,").count(), 1);
     assert!(page.contains("neither JPEG nor PNG"), "{page}");

@@ -2,10 +2,6 @@
 
 use crate::data::pixels::Decoder;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use fast_image_resize::{
-    FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
-    images::{Image, ImageRef},
-};
 use turbojpeg::{Compressor, PixelFormat, Subsamp};
 
 /// The longer side of a picture in pixels.
@@ -17,7 +13,6 @@ const QUALITY: i32 = 80;
 #[derive(Default)]
 pub(super) struct Thumbnails {
     decoder: Decoder,
-    resizer: Resizer,
 }
 
 impl Thumbnails {
@@ -26,13 +21,9 @@ impl Thumbnails {
         let picture = self.decoder.decode(image).map_err(|error| error.to_string())?;
         let (width, height) = (picture.width, picture.height);
         let gray = picture.pixels().len() == width as usize * height as usize;
-        let kind = if gray { PixelType::U8 } else { PixelType::U8x3 };
-        let source = ImageRef::new(width, height, picture.pixels(), kind).map_err(|error| error.to_string())?;
-        let (across, down) = size(width, height);
-        let mut small = Image::new(across, down, kind);
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
-        self.resizer.resize(&source, &mut small, &options).map_err(|error| error.to_string())?;
-        let jpeg = encode(small.buffer(), (across, down), gray).map_err(|error| error.to_string())?;
+        let target = size(width, height);
+        let small = shrunk(picture.pixels(), (width, height), target, if gray { 1 } else { 3 });
+        let jpeg = encode(&small, target, gray).map_err(|error| error.to_string())?;
         Ok(format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg)))
     }
 }
@@ -45,6 +36,29 @@ fn encode(pixels: &[u8], (width, height): (u32, u32), gray: bool) -> turbojpeg::
     compressor.set_quality(QUALITY)?;
     compressor.set_subsamp(subsampling)?;
     compressor.compress_to_vec(turbojpeg::Image { pixels, width, pitch: width * channels, height, format })
+}
+
+/// Pixels of `target`'s size, each the mean of the pixels that it covers.
+fn shrunk(pixels: &[u8], (width, height): (u32, u32), target: (u32, u32), channels: usize) -> Vec<u8> {
+    let covered = |place: u32, of: u32, inputs: u32| {
+        let edge = |place: u32| (u64::from(place) * u64::from(inputs) / u64::from(of)) as usize;
+        edge(place)..edge(place + 1).max(edge(place) + 1)
+    };
+    let mut small = Vec::with_capacity(target.0 as usize * target.1 as usize * channels);
+    for row in 0..target.1 {
+        for column in 0..target.0 {
+            let (rows, columns) = (covered(row, target.1, height), covered(column, target.0, width));
+            let count = (rows.len() * columns.len()) as u64;
+            for channel in 0..channels {
+                let at =
+                    |row: usize, column: usize| u64::from(pixels[(row * width as usize + column) * channels + channel]);
+                let sum: u64 =
+                    rows.clone().flat_map(|row| columns.clone().map(move |c| (row, c))).map(|(r, c)| at(r, c)).sum();
+                small.push(((sum + count / 2) / count) as u8);
+            }
+        }
+    }
+    small
 }
 
 /// The size of a picture of an image: no larger than the image, no side of nothing.
@@ -75,6 +89,13 @@ mod tests {
             assert_eq!(small, size(original.0, original.1), "{name}");
         }
         assert!(thumbnails.data_uri(b"<html>").unwrap_err().contains("neither JPEG nor PNG"));
+    }
+
+    #[test]
+    fn pixels_are_means_of_what_they_cover() {
+        assert_eq!(shrunk(&[0, 10, 20, 30, 100, 110], (3, 2), (1, 2), 1), [10, 80]);
+        assert_eq!(shrunk(&[1, 2, 3, 3, 4, 5], (2, 1), (1, 1), 3), [2, 3, 4]);
+        assert_eq!(shrunk(&[7, 8], (2, 1), (2, 1), 1), [7, 8]);
     }
 
     #[test]

@@ -4,9 +4,11 @@
 use super::{Coverage, Footer, From, Joined, NONE, OwnFields, State};
 use crate::data::{
     DataError, SkipReason,
+    blob::{Blob, Found},
     container::Writer,
     index::{Draft, Places, ShardIndex, Store, in_parallel},
     source::Stat,
+    storage::Storage,
     table,
 };
 use common::recipe::Unmatched;
@@ -14,7 +16,7 @@ use std::{
     collections::BTreeMap,
     io::{self, BufWriter, Write},
     path::{Path, PathBuf},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
 };
 
 /// Small shards whose metadata are read at once.
@@ -47,8 +49,10 @@ pub struct Plan<'a> {
 
 /// A caption table, and how rows are found in it.
 pub struct TablePlan {
+    /// What they are read through.
+    pub storage: Arc<Storage>,
     /// Its files, in order.
-    pub files: Vec<PathBuf>,
+    pub files: Vec<Found>,
     /// What they are now.
     pub stats: Vec<Stat>,
     /// The column by which a row is found.
@@ -74,7 +78,8 @@ impl Plan<'_> {
         }
         add(&format!("{:?} {:?}", self.own, self.only));
         if let Some(table) = &self.table {
-            add(&format!("{:?} {:?}", table.files, table.stats));
+            let files: Vec<String> = table.files.iter().map(|file| file.location().to_string()).collect();
+            add(&format!("{files:?} {:?}", table.stats));
             add(&format!("{} {} {:?} {:?}", table.key, table.join, table.columns, table.unmatched));
         }
         hasher.finalize().to_hex().to_string()
@@ -114,11 +119,12 @@ pub fn open(plan: &Plan<'_>, fields: &dyn OwnFields, places: &Places) -> Result<
 }
 
 fn opened(store: Store, path: &Path) -> Result<Joined, DataError> {
-    Joined::open(store).map_err(|error| DataError::DamagedIndex { path: path.to_owned(), reason: error.to_string() })
+    Joined::open(store)
+        .map_err(|error| DataError::DamagedIndex { path: path.to_owned().into(), reason: error.to_string() })
 }
 
 fn keep(path: &Path) -> impl Fn(io::Error) -> DataError {
-    move |source| DataError::Keep { path: path.to_owned(), source }
+    move |source| DataError::Keep { path: path.to_owned().into(), source }
 }
 
 /// Bytes in memory, so many and no more.
@@ -224,7 +230,7 @@ impl<'a, W: Write> Build<'a, W> {
                     read.push(texts.iter().map(|text| text.map(str::to_owned)).collect::<Vec<_>>());
                     Ok(())
                 })?;
-                Ok(read)
+                Ok::<_, DataError>(read)
             };
             for (i, read) in in_parallel(WAVE.min(shards - wave), one).into_iter().enumerate() {
                 for (row, texts) in read?.into_iter().enumerate() {
@@ -283,7 +289,9 @@ impl<'a, W: Write> Build<'a, W> {
         let columns: Vec<String> =
             std::iter::once(&table.key).chain(table.columns.iter().map(|column| &column.name)).cloned().collect();
         for file in &table.files {
-            table::read(file, &columns, &mut |texts| self.row(table, texts[0], &texts[1..]))?;
+            let opened = Blob::open(&table.storage, file);
+            let file = opened.map_err(|source| DataError::io("open", &file.location(), source))?;
+            table::read(&file, &columns, &mut |texts| self.row(table, texts[0], &texts[1..]))?;
         }
         Ok(())
     }

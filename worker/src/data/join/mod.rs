@@ -179,6 +179,6 @@ impl Joined {
             Store::File(path, _) => path.clone(),
             Store::Memory(_) => PathBuf::from("a join in memory"),
         };
-        DataError::DamagedIndex { path, reason: error.to_string() }
+        DataError::DamagedIndex { path: path.into(), reason: error.to_string() }
     }
 }

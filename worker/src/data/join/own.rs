@@ -64,10 +64,12 @@ pub struct RowColumns<'a> {
 
 impl OwnFields for RowColumns<'_> {
     fn read(&self, shard: u32, fields: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
-        // Opened once to see that it is the shard that was indexed.
-        self.files.file(shard)?;
-        let path = self.files.path(shard);
-        if path.is_dir() { folder::fields(path, fields, each) } else { table::read(path, fields, each) }
+        // It was seen to be the shard that was indexed.
+        let shard = self.files.blob(shard)?;
+        match shard.folder() {
+            Some(folder) => folder::fields(folder, fields, each),
+            None => table::read(&shard, fields, each),
+        }
     }
 
     fn small(&self) -> bool {

@@ -1,8 +1,11 @@
 //! What is asked of the loader, and what comes of it.
 
-use super::slab::Slab;
-use crate::data::SkipReason;
-use common::ids::{Epoch, SampleIndex};
+use super::{broken::BrokenSample, slab::Slab};
+use common::{
+    ids::{Epoch, SampleIndex, Step},
+    sampler::{Draw, Order},
+};
+use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// The mean of CLIP's images by channel, of values from 0 to 1.
@@ -30,17 +33,12 @@ pub struct BatchRequest {
     pub samples: Vec<SampleRequest>,
 }
 
-/// A sample that could not be decoded and was replaced by the next one that could.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReplacedSample {
-    /// What was asked for.
-    pub wanted: SampleRequest,
-    /// Its key.
-    pub key: String,
-    /// Why it was not used.
-    pub reason: SkipReason,
-    /// What the decoder said.
-    pub detail: String,
+impl BatchRequest {
+    /// What a stretch of a step's slots holds; the tag is the step.
+    pub fn of_step(order: &Order, step: Step, slots: Range<u64>) -> Self {
+        let sample = |draw: Draw| SampleRequest { source: draw.source as u32, index: draw.index, epoch: draw.epoch };
+        Self { tag: step.0, samples: order.draws(step, slots).map(sample).collect() }
+    }
 }
 
 /// Decoded samples.
@@ -48,14 +46,14 @@ pub struct ReplacedSample {
 pub struct Batch {
     /// The request's.
     pub tag: u64,
-    /// The samples in the order of the request; those in `skipped` are replaced.
+    /// The samples in the order of the request; those in `broken` are replaced or left out, see [`super::OnBroken`].
     pub samples: Vec<SampleRequest>,
     /// Pixels [n, 3, S, S] as bytes.
     pub pixels: Slab,
     /// The side S of the images.
     pub image_size: u32,
     /// Samples that are broken, in the order of the request.
-    pub skipped: Vec<ReplacedSample>,
+    pub broken: Vec<BrokenSample>,
 }
 
 impl Batch {

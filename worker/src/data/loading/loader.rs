@@ -1,12 +1,13 @@
 //! Threads that decode batches ahead of the training.
 
 use super::{
-    Batch, BatchRequest,
+    Batch, BatchRequest, OnBroken,
+    broken::Tally,
     pipeline::Pipeline,
     queue::{Chunk, Part, Queue},
 };
 use crate::data::{DataError, Dataset, Transform};
-use common::recipe::{ConvertToRgb, Resize};
+use common::recipe::{ConvertToRgb, PixelMode};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -26,10 +27,12 @@ pub struct LoaderConfig {
     pub image_size: u32,
     /// What is done to each image.
     pub transform: Transform,
-    /// How it is resized.
-    pub resize: Resize,
+    /// How near to Pillow's it is.
+    pub pixels: PixelMode,
     /// When it becomes RGB.
     pub convert: ConvertToRgb,
+    /// What to do about broken images.
+    pub on_broken: OnBroken,
     /// The seed of the crops.
     pub seed: u64,
     /// Threads that decode; at least one.
@@ -44,6 +47,9 @@ pub struct Loader {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
     waited: Duration,
+    datasets: Vec<Arc<Dataset>>,
+    /// One a data set.
+    tallies: Vec<Tally>,
 }
 
 impl Loader {
@@ -60,16 +66,35 @@ impl Loader {
                 Err(error) => queue.fail(Box::new(format!("it could not start: {error}"))),
             }
         }
-        Self { queue, threads, waited: Duration::ZERO }
+        let (datasets, tallies) = (config.datasets.clone(), vec![Tally::default(); config.datasets.len()]);
+        Self { queue, threads, waited: Duration::ZERO, datasets, tallies }
     }
 
     /// The next batch; `None` after the last one, and after an error.
+    ///
+    /// # Errors
+    /// When an image cannot be read or replaced, or more are broken than the recipe's `broken_limit` bears.
     #[expect(clippy::should_implement_trait, reason = "after an error there is nothing more: no adaptor is of use")]
     pub fn next(&mut self) -> Option<Result<Batch, DataError>> {
         let began = Instant::now();
         let batch = self.queue.next(PATIENCE);
         self.waited += began.elapsed();
-        batch
+        let checked = batch?.and_then(|batch| self.count(&batch).map(|()| batch));
+        if checked.is_err() {
+            self.queue.stop();
+        }
+        Some(checked)
+    }
+
+    fn count(&mut self, batch: &Batch) -> Result<(), DataError> {
+        batch.samples.iter().for_each(|sample| self.tallies[sample.source as usize].ask());
+        for sample in &batch.broken {
+            let source = sample.wanted.source as usize;
+            let (tally, dataset) = (&mut self.tallies[source], &self.datasets[source]);
+            tally.broke(sample);
+            tally.check(dataset.name(), dataset.len(), dataset.broken_limit())?;
+        }
+        Ok(())
     }
 
     /// How long [`Loader::next`] has waited in all.
@@ -114,9 +139,9 @@ fn decode(pipeline: &mut Pipeline, config: &LoaderConfig, queue: &Queue, chunk: 
             let (tag, source_number, index) = (chunk.tag, sample.source, sample.index.0);
             return Err(DataError::NoSuchSample { tag, source_number, index });
         }
-        let (used, replaced) = pipeline.make(config, *sample, pixels)?;
+        let (used, broken) = pipeline.make(config, *sample, pixels)?;
         part.samples.push(used);
-        part.skipped.extend(replaced);
+        part.broken.extend(broken);
     }
     Ok(part)
 }

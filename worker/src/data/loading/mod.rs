@@ -5,11 +5,13 @@
 
 mod bare;
 mod batch;
+mod broken;
 mod loader;
 mod pipeline;
 mod queue;
 mod slab;
 
 pub use bare::{Bare, BareTimes};
-pub use batch::{Batch, BatchRequest, Normalise, ReplacedSample, SampleRequest, pixels_to_tensor};
+pub use batch::{Batch, BatchRequest, Normalise, SampleRequest, pixels_to_tensor};
+pub use broken::{BrokenSample, OnBroken, Reserve};
 pub use loader::{Loader, LoaderConfig};

@@ -1,14 +1,10 @@
 //! From a request to pixels: read, decode, replace what is broken, transform.
 
-use super::{LoaderConfig, ReplacedSample, SampleRequest};
+use super::{BrokenSample, LoaderConfig, OnBroken, SampleRequest};
 use crate::data::{
     DataError, Dataset, SkipReason,
     pixels::{DecodeError, Decoder, Geometry, Resampler, SampleDraws},
 };
-use common::ids::SampleIndex;
-
-/// How many samples after a broken one are tried in its place.
-const TRIES: u64 = 16;
 
 /// One thread's decoder and buffers.
 #[derive(Debug, Default)]
@@ -19,41 +15,38 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Writes the pixels of a sample, or of the first after it that can be decoded; returns which one it was, and what
-    /// was wrong with the one that was wanted. The choice depends on the data set alone.
+    /// Writes the pixels of a sample, or of what stands in for it when it is broken; returns which one it was, and what
+    /// was wrong with the one that was wanted. The choice depends on the request and the data alone.
+    ///
+    /// # Errors
+    /// When the image cannot be read, or nothing that may stand in for it can be decoded.
     pub fn make(
         &mut self,
         config: &LoaderConfig,
         wanted: SampleRequest,
         pixels: &mut [u8],
-    ) -> Result<(SampleRequest, Option<ReplacedSample>), DataError> {
+    ) -> Result<(SampleRequest, Option<BrokenSample>), DataError> {
         let dataset = &config.datasets[wanted.source as usize];
-        let mut first: Option<ReplacedSample> = None;
-        let mut last = String::new();
-        let tries = TRIES.min(dataset.len() - 1);
-        for offset in 0..=tries {
-            let sample = SampleRequest { index: SampleIndex((wanted.index.0 + offset) % dataset.len()), ..wanted };
+        let Err(error) = self.one(config, dataset, wanted, pixels)? else { return Ok((wanted, None)) };
+        let (key, detail) = (dataset.key(wanted.index)?, error.to_string());
+        let broken = BrokenSample { wanted, key, reason: SkipReason::BrokenImage, detail };
+        let OnBroken::Replace(reserve) = &config.on_broken else {
+            pixels.fill(0);
+            return Ok((wanted, Some(broken)));
+        };
+        let mut last = format!("{} (key `{}`)", broken.detail, broken.key);
+        for attempt in 0.. {
+            let Some(index) = reserve.reserve(wanted, attempt) else {
+                let (name, index, key) = (dataset.name().to_owned(), wanted.index.0, broken.key);
+                return Err(DataError::NoReplacement { name, index, key, tries: attempt, reason: last });
+            };
+            let sample = SampleRequest { index, ..wanted };
             match self.one(config, dataset, sample, pixels)? {
-                Ok(()) => return Ok((sample, first)),
-                Err(error) => {
-                    let key = dataset.key(sample.index)?;
-                    last = format!("{error} (key `{key}`)");
-                    first.get_or_insert_with(|| ReplacedSample {
-                        wanted,
-                        key,
-                        reason: SkipReason::BrokenImage,
-                        detail: error.to_string(),
-                    });
-                }
+                Ok(()) => return Ok((sample, Some(broken))),
+                Err(error) => last = format!("{error} (key `{}`)", dataset.key(index)?),
             }
         }
-        Err(DataError::NoReplacement {
-            name: dataset.name().to_owned(),
-            index: wanted.index.0,
-            key: dataset.key(wanted.index)?,
-            tries,
-            reason: last,
-        })
+        unreachable!("a reserve ends")
     }
 
     fn one(
@@ -87,7 +80,7 @@ impl Pipeline {
         })?;
         decoded();
         let geometry = chosen.expect("an image that was decoded has a size");
-        self.resampler.apply(config.resize, &geometry, picture, pixels);
+        self.resampler.apply(config.pixels, &geometry, picture, pixels);
         Ok(())
     }
 }

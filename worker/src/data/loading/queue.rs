@@ -1,7 +1,7 @@
 //! The loader's queue: batches in the order of their requests, a bounded number at a time, cut into chunks for threads.
 
 use super::{
-    Batch, BatchRequest, ReplacedSample, SampleRequest,
+    Batch, BatchRequest, BrokenSample, SampleRequest,
     slab::{Shelf, Slab},
 };
 use crate::data::DataError;
@@ -37,8 +37,8 @@ pub struct Part {
     pub samples: Vec<SampleRequest>,
     /// Their pixels, in the memory that came with the chunk.
     pub pixels: BytesMut,
-    /// Those that were replaced.
-    pub skipped: Vec<ReplacedSample>,
+    /// Those that are broken.
+    pub broken: Vec<BrokenSample>,
 }
 
 struct InFlight {
@@ -208,14 +208,14 @@ impl Queue {
     }
 
     fn join(&self, tag: u64, parts: Vec<Option<Part>>) -> Batch {
-        let (mut samples, mut skipped, mut memory) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut samples, mut broken, mut memory) = (Vec::new(), Vec::new(), Vec::new());
         for part in parts.into_iter().flatten() {
             samples.extend(part.samples);
-            skipped.extend(part.skipped);
+            broken.extend(part.broken);
             memory.push(part.pixels);
         }
         let pixels = Slab::join(memory.into_iter(), &self.shelf);
-        Batch { tag, samples, pixels, image_size: self.image_size, skipped }
+        Batch { tag, samples, pixels, image_size: self.image_size, broken }
     }
 
     /// No code under the lock panics but that of the requests, which is caught.

@@ -4,7 +4,12 @@
 mod batch;
 mod sample;
 
-use super::{DataError, Dataset, arguments::Format, progress::Line};
+use super::{
+    DataError, Dataset,
+    arguments::Format,
+    progress::Line,
+    storage::{Limits, Storage},
+};
 use anyhow::Context as _;
 use batch::Listing;
 use common::{
@@ -14,7 +19,10 @@ use common::{
 };
 use sample::Found;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// What is asked.
 #[derive(Debug, clap::Args)]
@@ -130,9 +138,10 @@ impl Opened {
             return Err(OrderQuestionError::TooManyWorkers { global_batch, workers: args.workers });
         }
         let line = Line::new("indexing", "shards");
+        let storage = Arc::new(Storage::from_environment(Limits::default()));
         let open = |name: &String| {
             let spec = recipe.data.get(name).expect("a valid recipe has the data sets that its stages name");
-            Dataset::open_with(name, spec, &|progress| line.indexed(progress))
+            Dataset::open_with(&storage, name, spec, &|progress| line.indexed(progress))
         };
         let datasets = stage.data.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let samples: Vec<u64> = datasets.iter().map(Dataset::len).collect();

@@ -17,8 +17,17 @@ pub struct Block {
     pub object_size: u64,
 }
 
+/// An object, and which version of it is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Object {
+    /// Its name.
+    pub url: ObjectUrl,
+    /// Its version; absent means the one that it has when it is first read.
+    pub version: Option<String>,
+}
+
 /// Which block.
-pub type Key = (Arc<ObjectUrl>, u64);
+pub type Key = (Arc<Object>, u64);
 
 /// The least recently used blocks go when `capacity` bytes are exceeded.
 #[derive(Debug)]
@@ -147,7 +156,8 @@ mod tests {
     use crate::data::storage::Scheme;
 
     fn key(block: u64) -> Key {
-        (Arc::new(ObjectUrl { scheme: Scheme::S3, bucket: "b".to_owned(), key: "k".to_owned() }), block)
+        let url = ObjectUrl { scheme: Scheme::S3, bucket: "b".to_owned(), key: "k".to_owned() };
+        (Arc::new(Object { url, version: None }), block)
     }
 
     fn block(length: usize) -> Block {

@@ -4,7 +4,7 @@ use super::{Entry, Location, StorageError, pattern};
 use std::{
     collections::HashMap,
     fs::{File, Metadata},
-    io::{self, Write as _},
+    io::{self, Read as _, Write as _},
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -65,6 +65,13 @@ impl Local {
             },
             _ => failed("read", path, source),
         })
+    }
+
+    /// Reads a whole file, which is not held open.
+    pub fn read_all(&self, path: &Path, bytes: &mut Vec<u8>) -> Result<(), StorageError> {
+        bytes.clear();
+        let read = File::open(path).and_then(|mut file| file.read_to_end(bytes));
+        read.map(drop).map_err(|source| failed("read", path, source))
     }
 
     /// Fills each part from its offset on. The page cache is what brings neighbours together here.

@@ -1,6 +1,8 @@
 //! Names of files and objects.
 
 use super::StorageError;
+use common::recipe::DataPath;
+use serde::{Serialize, Serializer};
 use std::{
     fmt,
     path::{Path, PathBuf},
@@ -75,6 +77,42 @@ impl Location {
         }
     }
 
+    /// The last component without its ending.
+    pub fn stem(&self) -> String {
+        match self {
+            Self::Local(path) => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            Self::Object(url) => match url.name().rsplit_once('.') {
+                Some((stem, _)) if !stem.is_empty() => stem.to_owned(),
+                _ => url.name().to_owned(),
+            },
+        }
+    }
+
+    /// What a path in this folder means; a path that is absolute or an URL itself means what it says.
+    ///
+    /// # Errors
+    /// When it is no name of an object.
+    pub fn join(&self, relative: &str) -> Result<Self, StorageError> {
+        match self {
+            _ if relative.contains("://") => Self::parse(relative),
+            Self::Local(path) => Ok(Self::Local(path.join(relative))),
+            Self::Object(url) => {
+                let relative = relative.trim_start_matches("./");
+                Self::parse(&format!("{}/{relative}", url.to_string().trim_end_matches('/')))
+            }
+        }
+    }
+
+    /// The folder that it lies in: the file's, or what the key has before its last component.
+    pub fn folder(&self) -> Self {
+        match self {
+            Self::Local(path) => Self::Local(path.parent().map(PathBuf::from).unwrap_or_default()),
+            Self::Object(url) => {
+                Self::Object(ObjectUrl { key: url.folder().unwrap_or_default().to_owned(), ..url.clone() })
+            }
+        }
+    }
+
     /// What lies beside it under another name.
     pub fn sibling(&self, name: &str) -> Self {
         match self {
@@ -96,6 +134,24 @@ impl ObjectUrl {
     /// The key without its last component; `None` at the bucket's root.
     pub fn folder(&self) -> Option<&str> {
         self.key.rsplit_once('/').map(|(folder, _)| folder)
+    }
+}
+
+impl TryFrom<&DataPath> for Location {
+    type Error = StorageError;
+
+    fn try_from(place: &DataPath) -> Result<Self, StorageError> {
+        match place {
+            DataPath::Path(path) => Ok(Self::Local(path.clone())),
+            DataPath::Url(url) => Self::parse(url.trim_end_matches('/')),
+        }
+    }
+}
+
+/// As its text.
+impl Serialize for Location {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
@@ -164,5 +220,25 @@ mod tests {
             assert_eq!(Location::parse(of).unwrap().sibling("y").to_string(), expected);
         }
         assert_eq!(Location::parse("s3://b/a/x.tar").unwrap().name(), "x.tar");
+    }
+
+    #[test]
+    fn a_path_in_a_folder_is_an_object_in_it_unless_it_says_where_it_is() {
+        let join =
+            |folder: &str, name: &str| Location::parse(folder).unwrap().join(name).map(|place| place.to_string());
+        for (folder, name, expected) in [
+            ("s3://b/a", "val/1.jpg", "s3://b/a/val/1.jpg"),
+            ("s3://b/a", "./1.jpg", "s3://b/a/1.jpg"),
+            ("s3://b/a", "gs://c/1.jpg", "gs://c/1.jpg"),
+            ("/d", "val/1.jpg", "/d/val/1.jpg"),
+            ("/d", "/e/1.jpg", "/e/1.jpg"),
+            ("/d", "s3://b/1.jpg", "s3://b/1.jpg"),
+        ] {
+            assert_eq!(join(folder, name).unwrap(), expected);
+        }
+        assert!(join("s3://b/a", "../1.jpg").is_err());
+        let root = Location::parse("s3://b/list.csv").unwrap().folder();
+        assert_eq!(root.join("1.jpg").unwrap().to_string(), "s3://b/1.jpg");
+        assert_eq!(Location::parse("s3://b/a/x.y.tar").unwrap().stem(), "x.y");
     }
 }

@@ -8,6 +8,7 @@
 mod cache;
 mod credentials;
 mod error;
+mod limits;
 mod local;
 mod location;
 mod pattern;
@@ -15,13 +16,14 @@ mod remote;
 mod retry;
 mod scatter;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use error::StorageError;
+pub use limits::Limits;
 pub use location::{Location, ObjectUrl, Scheme};
 pub(super) use pattern::{is_pattern, matches};
-pub use remote::Limits;
 
+use cache::Object;
 use local::Local;
 use remote::Remote;
 use std::{ops::Range, sync::OnceLock};
@@ -107,7 +109,32 @@ impl Storage {
     pub fn read_into(&self, location: &Location, offset: u64, bytes: &mut [u8]) -> Result<(), StorageError> {
         match location {
             Location::Local(path) => self.local.read_into(path, offset, bytes),
-            Location::Object(url) => self.remote()?.read(url, &mut [(offset, bytes)]),
+            Location::Object(url) => self.remote()?.read(any(url), &mut [(offset, bytes)]),
+        }
+    }
+
+    /// As [`Storage::read_into`], of an object as it was when it was looked at. Files are read as they are now.
+    ///
+    /// # Errors
+    /// As [`Storage::read_into`], and [`StorageError::Changed`] when the object is another one by now.
+    pub fn read_entry(&self, entry: &Entry, offset: u64, bytes: &mut [u8]) -> Result<(), StorageError> {
+        match &entry.location {
+            Location::Local(path) => self.local.read_into(path, offset, bytes),
+            Location::Object(url) => {
+                let object = Object { url: url.clone(), version: Some(entry.version.clone()) };
+                self.remote()?.read(object, &mut [(offset, bytes)])
+            }
+        }
+    }
+
+    /// Reads a whole file or object into `bytes`, whose contents are replaced. An object of one block is one request.
+    ///
+    /// # Errors
+    /// As [`Storage::read_into`].
+    pub fn read_all(&self, location: &Location, bytes: &mut Vec<u8>) -> Result<(), StorageError> {
+        match location {
+            Location::Local(path) => self.local.read_all(path, bytes),
+            Location::Object(url) => self.remote()?.read_all(url, bytes),
         }
     }
 
@@ -123,7 +150,7 @@ impl Storage {
             ranges.iter().zip(&mut read).map(|(range, bytes)| (range.start, bytes.as_mut_slice())).collect();
         match location {
             Location::Local(path) => self.local.read(path, &mut parts)?,
-            Location::Object(url) => self.remote()?.read(url, &mut parts)?,
+            Location::Object(url) => self.remote()?.read(any(url), &mut parts)?,
         }
         Ok(read)
     }
@@ -156,6 +183,11 @@ impl Storage {
         self.remote.get().map_or(0, Remote::requests)
     }
 
+    /// Bytes of an object that one request asks for: reads much shorter than this do not pay.
+    pub fn block(&self) -> u64 {
+        self.limits.block
+    }
+
     fn remote(&self) -> Result<&Remote, StorageError> {
         if let Some(remote) = self.remote.get() {
             return Ok(remote);
@@ -164,4 +196,9 @@ impl Storage {
         // Another thread may have been first; its runtime is the one that stays.
         Ok(self.remote.get_or_init(|| started))
     }
+}
+
+/// An object in the version in which it is first read.
+fn any(url: &ObjectUrl) -> Object {
+    Object { url: url.clone(), version: None }
 }

@@ -1,8 +1,8 @@
 //! Objects: requests on a runtime of their own, and threads that wait for them.
 
 use super::{
-    Entry, Location, ObjectUrl, Scheme, StorageError,
-    cache::{Block, BlockCache, Claim, Key, Ticket},
+    Entry, Limits, Location, ObjectUrl, Scheme, StorageError,
+    cache::{Block, BlockCache, Claim, Key, Object, Ticket},
     credentials::Environment,
     pattern,
     retry::{Failure, GivenUp, Patience, Refusal, sort, until_it_works, within},
@@ -18,7 +18,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 use tokio::{runtime::Runtime, sync::Semaphore};
 use tokio_stream::StreamExt as _;
@@ -31,38 +31,6 @@ const GROUP: usize = 16;
 /// The most objects in one listing.
 const LISTED: usize = 10_000_000;
 
-/// How much may be under way, kept, and waited for.
-#[derive(Debug, Clone)]
-pub struct Limits {
-    /// Requests at a time.
-    pub requests: usize,
-    /// Bytes that one request asks for.
-    pub block: u64,
-    /// Bytes of blocks that are kept.
-    pub cache: u64,
-    /// The longest that one try may take.
-    pub attempt: Duration,
-    /// The longest that a request with all its tries may take.
-    pub deadline: Duration,
-    /// The wait before the second try.
-    pub first_wait: Duration,
-}
-
-impl Default for Limits {
-    /// 4 MiB in 15 s is less than the slowest link that a trainer can live on; one connection does not fill a
-    /// 10 Gbit/s link, 16 and more do; in a minute a store that is restarted is there again.
-    fn default() -> Self {
-        Self {
-            requests: 32,
-            block: 4 << 20,
-            cache: 512 << 20,
-            attempt: Duration::from_secs(15),
-            deadline: Duration::from_secs(60),
-            first_wait: Duration::from_millis(100),
-        }
-    }
-}
-
 /// All object stores that a process reads.
 #[derive(Debug)]
 pub struct Remote {
@@ -71,8 +39,8 @@ pub struct Remote {
     shared: Arc<Shared>,
     cache: BlockCache,
     cancelled: CancellationToken,
-    /// The version of every object that was read, and its length.
-    versions: Mutex<HashMap<Arc<ObjectUrl>, String>>,
+    /// The versions of objects of several blocks of which any was wanted: what they had when they were first read.
+    versions: Mutex<HashMap<ObjectUrl, String>>,
 }
 
 /// What requests under way need.
@@ -174,9 +142,23 @@ impl Remote {
         })
     }
 
+    /// Reads an object of any length.
+    pub fn read_all(&self, url: &ObjectUrl, bytes: &mut Vec<u8>) -> Result<(), StorageError> {
+        bytes.clear();
+        let object = Object { url: url.clone(), version: None };
+        let size = match self.blocks(&Arc::new(object.clone()), &[0]) {
+            Ok(blocks) => blocks[0].object_size,
+            Err(StorageError::PastEnd { size: 0, .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        bytes.resize(usize::try_from(size).expect("an object fits in memory"), 0);
+        self.read(object, &mut [(0, bytes)])
+    }
+
     /// Fills each part from its offset on, block by block.
-    pub fn read(&self, url: &ObjectUrl, parts: &mut [(u64, &mut [u8])]) -> Result<(), StorageError> {
-        let key = Arc::new(url.clone());
+    pub fn read(&self, object: Object, parts: &mut [(u64, &mut [u8])]) -> Result<(), StorageError> {
+        let object = Arc::new(object);
+        let url = &object.url;
         let pieces = pieces(parts.iter().map(|(offset, bytes)| (*offset, bytes.len())), self.shared.limits.block);
         let mut rest = pieces.as_slice();
         while !rest.is_empty() {
@@ -194,7 +176,7 @@ impl Remote {
                 let (offset, end) = (*offset, *offset + bytes.len() as u64);
                 StorageError::PastEnd { location: Location::Object(url.clone()), offset, end, size }
             };
-            let blocks = self.blocks(&key, &numbers).map_err(|error| match error {
+            let blocks = self.blocks(&object, &numbers).map_err(|error| match error {
                 // Of the block; the caller asked for something else.
                 StorageError::PastEnd { offset, size, .. } => {
                     let number = offset / self.shared.limits.block;
@@ -260,7 +242,8 @@ impl Remote {
     }
 
     /// The blocks of an object, in order; those that are not kept are asked for all at once.
-    fn blocks(&self, url: &Arc<ObjectUrl>, numbers: &[u64]) -> Result<Vec<Block>, StorageError> {
+    fn blocks(&self, object: &Arc<Object>, numbers: &[u64]) -> Result<Vec<Block>, StorageError> {
+        let url = &object.url;
         let mut found: Vec<Option<Block>> = vec![None; numbers.len()];
         // When the thread that loads a block gives up it is our turn, unless we have waited as long as it has.
         let (started, longest) = (Instant::now(), self.shared.limits.deadline);
@@ -268,7 +251,7 @@ impl Remote {
             let mut mine: Vec<(usize, Ticket<'_>)> = Vec::new();
             let mut theirs: Option<Key> = None;
             for (at, number) in numbers.iter().enumerate().filter(|(at, _)| found[*at].is_none()).collect::<Vec<_>>() {
-                let key = (url.clone(), *number);
+                let key = (object.clone(), *number);
                 match self.cache.claim(&key) {
                     Claim::Ready(block) => found[at] = Some(block),
                     Claim::Mine(ticket) => mine.push((at, ticket)),
@@ -278,7 +261,7 @@ impl Remote {
             let waiting: Vec<_> = mine.iter().map(|(at, _)| self.load(url, numbers[*at])).collect();
             for ((at, ticket), waiting) in mine.into_iter().zip(waiting) {
                 let loaded = self.finish("read", url, waiting)?;
-                self.check_version(url, &loaded.version)?;
+                self.check_version(object, &loaded)?;
                 ticket.fulfil(loaded.block.clone());
                 found[at] = Some(loaded.block);
             }
@@ -286,8 +269,7 @@ impl Remote {
                 self.cache.wait(&key, longest.saturating_sub(started.elapsed()));
                 if started.elapsed() >= longest && !matches!(self.cache.claim(&key), Claim::Ready(_)) {
                     let answer = "none; another thread asked for the same block and got no good answer".to_owned();
-                    let (operation, location, seconds) =
-                        ("read", Location::Object(url.as_ref().clone()), longest.as_secs_f64());
+                    let (operation, location, seconds) = ("read", Location::Object(url.clone()), longest.as_secs_f64());
                     return Err(StorageError::GaveUp { operation, location, attempts: 0, seconds, answer });
                 }
             }
@@ -296,8 +278,8 @@ impl Remote {
     }
 
     /// Asks for a block. What comes has the length that the object's size says, or it is no answer.
-    fn load(&self, url: &Arc<ObjectUrl>, number: u64) -> mpsc::Receiver<Result<Loaded, StorageError>> {
-        let wanted = url.as_ref().clone();
+    fn load(&self, url: &ObjectUrl, number: u64) -> mpsc::Receiver<Result<Loaded, StorageError>> {
+        let wanted = url.clone();
         self.begin("read", url, move |shared, _| {
             let url = wanted.clone();
             async move {
@@ -327,14 +309,19 @@ impl Remote {
         })
     }
 
-    fn check_version(&self, url: &Arc<ObjectUrl>, now: &str) -> Result<(), StorageError> {
-        let mut versions = lock(&self.versions);
-        let before = versions.entry(url.clone()).or_insert_with(|| now.to_owned());
-        if before == now {
+    /// Whether a block is of the version that is wanted. Of an object that is a single block, any will do.
+    fn check_version(&self, object: &Object, loaded: &Loaded) -> Result<(), StorageError> {
+        let now = &loaded.version;
+        let before = match &object.version {
+            Some(wanted) => wanted.clone(),
+            None if loaded.block.object_size <= self.shared.limits.block => return Ok(()),
+            None => lock(&self.versions).entry(object.url.clone()).or_insert_with(|| now.clone()).clone(),
+        };
+        if before == *now {
             return Ok(());
         }
-        let location = Location::Object(url.as_ref().clone());
-        Err(StorageError::Changed { location, before: before.clone(), now: now.to_owned() })
+        let location = Location::Object(object.url.clone());
+        Err(StorageError::Changed { location, before, now: now.clone() })
     }
 
     fn wait_for<T, F, A>(&self, operation: &'static str, url: &ObjectUrl, attempt: A) -> Result<T, StorageError>
@@ -474,10 +461,26 @@ fn entry(url: ObjectUrl, meta: &ObjectMeta) -> Entry {
     Entry { location: Location::Object(url), size: meta.size, version: version(meta) }
 }
 
+/// The ETag without its quotes: Azure's listings leave them out.
 fn version(meta: &ObjectMeta) -> String {
-    meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339())
+    let tag = meta.e_tag.as_deref().map(|tag| tag.trim_start_matches("W/").trim_matches('"').to_owned());
+    tag.unwrap_or_else(|| meta.last_modified.to_rfc3339())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_the_same_however_a_store_writes_the_tag() {
+        let of = |tag: &str| {
+            let (location, last_modified, e_tag) = (Path::from("x"), Default::default(), Some(tag.to_owned()));
+            version(&ObjectMeta { location, last_modified, size: 1, e_tag, version: None })
+        };
+        assert_eq!([of("\"0x8D\""), of("0x8D"), of("W/\"0x8D\"")], ["0x8D"; 3]);
+    }
 }

@@ -25,7 +25,7 @@ impl Survey {
         for shard in 0..self.paths.len() {
             names = match self.kind {
                 DataKind::Webdataset => self.tar_columns(shard)?,
-                DataKind::Parquet | DataKind::List => table::text_columns(&self.paths[shard])?,
+                DataKind::Parquet | DataKind::List => table::text_columns(&self.files.blob(shard as u32)?)?,
             };
             // A shard without samples has no columns.
             if !names.is_empty() {

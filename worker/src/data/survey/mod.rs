@@ -8,24 +8,25 @@ pub use shards::Shards;
 
 use super::{
     DataError,
+    blob::Found,
     dataset::{images, reader},
     files::Files,
     images::Images,
     index::{Flaw, IMAGE, Place, Places, ShardIndex, open_all},
     pixels::{Decoder, ImageKind},
     progress::Line,
-    select::stem,
+    storage::{Location, Storage},
 };
 use common::recipe::DataKind;
-use std::{
-    path::PathBuf,
-    sync::atomic::{AtomicU64, Ordering},
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 /// Shards that are looked at, with their indices.
 pub struct Survey {
     /// The shards.
-    pub paths: Vec<PathBuf>,
+    pub paths: Vec<Location>,
     /// Their indices.
     pub indices: Vec<ShardIndex>,
     /// How many indices had to be made.
@@ -63,8 +64,9 @@ pub struct SeenImage {
 
 impl Survey {
     /// Opens the indices of shards; those that are missing are made.
-    pub fn open(given: &Shards) -> Result<Self, DataError> {
-        let (paths, spec) = given.find()?;
+    pub fn open(storage: &Arc<Storage>, given: &Shards) -> Result<Self, DataError> {
+        let (found, spec) = given.find(storage)?;
+        let paths: Vec<Location> = found.iter().map(Found::location).collect();
         let line = Line::new("indexing", "shards");
         let made = std::sync::Mutex::new((0, 0));
         let progress = |progress: super::index::Progress| {
@@ -72,17 +74,17 @@ impl Survey {
             let mut made = made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             *made = (made.0.max(progress.read), made.1.max(progress.read_bytes));
         };
-        let indices = open_all(&paths, reader(&spec).as_ref(), &Places::new(&given.index), &progress)?;
-        let stats = indices.iter().map(|index| index.footer().shard);
-        let files = Files::new(paths.iter().cloned().zip(stats).collect());
-        let images = images(&spec, &paths);
+        let indices = open_all(storage, &found, reader(&spec).as_ref(), &Places::new(&given.index), &progress)?;
+        let images = images(&spec, &found)?;
+        let stats = indices.iter().map(|index| index.footer().shard.clone());
+        let files = Files::new(storage, found.into_iter().zip(stats).collect());
         let (made, made_bytes) = made.into_inner().unwrap_or_default();
         Ok(Self { paths, indices, made, made_bytes, kind: spec.kind, image_column: spec.image_column, files, images })
     }
 
     /// What a shard is called.
     pub fn stem(&self, shard: usize) -> String {
-        stem(&self.paths[shard])
+        self.paths[shard].stem()
     }
 
     /// Samples in all shards, broken ones included.

@@ -1,16 +1,9 @@
 //! JSON lines, and one JSON array, whose items are read one after the other: a file of gigabytes costs one item's memory.
 
-use super::{DataError, EachRow, failed, missing};
+use super::{Blob, DataError, EachRow, Location, failed, missing};
 use serde::de::{Deserializer as _, Error as _, SeqAccess, Visitor};
 use serde_json::Value;
-use std::{
-    fs::File,
-    io::{BufRead as _, BufReader},
-    path::Path,
-};
-
-/// Bytes read at a time.
-const BUFFER: usize = 1 << 20;
+use std::io::BufRead as _;
 
 /// A path into a JSON value: `caption`, `conversations[1].value`, `caption[*]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,21 +98,17 @@ impl<'a, 'b> Rows<'a, 'b> {
     }
 
     /// JSON has no header: a column that no row had is a misspelt one.
-    fn finish(self, path: &Path) -> Result<(), DataError> {
+    fn finish(self, path: &Location) -> Result<(), DataError> {
         let absent = self.found.iter().position(|found| !found).filter(|_| !self.names.is_empty());
         absent.map_or(Ok(()), |column| Err(missing(path, &self.fields[column].name, &self.names)))
     }
 }
 
-fn open(path: &Path) -> Result<BufReader<File>, DataError> {
-    let file = File::open(path).map_err(|source| DataError::Io { operation: "open", path: path.to_owned(), source })?;
-    Ok(BufReader::with_capacity(BUFFER, file))
-}
-
-pub fn read_lines(path: &Path, columns: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
+pub fn read_lines(file: &Blob, columns: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
+    let path = &file.location();
     let mut rows = Rows::new(columns, each);
-    for (i, line) in open(path)?.lines().enumerate() {
-        let line = line.map_err(|source| DataError::Io { operation: "read", path: path.to_owned(), source })?;
+    for (i, line) in file.stream().lines().enumerate() {
+        let line = line.map_err(|source| file.failed("read", source))?;
         if line.trim().is_empty() {
             continue;
         }
@@ -129,14 +118,18 @@ pub fn read_lines(path: &Path, columns: &[String], each: &mut EachRow<'_>) -> Re
     rows.finish(path)
 }
 
-pub fn read_array(path: &Path, columns: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
+pub fn read_array(file: &Blob, columns: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
+    let path = &file.location();
     let mut items = Items { rows: Rows::new(columns, each), failed: None };
-    let mut deserializer = serde_json::Deserializer::from_reader(open(path)?);
+    let mut deserializer = serde_json::Deserializer::from_reader(file.stream());
     let read = deserializer.deserialize_seq(&mut items).and_then(|()| deserializer.end());
     if let Some(error) = items.failed {
         return Err(error);
     }
-    read.map_err(|error| failed(path)(&error.to_string()))?;
+    read.map_err(|error| match error.io_error_kind() {
+        Some(_) => file.failed("read", error.into()),
+        None => failed(path)(&error.to_string()),
+    })?;
     items.rows.finish(path)
 }
 

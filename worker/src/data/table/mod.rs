@@ -14,8 +14,7 @@ pub use self::{
     json::Field,
 };
 
-use super::{DataError, source::Stat};
-use std::path::{Path, PathBuf};
+use super::{DataError, blob::Blob, storage::Location};
 
 /// What is done with a row: its wanted texts, `None` where there is none.
 pub type EachRow<'a> = dyn FnMut(&[Option<&str>]) -> Result<(), DataError> + 'a;
@@ -27,31 +26,25 @@ pub type EachRow<'a> = dyn FnMut(&[Option<&str>]) -> Result<(), DataError> + 'a;
 ///
 /// # Errors
 /// When the file cannot be read or lacks a column, or with the first error that `each` returns.
-pub fn read(path: &Path, columns: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
-    let ending = path.extension().map(|ending| ending.to_string_lossy().to_ascii_lowercase());
+pub fn read(file: &Blob, columns: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
+    let location = file.location();
+    let ending = location.name().rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
     match ending.as_deref() {
-        Some("parquet") => parquet::read(path, columns, each),
-        Some("csv") => csv::read(path, b',', columns, each),
-        Some("tsv") => csv::read(path, b'\t', columns, each),
-        Some("jsonl" | "jsonlines" | "ndjson") => json::read_lines(path, columns, each),
-        Some("json") => json::read_array(path, columns, each),
-        _ => Err(failed(path)("its name ends in none of .parquet, .csv, .tsv, .jsonl, .jsonlines, .ndjson, .json")),
+        Some("parquet") => parquet::read(file, columns, each),
+        Some("csv") => csv::read(file, b',', columns, each),
+        Some("tsv") => csv::read(file, b'\t', columns, each),
+        Some("jsonl" | "jsonlines" | "ndjson") => json::read_lines(file, columns, each),
+        Some("json") => json::read_array(file, columns, each),
+        _ => {
+            Err(failed(&location)("its name ends in none of .parquet, .csv, .tsv, .jsonl, .jsonlines, .ndjson, .json"))
+        }
     }
 }
 
-/// A table's files as they are now: by this a join is known to be of them.
-pub fn stats(paths: &[PathBuf]) -> Result<Vec<Stat>, DataError> {
-    let stat = |path: &PathBuf| {
-        let io = |source| DataError::Io { operation: "read", path: path.clone(), source };
-        Ok(Stat::of(&std::fs::metadata(path).map_err(io)?))
-    };
-    paths.iter().map(stat).collect()
+fn failed(path: &Location) -> impl Fn(&str) -> DataError {
+    move |reason| DataError::Table { path: path.clone(), reason: reason.to_owned() }
 }
 
-fn failed(path: &Path) -> impl Fn(&str) -> DataError {
-    move |reason| DataError::Table { path: path.to_owned(), reason: reason.to_owned() }
-}
-
-fn missing(path: &Path, column: &str, columns: &[String]) -> DataError {
-    DataError::MissingColumn { path: path.to_owned(), column: column.to_owned(), columns: columns.join(", ") }
+fn missing(path: &Location, column: &str, columns: &[String]) -> DataError {
+    DataError::MissingColumn { path: path.clone(), column: column.to_owned(), columns: columns.join(", ") }
 }

@@ -1,17 +1,22 @@
 //! Parquet files with columns of strings, batch by batch.
 
-use super::{DataError, EachRow, failed, missing};
+use super::{Blob, DataError, EachRow, Location, failed, missing};
+use crate::data::chunks::{Chunks, Failure};
 use arrow_array::{Array, cast::AsArray as _, types::Int64Type};
 use arrow_schema::DataType;
 use parquet::arrow::{
     ProjectionMask,
     arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
 };
-use std::{fs::File, path::Path};
 
-pub fn read(path: &Path, columns: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
+pub fn read(file: &Blob, columns: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
+    let failure = Failure::default();
+    let read = rows(Chunks::new(file.clone(), &failure), &file.location(), columns, each);
+    read.map_err(|error| failure.take().map_or(error, |source| file.failed("read", source)))
+}
+
+fn rows(file: Chunks, path: &Location, columns: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
     let said = |error: &dyn std::fmt::Display| failed(path)(&error.to_string());
-    let file = File::open(path).map_err(|source| DataError::Io { operation: "open", path: path.to_owned(), source })?;
     // Without the schema of the writer's own, every string column comes as one type.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
     let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(|error| said(&error))?;
@@ -43,7 +48,7 @@ enum Texts<'a> {
 }
 
 impl<'a> Texts<'a> {
-    fn of(array: &'a dyn Array, name: &str, path: &Path) -> Result<Self, DataError> {
+    fn of(array: &'a dyn Array, name: &str, path: &Location) -> Result<Self, DataError> {
         match array.data_type() {
             DataType::Utf8 => Ok(Self::Strings(array.as_string())),
             DataType::Int64 => Ok(Self::Numbers(array.as_primitive::<Int64Type>())),

@@ -1,13 +1,22 @@
 //! Tables in each format, in the layouts in which people publish them.
 
 use super::read;
-use crate::data::DataError;
+use crate::data::{
+    DataError,
+    blob::{Blob, Found},
+    storage::Location,
+    tests::storage,
+};
 use std::path::Path;
+
+fn open(path: &Path) -> Blob {
+    Blob::open(&storage(), &Found::File(path.to_owned())).unwrap()
+}
 
 fn rows(path: &Path, columns: &[&str]) -> Result<Vec<Vec<Option<String>>>, DataError> {
     let columns: Vec<String> = columns.iter().map(|column| (*column).to_owned()).collect();
     let mut rows = Vec::new();
-    read(path, &columns, &mut |texts| {
+    read(&open(path), &columns, &mut |texts| {
         rows.push(texts.iter().map(|text| text.map(str::to_owned)).collect());
         Ok(())
     })?;
@@ -96,9 +105,9 @@ fn the_first_error_of_the_caller_ends_the_reading() {
         let path = folder.path().join(name);
         std::fs::write(&path, contents).unwrap();
         let mut seen = 0;
-        let error = read(&path, &["a".to_owned()], &mut |_| {
+        let error = read(&open(&path), &["a".to_owned()], &mut |_| {
             seen += 1;
-            Err(DataError::ShardGone { path: "mine".into() })
+            Err(DataError::ShardGone { path: Location::Local("mine".into()) })
         });
         assert!(matches!(error, Err(DataError::ShardGone { .. })) && seen == 1, "{name}");
     }

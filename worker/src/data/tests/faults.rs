@@ -1,6 +1,6 @@
 //! What goes wrong with shards and their indices, each with what then happens.
 
-use super::{columns, image, spec, tar};
+use super::{columns, image, spec, storage, tar};
 use crate::data::{DataError, Dataset, index::Progress};
 use common::{ids::SampleIndex, recipe::IndexPlace};
 use std::{
@@ -28,7 +28,7 @@ fn open(spec: &common::recipe::DataSet) -> (Dataset, u64) {
     let progress = |progress: Progress| {
         read.fetch_max(progress.read, Ordering::Relaxed);
     };
-    let data = Dataset::open_with("d", spec, &progress).unwrap();
+    let data = Dataset::open_with(&storage(), "d", spec, &progress).unwrap();
     (data, read.into_inner())
 }
 
@@ -138,7 +138,7 @@ fn where_no_index_can_be_written_it_is_held_in_memory() {
     fs::write(&occupied, "").unwrap();
     spec.index = IndexPlace::Folder(occupied);
     fs::write(folder.path().join("t.csv"), "key,long\na0,zero\na1,one\na2,two\n").unwrap();
-    let (file, key) = (folder.path().join("t.csv"), "key".to_owned());
+    let (file, key) = (folder.path().join("t.csv").into(), "key".to_owned());
     let (join, unmatched) = (key.clone(), common::recipe::Unmatched::Error);
     spec.captions.table = Some(common::recipe::CaptionTable { file, key, join, unmatched });
     spec.captions.columns = columns(&[(".txt", 1), ("long", 1)]);
@@ -147,6 +147,41 @@ fn where_no_index_can_be_written_it_is_held_in_memory() {
         assert_eq!((read, data.caption(SampleIndex(1), 1).unwrap().as_str()), (1, "one"));
         data.read_image(SampleIndex(2), &mut Vec::new()).unwrap();
     }
+}
+
+/// Set for a process that may write only so much, `FOLDER`.
+const FULL_DISK: &str = "LLM2CLIP_TEST_FULL_DISK";
+
+#[test]
+fn on_a_disk_that_fills_up_while_an_index_is_written_it_is_held_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    shard(folder.path(), "a", 2000);
+    // 16 blocks of 512 bytes are less than the index: the write breaks off in the middle, as on a full disk.
+    let limited = "trap '' XFSZ; ulimit -f 16; exec \"$0\" --exact data::tests::faults::writes_little --nocapture";
+    let run = || {
+        let mut command = std::process::Command::new("sh");
+        let test = std::env::current_exe().unwrap();
+        command.args(["-c", limited]).arg(test).env(FULL_DISK, folder.path()).output().unwrap()
+    };
+    for _ in 0..2 {
+        let output = run();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && said.contains("2000 samples, 1 read"), "{output:?}");
+    }
+    let left: Vec<PathBuf> =
+        fs::read_dir(folder.path().join("index")).unwrap().map(|file| file.unwrap().path()).collect();
+    assert_eq!(left, Vec::<PathBuf>::new(), "half of an index was left behind");
+    assert_eq!(open(&spec(folder.path(), 0.0)).1, 1);
+    assert_eq!(open(&spec(folder.path(), 0.0)).1, 0);
+}
+
+/// Not a test: the process that may write only so much.
+#[test]
+fn writes_little() {
+    let Some(folder) = std::env::var_os(FULL_DISK) else { return };
+    let (data, read) = open(&spec(Path::new(&folder), 0.0));
+    data.read_image(SampleIndex(1999), &mut Vec::new()).unwrap();
+    println!("{} samples, {read} read", data.len());
 }
 
 #[test]
@@ -172,7 +207,7 @@ fn a_tar_without_samples_is_legal_and_a_file_without_bytes_is_not() {
     assert_eq!(ranges, [0..2, 2..2, 2..3]);
     assert_eq!(data.key(SampleIndex(2)).unwrap(), "c0");
     fs::write(folder.path().join("b.tar"), b"").unwrap();
-    let error = Dataset::open("d", &spec).unwrap_err();
+    let error = Dataset::open(&storage(), "d", &spec).unwrap_err();
     assert!(
         matches!(error, DataError::EmptyFile { .. }) && error.to_string().contains("b.tar has zero bytes"),
         "{error}"
@@ -189,7 +224,7 @@ fn an_interrupted_indexing_goes_on_where_it_stopped() {
     let mut broken = spec.clone();
     broken.broken_limit = 1.0;
     fs::write(folder.path().join("b.tar"), vec![b'<'; 600]).unwrap();
-    assert!(matches!(Dataset::open("d", &spec), Err(DataError::NotATar { .. })));
+    assert!(matches!(Dataset::open(&storage(), "d", &spec), Err(DataError::NotATar { .. })));
     shard(folder.path(), "b", 2);
     let (data, read) = open(&spec);
     assert_eq!((data.len(), read), (6, 1), "the others' indices were kept");

@@ -5,11 +5,11 @@ use super::{member, tar};
 use crate::data::{
     index::{IMAGE, ShardIndex, Store},
     scan::scan,
-    source::{ReadAt, Stat},
+    source::{ReadAt, Stat, Version},
+    storage::Location,
     tar::Walk,
 };
 use std::{
-    path::Path,
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
@@ -196,8 +196,8 @@ fn damaged_tars_are_indexed_with_every_place_inside_them() {
             mutate(&mut bytes, draws);
         }
         let length = bytes.len() as u64;
-        let Ok(rows) = scan(&bytes, Path::new("fuzz.tar")) else { return };
-        let stat = Stat { size: length, modified_ns: 0 };
+        let Ok(rows) = scan(&bytes, &Location::Local("fuzz.tar".into())) else { return };
+        let stat = Stat { size: length, version: Version::Modified(0) };
         let index = ShardIndex::open(Store::Memory(rows.write("fuzz", stat, Vec::new()).unwrap())).unwrap();
         index.check().unwrap();
         let mut keys = Vec::new();
@@ -218,8 +218,8 @@ fn damaged_tars_are_indexed_with_every_place_inside_them() {
 fn damaged_indices_are_refused_or_say_what_the_whole_one_says() {
     let members: Vec<(String, Vec<u8>)> = (0..400).map(|i| (format!("{i}.jpg"), vec![i as u8; i])).collect();
     let members: Vec<(&str, &[u8])> = members.iter().map(|(name, body)| (name.as_str(), body.as_slice())).collect();
-    let rows = scan(&tar(&members), Path::new("fuzz.tar")).unwrap();
-    let whole = rows.write("fuzz", Stat { size: 1, modified_ns: 2 }, Vec::new()).unwrap();
+    let rows = scan(&tar(&members), &Location::Local("fuzz.tar".into())).unwrap();
+    let whole = rows.write("fuzz", Stat { size: 1, version: Version::Modified(2) }, Vec::new()).unwrap();
     let truth = ShardIndex::open(Store::Memory(whole.clone())).unwrap();
     for_a_while(|draws| {
         let mut bytes = whole.clone();

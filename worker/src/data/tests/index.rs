@@ -1,6 +1,6 @@
 //! The index over tars with all that goes wrong in them.
 
-use super::{columns, fixtures, image, member, spec, tar};
+use super::{columns, fixtures, image, member, spec, storage, tar};
 use crate::data::{
     DataError, Dataset, SkipReason,
     tar::{End, Member, Walk},
@@ -88,12 +88,12 @@ fn broken_samples_are_counted_by_reason() {
     let bytes = tar(&[("last.jpg", &jpg), ("last.txt", b"kept"), ("cut.jpg", &jpg)]);
     std::fs::write(folder.path().join("2.tar"), &bytes[..bytes.len() - 2048]).unwrap();
 
-    let error = Dataset::open("d", &spec(folder.path(), 0.1)).unwrap_err();
+    let error = Dataset::open(&storage(), "d", &spec(folder.path(), 0.1)).unwrap_err();
     assert!(matches!(error, DataError::TooManyBroken { skipped: 6, .. }), "{error}");
     assert!(error.to_string().contains("6 of 10 samples are broken"), "{error}");
     assert!(error.to_string().contains("0/latin"), "{error}");
 
-    let data = Dataset::open("d", &spec(folder.path(), 0.8)).unwrap();
+    let data = Dataset::open(&storage(), "d", &spec(folder.path(), 0.8)).unwrap();
     let keys: Vec<String> = (0..data.len()).map(|i| data.key(SampleIndex(i)).unwrap()).collect();
     assert_eq!(keys, ["good", "sub/upper", "b", "last"]);
     assert_eq!(data.caption(SampleIndex(2), 0).unwrap(), "B");
@@ -122,14 +122,14 @@ fn keys_reach_to_the_first_dot_of_the_last_component() {
     write(folder.path(), "0.tar", &[("./v1.0/k.extra.jpg", b"x"), ("./v1.0/k.jpg", b"x"), ("._k.jpg", b"x")]);
     let mut spec = spec(folder.path(), 1.0);
     spec.captions.columns[0].weight = 0;
-    let data = Dataset::open("d", &spec).unwrap();
+    let data = Dataset::open(&storage(), "d", &spec).unwrap();
     assert_eq!((data.len(), data.key(SampleIndex(0)).unwrap().as_str()), (1, "v1.0/k"));
 }
 
 fn emoji(index: &Path, wanted: &[(&str, u32)], key: &str) -> DataSet {
     let folder = fixtures().join("data/emoji");
     let mut spec = spec(&folder.join("emoji-wds/train"), 0.0);
-    let (file, key, join) = (folder.join("emoji-dense-train.parquet"), key.to_owned(), "key".to_owned());
+    let (file, key, join) = (folder.join("emoji-dense-train.parquet").into(), key.to_owned(), "key".to_owned());
     spec.captions.table = Some(CaptionTable { file, key, join, unmatched: Unmatched::Broken });
     spec.captions.columns = columns(wanted);
     spec.index = IndexPlace::Folder(index.to_owned());
@@ -139,9 +139,12 @@ fn emoji(index: &Path, wanted: &[(&str, u32)], key: &str) -> DataSet {
 #[test]
 fn captions_are_joined_by_key() {
     let cache = tempfile::tempdir().unwrap();
-    let data =
-        Dataset::open("emoji", &emoji(cache.path(), &[("raw_caption", 1), (".txt", 1), ("long_caption", 2)], "key"))
-            .unwrap();
+    let data = Dataset::open(
+        &storage(),
+        "emoji",
+        &emoji(cache.path(), &[("raw_caption", 1), (".txt", 1), ("long_caption", 2)], "key"),
+    )
+    .unwrap();
     assert_eq!((data.len(), data.shards().len(), data.report().skipped_total()), (3335, 7, 0));
     for i in [0, 1, 1000, 3334].map(SampleIndex) {
         assert_eq!(data.caption(i, 0).unwrap(), data.caption(i, 1).unwrap(), "the raw caption is that of the tar");
@@ -149,9 +152,9 @@ fn captions_are_joined_by_key() {
     }
     assert_eq!(data.shards().last().unwrap().samples.end, 3335);
     assert_eq!(data.fingerprint().len(), 64);
-    let other = Dataset::open("emoji", &emoji(cache.path(), &[("raw_caption", 1)], "key")).unwrap();
+    let other = Dataset::open(&storage(), "emoji", &emoji(cache.path(), &[("raw_caption", 1)], "key")).unwrap();
     assert_ne!(data.fingerprint(), other.fingerprint());
-    let again = Dataset::open("other name", &emoji(cache.path(), &[("raw_caption", 7)], "key")).unwrap();
+    let again = Dataset::open(&storage(), "other name", &emoji(cache.path(), &[("raw_caption", 7)], "key")).unwrap();
     assert_eq!(again.fingerprint(), other.fingerprint(), "weights and the set's name are no part of it");
 }
 
@@ -159,7 +162,7 @@ fn captions_are_joined_by_key() {
 fn a_missing_column_is_named_beside_those_there_are() {
     let cache = tempfile::tempdir().unwrap();
     for spec in [emoji(cache.path(), &[("dense", 1)], "key"), emoji(cache.path(), &[("raw_caption", 1)], "dense")] {
-        let error = Dataset::open("emoji", &spec).unwrap_err().to_string();
+        let error = Dataset::open(&storage(), "emoji", &spec).unwrap_err().to_string();
         assert!(error.contains("no column `dense`; it has: key, url, raw_caption, long_caption"), "{error}");
         assert!(error.contains("emoji-dense-train.parquet"), "{error}");
     }
@@ -168,14 +171,14 @@ fn a_missing_column_is_named_beside_those_there_are() {
 #[test]
 fn what_is_no_tar_or_not_there_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
-    let error = Dataset::open("d", &spec(folder.path(), 1.0)).unwrap_err().to_string();
+    let error = Dataset::open(&storage(), "d", &spec(folder.path(), 1.0)).unwrap_err().to_string();
     assert!(error.contains("*.tar"), "{error}");
     std::fs::write(folder.path().join("0.tar"), vec![b'<'; 4096]).unwrap();
-    assert!(matches!(Dataset::open("d", &spec(folder.path(), 1.0)), Err(DataError::NotATar { .. })));
+    assert!(matches!(Dataset::open(&storage(), "d", &spec(folder.path(), 1.0)), Err(DataError::NotATar { .. })));
     let mut no_table = spec(folder.path(), 1.0);
     no_table.captions.columns[0].name = "long".to_owned();
     let _ = std::fs::remove_file(folder.path().join("0.tar"));
     write(folder.path(), "1.tar", &[]);
-    assert!(matches!(Dataset::open("d", &no_table), Err(DataError::NoTable { .. })));
-    assert!(matches!(Dataset::open("d", &spec(folder.path(), 1.0)), Err(DataError::Empty { .. })));
+    assert!(matches!(Dataset::open(&storage(), "d", &no_table), Err(DataError::NoTable { .. })));
+    assert!(matches!(Dataset::open(&storage(), "d", &spec(folder.path(), 1.0)), Err(DataError::Empty { .. })));
 }

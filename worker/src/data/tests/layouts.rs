@@ -1,6 +1,6 @@
 //! Shards as other programs write them (`tests/golden/shards/make_golden.py`), read as those programs read them.
 
-use super::{columns, fixtures, spec};
+use super::{columns, fixtures, spec, storage};
 use crate::data::{Dataset, SkipReason, tar::Walk};
 use common::{
     ids::SampleIndex,
@@ -30,7 +30,7 @@ fn golden() -> Golden {
 
 fn of(cache: &Path, name: &str) -> DataSet {
     let mut spec = spec(cache, 1.0);
-    spec.shards = vec![folder().join(name)];
+    spec.shards = vec![folder().join(name).into()];
     spec.index = IndexPlace::Folder(cache.to_owned());
     spec
 }
@@ -57,7 +57,7 @@ fn samples_of_tars_in_every_format() {
         let mut spec = of(cache.path(), name);
         let captioned = name != "global.tar";
         spec.captions.columns = columns(&[(".txt", u32::from(captioned))]);
-        let data = Dataset::open("golden", &spec).unwrap();
+        let data = Dataset::open(&storage(), "golden", &spec).unwrap();
         assert_eq!((data.len(), data.report().skipped_total()), (5, 0), "{name}");
         let mut bytes = Vec::new();
         for i in 0..5 {
@@ -80,10 +80,10 @@ fn one_table_as_csv_and_as_parquet_joins_alike() {
     for (file, key, column) in [("table.csv", "Image Path", "longSV_captions"), ("table.parquet", "url", "org_caption")]
     {
         let mut spec = of(cache.path(), "pax.tar");
-        let (file, key, join) = (folder().join(file), key.to_owned(), "url".to_owned());
+        let (file, key, join) = (folder().join(file).into(), key.to_owned(), "url".to_owned());
         spec.captions.table = Some(CaptionTable { file, key, join, unmatched: Unmatched::Error });
         spec.captions.columns = columns(&[(column, 1)]);
-        let data = Dataset::open("golden", &spec).unwrap();
+        let data = Dataset::open(&storage(), "golden", &spec).unwrap();
         let texts: Vec<String> = (0..5).map(|i| data.caption(SampleIndex(i), 0).unwrap()).collect();
         let expected: Vec<String> = golden.rows.iter().map(|row| row[2].clone()).collect();
         assert_eq!(texts, expected);
@@ -97,7 +97,7 @@ fn images_of_hugging_faces_own_writer() {
     let (golden, cache) = (golden(), tempfile::tempdir().unwrap());
     let mut spec = DataSet { kind: DataKind::Parquet, ..of(cache.path(), "images.parquet") };
     spec.captions.columns = columns(&[(".caption", 1)]);
-    let data = Dataset::open("golden", &spec).unwrap();
+    let data = Dataset::open(&storage(), "golden", &spec).unwrap();
     assert_eq!((data.len(), data.report().skipped[&SkipReason::NoImage].count), (4, 1));
     let mut bytes = Vec::new();
     for (sample, row) in [(3, 4), (0, 0), (2, 2), (1, 1)] {

@@ -1,13 +1,13 @@
 //! The loader: order, sameness for any number of threads, broken images, errors, and its end.
 
-use super::{fixtures, image, spec, tar};
+use super::{fixtures, image, spec, storage, tar};
 use crate::data::{
-    Batch, BatchRequest, DataError, Dataset, Loader, LoaderConfig, SampleRequest, SkipReason, Transform,
-    pixels_to_tensor,
+    Batch, BatchRequest, DataError, Dataset, Loader, LoaderConfig, OnBroken, Reserve, SampleRequest, SkipReason,
+    Transform, pixels_to_tensor,
 };
 use common::{
     ids::{Epoch, SampleIndex},
-    recipe::{Augment, ConvertToRgb, IndexPlace, Resize},
+    recipe::{Augment, ConvertToRgb, IndexPlace, PixelMode},
 };
 use std::{
     path::Path,
@@ -20,21 +20,32 @@ use tch::{Device, Kind};
 
 const TRAIN: Transform = Transform::Train { augment: Augment { scale: (0.5, 1.0), ratio: (0.75, 4.0 / 3.0) } };
 
-fn config(dataset: &Arc<Dataset>, threads: usize) -> LoaderConfig {
+/// The samples behind the broken one, sixteen at most.
+#[derive(Debug)]
+struct Next(u64);
+
+impl Reserve for Next {
+    fn reserve(&self, wanted: SampleRequest, attempt: u64) -> Option<SampleIndex> {
+        (attempt < 16.min(self.0 - 1)).then(|| SampleIndex((wanted.index.0 + 1 + attempt) % self.0))
+    }
+}
+
+pub(super) fn config(dataset: &Arc<Dataset>, threads: usize) -> LoaderConfig {
     let datasets = vec![dataset.clone()];
     LoaderConfig {
         datasets,
         image_size: 32,
         transform: TRAIN,
-        resize: Resize::PillowExact,
+        pixels: PixelMode::PillowExact,
         convert: ConvertToRgb::BeforeResize,
+        on_broken: OnBroken::Replace(Arc::new(Next(dataset.len()))),
         seed: 7,
         threads,
         prefetch_batches: 3,
     }
 }
 
-fn request(tag: u64, indices: impl IntoIterator<Item = u64>, epoch: u64) -> BatchRequest {
+pub(super) fn request(tag: u64, indices: impl IntoIterator<Item = u64>, epoch: u64) -> BatchRequest {
     let sample = |index| SampleRequest { source: 0, index: SampleIndex(index), epoch: Epoch(epoch) };
     BatchRequest { tag, samples: indices.into_iter().map(sample).collect() }
 }
@@ -44,10 +55,10 @@ fn emoji() -> Arc<Dataset> {
     let cache = tempfile::tempdir().unwrap();
     let mut spec = spec(&fixtures().join("data/emoji/emoji-wds/val"), 0.0);
     spec.index = IndexPlace::Folder(cache.path().to_owned());
-    Arc::new(Dataset::open("emoji", &spec).unwrap())
+    Arc::new(Dataset::open(&storage(), "emoji", &spec).unwrap())
 }
 
-fn all(config: LoaderConfig, requests: Vec<BatchRequest>) -> Vec<Batch> {
+pub(super) fn all(config: LoaderConfig, requests: Vec<BatchRequest>) -> Vec<Batch> {
     let mut loader = Loader::start(config, requests.into_iter());
     std::iter::from_fn(|| loader.next()).collect::<Result<_, _>>().unwrap()
 }
@@ -68,7 +79,7 @@ fn small(folder: &Path, images: &[&str]) -> Arc<Dataset> {
         .zip(&bodies)
         .flat_map(|((jpg, txt), body)| [(jpg.as_str(), body.as_slice()), (txt.as_str(), b"x")]);
     std::fs::write(folder.join("0.tar"), tar(&members.collect::<Vec<_>>())).unwrap();
-    Arc::new(Dataset::open("small", &spec(folder, 0.0)).unwrap())
+    Arc::new(Dataset::open(&storage(), "small", &spec(folder, 1.0)).unwrap())
 }
 
 #[test]
@@ -81,7 +92,7 @@ fn batches_come_in_order_and_the_same_for_any_number_of_threads() {
     for (batch, request) in one.iter().zip(&requests) {
         assert_eq!(batch.samples, request.samples);
         assert_eq!(batch.pixels.len(), request.samples.len() * 3 * 32 * 32);
-        assert!(batch.skipped.is_empty());
+        assert!(batch.broken.is_empty());
     }
     assert!(one == all(config(&dataset, 5), requests), "pixels depend on the number of threads");
 }
@@ -100,17 +111,37 @@ fn a_crop_depends_on_seed_and_epoch_and_evaluation_on_neither() {
 }
 
 #[test]
-fn a_broken_image_is_replaced_by_the_next_that_decodes() {
+fn a_broken_image_is_replaced_by_the_first_of_its_reserve_that_decodes() {
     let folder = tempfile::tempdir().unwrap();
     let dataset = small(folder.path(), &["420.jpg", "cut", "html", "png-by-nature.jpg", "cut"]);
     let batch = all(config(&dataset, 2), vec![request(0, [0, 1, 3, 4], 0)]).remove(0);
     let used: Vec<u64> = batch.samples.iter().map(|sample| sample.index.0).collect();
     assert_eq!(used, [0, 3, 3, 0]);
-    let named: Vec<_> = batch.skipped.iter().map(|skipped| (skipped.wanted.index.0, skipped.key.as_str())).collect();
+    let named: Vec<_> = batch.broken.iter().map(|broken| (broken.wanted.index.0, broken.key.as_str())).collect();
     assert_eq!(named, [(1, "1"), (4, "4")]);
-    assert!(batch.skipped.iter().all(|skipped| skipped.reason == SkipReason::BrokenImage), "{:?}", batch.skipped);
+    assert!(batch.broken.iter().all(|broken| broken.reason == SkipReason::BrokenImage), "{:?}", batch.broken);
     let image = 3 * 32 * 32;
     assert_eq!(batch.pixels[image..2 * image], batch.pixels[2 * image..3 * image], "the replacement has its own crop");
+}
+
+#[test]
+fn a_broken_image_may_be_left_out_and_too_many_are_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let dataset = small(folder.path(), &["420.jpg", "cut", "html", "420.jpg", "cut"]);
+    let config = LoaderConfig { on_broken: OnBroken::LeaveOut, ..config(&dataset, 2) };
+    let batch = all(config.clone(), vec![request(0, [0, 1, 3], 0)]).remove(0);
+    assert_eq!(batch.samples.iter().map(|sample| sample.index.0).collect::<Vec<_>>(), [0, 1, 3]);
+    assert_eq!(batch.broken.iter().map(|broken| broken.wanted.index.0).collect::<Vec<_>>(), [1]);
+    let image = 3 * 32 * 32;
+    assert_eq!(batch.pixels[image..2 * image], vec![0; image]);
+
+    let strict = Arc::new(Dataset::open(&storage(), "small", &spec(folder.path(), 0.5)).unwrap());
+    let config = LoaderConfig { datasets: vec![strict], ..config };
+    let mut loader = Loader::start(config, vec![request(0, [0, 1, 2], 0), request(1, [4, 3], 0)].into_iter());
+    assert_eq!(loader.next().unwrap().unwrap().broken.len(), 2);
+    let error = loader.next().unwrap().unwrap_err();
+    assert!(matches!(error, DataError::TooManyBroken { skipped: 3, total: 5, .. }), "{error}");
+    assert!(loader.next().is_none());
 }
 
 #[test]
@@ -159,7 +190,7 @@ fn no_more_batches_are_begun_than_may_be_ahead_and_dropping_ends() {
 fn pixels_are_normalised_as_torchvision_does() {
     let sample = request(0, [0, 1], 0).samples;
     let pixels: Vec<u8> = (0..2 * 3 * 4).map(|i| (i * 11) as u8).collect();
-    let batch = Batch { tag: 0, samples: sample, pixels: pixels.clone().into(), image_size: 2, skipped: vec![] };
+    let batch = Batch { tag: 0, samples: sample, pixels: pixels.clone().into(), image_size: 2, broken: vec![] };
     let tensor = pixels_to_tensor(&batch, Device::Cpu);
     assert_eq!((tensor.size(), tensor.kind()), (vec![2, 3, 2, 2], Kind::Float));
     let values: Vec<f32> = Vec::try_from(tensor.flatten(0, -1)).unwrap();

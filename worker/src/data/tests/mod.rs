@@ -1,10 +1,13 @@
 //! Tests over several files of `data`.
 
+mod batches;
 mod faults;
 mod fuzz;
 mod index;
 mod layouts;
 mod load;
+mod object_tables;
+mod objects;
 mod shards;
 
-pub(super) use shards::*;
+pub(crate) use shards::*;

@@ -1,5 +1,6 @@
 //! Tars made in memory, and data sets of them.
 
+use crate::data::storage::{Limits, Storage};
 use common::{
     recipe::{CaptionColumn, Captions, DataKind, DataSet, IndexPlace, RowRange},
     sampler::Shuffle,
@@ -7,7 +8,13 @@ use common::{
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
+
+/// Storage of its own, without any variable of the environment.
+pub fn storage() -> Arc<Storage> {
+    Arc::new(Storage::new(Limits::default(), []))
+}
 
 /// The repository's `tests` folder.
 pub fn fixtures() -> PathBuf {
@@ -46,7 +53,7 @@ pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
 pub fn spec(folder: &Path, broken_limit: f64) -> DataSet {
     DataSet {
         kind: DataKind::Webdataset,
-        shards: vec![folder.join("*.tar")],
+        shards: vec![folder.join("*.tar").into()],
         captions: Captions { table: None, columns: columns(&[(".txt", 1)]) },
         broken_limit,
         images: None,

@@ -2,7 +2,7 @@
 //! (`tests/golden/text/make_tokens.py`).
 
 use super::*;
-use crate::data::{Documents, Places};
+use crate::data::{Documents, Places, tests::storage};
 use common::recipe::IndexPlace;
 use serde::Deserialize;
 use std::{
@@ -55,7 +55,8 @@ fn corpora(hard: &[(String, Vec<u32>)]) -> BTreeMap<String, Vec<String>> {
     let index = tempfile::tempdir().unwrap();
     let read = |file: &str, column: &str| -> Vec<String> {
         let places = Places::new(&IndexPlace::Folder(index.path().to_owned()));
-        let documents = Documents::open(&[fixtures().join("data/emoji").join(file)], column, &places).unwrap();
+        let documents =
+            Documents::open(&storage(), &[fixtures().join("data/emoji").join(file).into()], column, &places).unwrap();
         (0..documents.len()).map(|row| documents.text(row).unwrap()).collect()
     };
     let glosses = read("text-train.parquet", "text");

@@ -6,14 +6,14 @@
 use super::{clip, embed, retrieval, towers::Towers};
 use crate::{
     checkpoint,
-    data::{BatchRequest, Dataset, Loader, LoaderConfig, SampleRequest, Transform, pixels_to_tensor},
+    data::{BatchRequest, Dataset, Loader, LoaderConfig, OnBroken, SampleRequest, Transform, pixels_to_tensor},
     supervisor::ipc::Report,
     trainer::{context::Context, context::Outcome, error::TrainerError},
     vectors::{Provenance, VectorStore},
 };
 use common::{
     ids::{Epoch, SampleIndex, Step},
-    recipe::{ClipStage, ConvertToRgb, EvalStage, Resize, Stage},
+    recipe::{ClipStage, ConvertToRgb, EvalStage, PixelMode, Stage},
     sampler,
 };
 use std::{path::PathBuf, sync::Arc};
@@ -51,10 +51,17 @@ pub fn run(stage: &EvalStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     for (dataset, vectors) in datasets.iter().zip(&stores) {
         let features = Features::compute(dataset, vectors, &towers, stage, context)?;
         for (name, text_ND) in &features.text {
-            let examples = rank_both(dataset, name, &features.image_ND, text_ND, context, &mut figures)?;
+            let examples = rank_both(dataset, name, (&features, text_ND), context, &mut figures)?;
             if notes.is_empty() {
                 notes = examples;
             }
+        }
+        let broken = dataset.len() - features.samples.len() as u64;
+        if broken > 0 {
+            notes.push(format!(
+                "{broken} broken images of `{}` are left out: `llm2clip data verify` names them",
+                dataset.name()
+            ));
         }
         if context.speaks() {
             features
@@ -95,8 +102,10 @@ fn trained(text_width: usize, context: &Context<'_>) -> Result<(Towers, Step), T
     Ok((towers, step))
 }
 
-/// Embeddings of a whole data set, the same on every rank.
+/// Embeddings of a whole data set but for its broken images, the same on every rank.
 struct Features {
+    /// Which samples they are of.
+    samples: Vec<SampleIndex>,
     image_ND: Tensor,
     text: Vec<(String, Tensor)>,
 }
@@ -114,7 +123,7 @@ impl Features {
         let chunks = sampler::chunks(mine, stage.chunk);
 
         let names: Vec<&str> = embed::columns(dataset).map(|(_, name)| name).collect();
-        let mut image = Vec::new();
+        let (mut image, mut whole) = (Vec::new(), Vec::new());
         let mut text: Vec<Vec<Tensor>> = names.iter().map(|_| Vec::new()).collect();
         let requests = chunks.clone().into_iter().enumerate().map(|(tag, chunk)| BatchRequest {
             tag: tag as u64,
@@ -125,8 +134,9 @@ impl Features {
             image_size: towers.image_size as u32,
             transform: Transform::Eval,
             // As open_clip, whatever the training did: figures are compared with others.
-            resize: Resize::PillowExact,
+            pixels: PixelMode::PillowExact,
             convert: ConvertToRgb::AfterResize,
+            on_broken: OnBroken::LeaveOut,
             threads: context.threads,
             prefetch_batches: 2,
             seed: context.plan.recipe.seed,
@@ -135,6 +145,8 @@ impl Features {
         let mut done = 0;
         while let Some(batch) = loader.next() {
             let batch = batch?;
+            let broken = |sample: &SampleRequest| batch.broken.iter().any(|broken| broken.wanted == *sample);
+            whole.extend(batch.samples.iter().map(|sample| i64::from(!broken(sample))));
             let pixels = pixels_to_tensor(&batch, context.device);
             image.push(tch::no_grad(|| towers.image_embeddings(&pixels)));
             for (column, name) in names.iter().enumerate() {
@@ -145,17 +157,22 @@ impl Features {
             done += 1;
             context.link.report(Report::Progress(Box::new(context.progress(done, chunks.len() as u64))));
         }
+        // Between hosts; the rows are on the device.
+        let whole_N: Vec<i64> = Vec::try_from(context.collective.all_gather_rows(&Tensor::from_slice(&whole), &rows)?)?;
+        let samples: Vec<i64> = (0..).zip(whole_N).filter(|(_, whole)| *whole > 0).map(|(sample, _)| sample).collect();
+        let kept_M = Tensor::from_slice(&samples).to_device(context.device);
         let gather = |parts: Vec<Tensor>| -> Result<Tensor, TrainerError> {
             let mine = if parts.is_empty() {
                 Tensor::zeros([0, towers.width], (tch::Kind::Float, context.device))
             } else {
                 Tensor::cat(&parts, 0)
             };
-            Ok(context.collective.all_gather_rows(&mine.contiguous(), &rows)?)
+            Ok(context.collective.all_gather_rows(&mine.contiguous(), &rows)?.index_select(0, &kept_M))
         };
         let image_ND = gather(image)?;
         let text = names.iter().zip(text).map(|(name, parts)| Ok(((*name).to_owned(), gather(parts)?)));
-        Ok(Self { image_ND, text: text.collect::<Result<_, TrainerError>>()? })
+        let text = text.collect::<Result<_, TrainerError>>()?;
+        Ok(Self { samples: samples.into_iter().map(|sample| SampleIndex(sample as u64)).collect(), image_ND, text })
     }
 
     fn save(&self, path: &PathBuf, dataset: &Dataset) -> Result<(), TrainerError> {
@@ -164,7 +181,7 @@ impl Features {
         let mut tensors = vec![("image".to_owned(), self.image_ND.shallow_clone())];
         tensors.extend(self.text.iter().map(|(name, text)| (format!("text/{name}"), text.shallow_clone())));
         Tensor::write_safetensors(&tensors, path)?;
-        let keys = (0..dataset.len()).map(|i| dataset.key(SampleIndex(i))).collect::<Result<Vec<_>, _>>()?;
+        let keys = self.samples.iter().map(|sample| dataset.key(*sample)).collect::<Result<Vec<_>, _>>()?;
         std::fs::write(path.with_extension("keys.txt"), keys.join("\n") + "\n").map_err(io)
     }
 }
@@ -173,26 +190,26 @@ impl Features {
 fn rank_both(
     dataset: &Dataset,
     column: &str,
-    image_ND: &Tensor,
-    text_ND: &Tensor,
+    (features, text_ND): (&Features, &Tensor),
     context: &Context<'_>,
     figures: &mut Vec<Figures>,
 ) -> Result<Vec<String>, TrainerError> {
-    let mine = sampler::local_slots(context.rank(), context.world(), dataset.len());
+    let (pairs, image_ND) = (features.samples.len() as u64, &features.image_ND);
+    let mine = sampler::local_slots(context.rank(), context.world(), pairs);
     let (first, n) = (mine.start as i64, (mine.end - mine.start) as i64);
-    let rows: Vec<i64> = sampler::rows(context.world(), dataset.len()).into_iter().map(|n| n as i64).collect();
+    let rows: Vec<i64> = sampler::rows(context.world(), pairs).into_iter().map(|n| n as i64).collect();
     let mut best = None;
     for (direction, queries, targets) in [("image to text", image_ND, text_ND), ("text to image", text_ND, image_ND)] {
         let ranked = retrieval::rank(&queries.narrow(0, first, n), targets, first, TILE, 3);
         let mut hits = retrieval::hits(&ranked.position_n);
         context.collective.all_reduce_sum(&mut hits)?;
         let hits: Vec<i64> = Vec::try_from(hits)?;
-        let share = |i: usize| hits[i] as f64 / dataset.len().max(1) as f64;
+        let share = |i: usize| hits[i] as f64 / pairs.max(1) as f64;
         figures.push(Figures {
             data: dataset.name().to_owned(),
             captions: column.to_owned(),
             direction,
-            pairs: dataset.len(),
+            pairs,
             recall_at_1: share(0),
             recall_at_5: share(1),
             recall_at_10: share(2),
@@ -200,19 +217,23 @@ fn rank_both(
         best = Some(context.collective.all_gather_rows(&ranked.best_nk.contiguous(), &rows)?);
     }
     let best: Vec<Vec<i64>> = best.map(Vec::try_from).transpose()?.unwrap_or_default();
-    examples(dataset, column, &best)
+    examples(dataset, column, &features.samples, &best)
 }
 
 /// Texts and the images found for them, spread evenly over the data set.
-fn examples(dataset: &Dataset, column: &str, best: &[Vec<i64>]) -> Result<Vec<String>, TrainerError> {
+fn examples(
+    dataset: &Dataset,
+    column: &str,
+    samples: &[SampleIndex],
+    best: &[Vec<i64>],
+) -> Result<Vec<String>, TrainerError> {
     let Some((column, _)) = embed::columns(dataset).find(|(_, name)| *name == column) else { return Ok(Vec::new()) };
     let count = EXAMPLES.min(best.len());
     let show = |example: usize| {
         let query = example * best.len() / count;
-        let found =
-            best[query].iter().map(|i| label(dataset, SampleIndex(*i as u64))).collect::<Result<Vec<_>, _>>()?;
+        let found = best[query].iter().map(|i| label(dataset, samples[*i as usize])).collect::<Result<Vec<_>, _>>()?;
         let mark = if best[query].first() == Some(&(query as i64)) { "hit " } else { "miss" };
-        let text: String = dataset.caption(SampleIndex(query as u64), column)?.chars().take(48).collect();
+        let text: String = dataset.caption(samples[query], column)?.chars().take(48).collect();
         Ok(format!("{mark}  {text:<48}  ->  {}", found.join("   ")))
     };
     (0..count).map(show).collect()

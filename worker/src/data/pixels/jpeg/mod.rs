@@ -1,7 +1,8 @@
 //! JPEGs, whole or only the rectangle that is used: the part of libjpeg-turbo's interface that the `turbojpeg` crate
 //! leaves out is its cropping region, and without it half of an image is decoded to be thrown away.
 //!
-//! The pixels of a rectangle are those of the whole image. Rows above it cost their entropy coding only, rows below it
+//! The pixels of a rectangle are those of the whole image, with smooth upsampling and the exact cosine transform: the fast
+//! ones of libjpeg-turbo 3.1 save 2 %, or write outside of their buffers when a region is asked for. Rows above it cost their entropy coding only, rows below it
 //! nothing, columns beside it no transform. So damage of the entropy-coded data below the rectangle is not seen, and
 //! does no harm to it; a file that was cut off is refused wherever it was cut, as it is when decoded whole.
 
@@ -11,8 +12,9 @@ mod markers;
 mod tests;
 
 use super::crop::Crop;
-use binding::Turbo;
 pub use binding::{Colors, Said};
+
+use binding::Turbo;
 
 /// How far beyond a rectangle's sides pixels are decoded: smooth upsampling of chroma looks one sample further, and one
 /// iMCU is 32 pixels wide at most.

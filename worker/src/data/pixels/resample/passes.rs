@@ -5,7 +5,7 @@
 
 use super::{
     lanes::{COLUMNS, Lanes, ROWS},
-    taps::Taps,
+    taps::{Taps, Weight},
 };
 
 /// Pixels of interleaved channels.
@@ -52,14 +52,18 @@ pub fn along_rows<const N: usize>(lanes: impl Lanes, source: Pixels<'_>, taps: &
         for left in (0..taps.len()).step_by(ROWS) {
             let mut made = [[[0; ROWS]; ROWS]; N];
             for x in left..taps.len().min(left + ROWS) {
-                let (first, weights) = taps.fixed(x);
+                let (first, weights) = Weight::of(taps, x);
                 let sums = lanes.weigh(&pixels[first..first + weights.len()], weights);
                 for c in 0..N {
                     made[c][x - left] = sums[c];
                 }
             }
             for (c, made) in made.iter().enumerate() {
-                lanes.transpose(made.each_ref(), &mut turned);
+                let mut rows = [&made[0]; ROWS];
+                for (row, made) in rows.iter_mut().zip(made) {
+                    *row = made;
+                }
+                lanes.transpose(rows, &mut turned);
                 let target = &mut planes.bytes[c * plane + top * stride + left..];
                 for (line, row) in turned.iter().zip(target.chunks_mut(stride)) {
                     *row.first_chunk_mut().expect("rows are padded") = *line;
@@ -79,7 +83,11 @@ fn turn(lanes: impl Lanes, source: Pixels<'_>, channels: usize, top: usize, stri
     });
     let (squares, _) = strip.as_chunks_mut::<ROWS>();
     for (i, turned) in squares.iter_mut().enumerate() {
-        lanes.transpose(rows.map(|row| &row[i]), turned);
+        let mut square = [&rows[0][i]; ROWS];
+        for (line, row) in square.iter_mut().zip(rows) {
+            *line = &row[i];
+        }
+        lanes.transpose(square, turned);
     }
 }
 
@@ -89,7 +97,7 @@ pub fn along_columns(lanes: impl Lanes, planes: &Planes, taps: &Taps, width: usi
     let sources = planes.bytes.chunks_exact(planes.rows * planes.stride);
     for (source, made) in sources.zip(target.chunks_exact_mut(taps.len() * width)) {
         for (y, line) in made.chunks_exact_mut(width).enumerate() {
-            let (first, weights) = taps.fixed(y);
+            let (first, weights) = Weight::of(taps, y);
             for (i, part) in line.chunks_mut(COLUMNS).enumerate() {
                 let bytes = lanes.blend(&source[first * planes.stride + i * COLUMNS..], planes.stride, weights);
                 part.copy_from_slice(&bytes[..part.len()]);

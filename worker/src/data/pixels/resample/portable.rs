@@ -2,16 +2,24 @@
 
 use super::{
     lanes::{COLUMNS, Lanes, ROWS},
-    taps::FRACTION,
+    taps::Weight,
 };
-
-const HALF: i32 = 1 << (FRACTION - 1);
+use std::marker::PhantomData;
 
 /// Plain loops.
 #[derive(Debug, Clone, Copy)]
-pub struct Portable;
+pub struct Portable<W>(PhantomData<W>);
 
-impl Lanes for Portable {
+impl<W> Portable<W> {
+    /// For a kind of weights.
+    pub fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<W: Weight> Lanes for Portable<W> {
+    type Weight = W;
+
     fn run(self, work: impl FnOnce()) {
         work();
     }
@@ -26,23 +34,23 @@ impl Lanes for Portable {
     }
 
     #[inline(never)]
-    fn weigh<const N: usize>(self, pixels: &[[[u8; ROWS]; N]], weights: &[i32]) -> [[u8; ROWS]; N] {
-        let mut sums = [[HALF; ROWS]; N];
+    fn weigh<const N: usize>(self, pixels: &[[[u8; ROWS]; N]], weights: &[W]) -> [[u8; ROWS]; N] {
+        let mut sums = [[half::<W>(); ROWS]; N];
         for (pixel, weight) in pixels.iter().zip(weights) {
             for (sums, bytes) in sums.iter_mut().zip(pixel) {
-                add(sums, bytes, *weight);
+                add(sums, bytes, (*weight).into());
             }
         }
-        sums.map(|lanes| lanes.map(clip))
+        sums.map(|lanes| lanes.map(clip::<W>))
     }
 
     #[inline(never)]
-    fn blend(self, rows: &[u8], stride: usize, weights: &[i32]) -> [u8; COLUMNS] {
-        let mut sums = [HALF; COLUMNS];
+    fn blend(self, rows: &[u8], stride: usize, weights: &[W]) -> [u8; COLUMNS] {
+        let mut sums = [half::<W>(); COLUMNS];
         for (row, weight) in rows.chunks(stride).zip(weights) {
-            add(&mut sums, row.first_chunk().expect("a row has 32 columns"), *weight);
+            add(&mut sums, row.first_chunk().expect("a row has 32 columns"), (*weight).into());
         }
-        sums.map(clip)
+        sums.map(clip::<W>)
     }
 }
 
@@ -53,6 +61,10 @@ fn add<const L: usize>(sums: &mut [i32; L], bytes: &[u8; L], weight: i32) {
     }
 }
 
-fn clip(sum: i32) -> u8 {
-    (sum >> FRACTION).clamp(0, 255) as u8
+fn half<W: Weight>() -> i32 {
+    1 << (W::FRACTION - 1)
+}
+
+fn clip<W: Weight>(sum: i32) -> u8 {
+    (sum >> W::FRACTION).clamp(0, 255) as u8
 }

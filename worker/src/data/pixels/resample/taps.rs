@@ -2,8 +2,33 @@
 
 use std::ops::Range;
 
-/// Fractional bits of fixed-point weights: 32 less 8 of the value and 2 for sums outside of a byte's range.
-pub const FRACTION: u32 = 22;
+/// A fixed-point weight.
+pub trait Weight: Copy + Into<i32> {
+    /// Its fractional bits.
+    const FRACTION: u32;
+    /// An output's first input, and what its inputs weigh.
+    fn of(taps: &Taps, output: usize) -> (usize, &[Self]);
+}
+
+/// Pillow's: 32 bits less 8 of the value and 2 for sums outside of a byte's range.
+impl Weight for i32 {
+    const FRACTION: u32 = 22;
+
+    #[inline(always)]
+    fn of(taps: &Taps, output: usize) -> (usize, &[Self]) {
+        taps.stretch(&taps.fixed, output)
+    }
+}
+
+/// Of 16 bits, so that a processor multiplies twice as many at once; the weight of one must fit.
+impl Weight for i16 {
+    const FRACTION: u32 = 14;
+
+    #[inline(always)]
+    fn of(taps: &Taps, output: usize) -> (usize, &[Self]) {
+        taps.stretch(&taps.narrow, output)
+    }
+}
 
 /// For each output of a pass, where its inputs begin and what they weigh.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -14,6 +39,7 @@ pub struct Taps {
     width: usize,
     exact: Vec<f64>,
     fixed: Vec<i32>,
+    narrow: Vec<i16>,
 }
 
 /// One dimension of a resize: `inputs` samples become `outputs`, of which those in `window` are wanted.
@@ -48,14 +74,6 @@ impl Axis {
         (first..end, centre)
     }
 
-    /// The wanted outputs as a stretch of the inputs that are needed: where it begins, and its length.
-    pub fn span(&self) -> (f64, f64) {
-        let needed = self.needed();
-        let start = f64::from(self.window.start) * self.scale() - f64::from(needed.start);
-        // All outputs together may come out longer than the inputs by a rounding.
-        (start, (self.window.len() as f64 * self.scale()).min(needed.len() as f64 - start))
-    }
-
     /// The inputs that the wanted outputs depend on.
     pub fn needed(&self) -> Range<u32> {
         if self.is_identity() {
@@ -73,13 +91,15 @@ impl Taps {
         self.count.clear();
         self.exact.clear();
         self.fixed.clear();
+        self.narrow.clear();
         if axis.is_identity() {
             // One input of the weight one gives the input back, exactly.
             self.width = 1;
             self.first.extend(0..axis.window.len() as u32);
             self.count.resize(axis.window.len(), 1);
             self.exact.resize(axis.window.len(), 1.0);
-            self.fixed.resize(axis.window.len(), 1 << FRACTION);
+            self.fixed.resize(axis.window.len(), 1 << i32::FRACTION);
+            self.narrow.resize(axis.window.len(), 1 << i16::FRACTION);
             return;
         }
         let stretch = axis.scale().max(1.0);
@@ -99,8 +119,9 @@ impl Taps {
             self.first.push(inputs.start - origin);
             self.count.push(inputs.len() as u32);
         }
-        let one = f64::from(1 << FRACTION);
-        self.fixed.extend(self.exact.iter().map(|weight| (weight * one + 0.5f64.copysign(*weight)) as i32));
+        let rounded = |weight: &f64, fraction: u32| weight * f64::from(1 << fraction) + 0.5f64.copysign(*weight);
+        self.fixed.extend(self.exact.iter().map(|weight| rounded(weight, i32::FRACTION) as i32));
+        self.narrow.extend(self.exact.iter().map(|weight| rounded(weight, i16::FRACTION) as i16));
     }
 
     /// How many outputs there are.
@@ -108,17 +129,15 @@ impl Taps {
         self.first.len()
     }
 
-    /// An output's first input and its weights with [`FRACTION`] fractional bits.
-    #[inline(always)]
-    pub fn fixed(&self, output: usize) -> (usize, &[i32]) {
-        let start = output * self.width;
-        (self.first[output] as usize, &self.fixed[start..start + self.count[output] as usize])
-    }
-
     /// An output's first input and its weights.
     pub fn exact(&self, output: usize) -> (usize, &[f64]) {
+        self.stretch(&self.exact, output)
+    }
+
+    #[inline(always)]
+    fn stretch<'a, T>(&self, weights: &'a [T], output: usize) -> (usize, &'a [T]) {
         let start = output * self.width;
-        (self.first[output] as usize, &self.exact[start..start + self.count[output] as usize])
+        (self.first[output] as usize, &weights[start..start + self.count[output] as usize])
     }
 }
 

@@ -1,6 +1,7 @@
 //! The two kinds of arithmetic agree; a window is a part of the whole.
 
 use super::{Axis, PillowResize, Pixels, SLACK, portable::Portable};
+use common::recipe::PixelMode;
 use proptest::prelude::*;
 
 fn image(width: usize, height: usize, channels: usize, seed: u64) -> Vec<u8> {
@@ -30,8 +31,12 @@ proptest! {
         let (across, down) = (axis(width, columns), axis(height, rows));
         let (mut plain, mut vectors) = (vec![1; 3 * (columns * rows) as usize], vec![2; 3 * (columns * rows) as usize]);
         let mut resize = PillowResize::default();
-        resize.in_lanes::<3>(Portable, pixels, (&across, &down), &mut plain);
-        resize.resize::<3>(pixels, &across, &down, &mut vectors);
+        resize.in_lanes::<3>(Portable::<i32>::new(), pixels, (&across, &down), &mut plain);
+        resize.resize::<3>(PixelMode::PillowExact, pixels, (&across, &down), &mut vectors);
+        prop_assert_eq!(&plain, &vectors);
+        resize.in_lanes::<3>(Portable::<i16>::new(), pixels, (&across, &down), &mut plain);
+        prop_assert!(plain.iter().zip(&vectors).all(|(narrow, exact)| narrow.abs_diff(*exact) <= 2));
+        resize.resize::<3>(PixelMode::Fast, pixels, (&across, &down), &mut vectors);
         prop_assert_eq!(plain, vectors);
     }
 
@@ -48,7 +53,7 @@ proptest! {
         let (across, down) = (axis(width, columns), axis(height, rows));
         let mut resize = PillowResize::default();
         let mut all = vec![0; (columns * rows) as usize];
-        resize.resize::<1>(whole, &across, &down, &mut all);
+        resize.resize::<1>(PixelMode::PillowExact, whole, (&across, &down), &mut all);
         let across = Axis { window: part(place[0], place[1], columns), ..across };
         let down = Axis { window: part(place[2], place[3], rows), ..down };
         let (left, top) = (across.needed(), down.needed());
@@ -59,7 +64,7 @@ proptest! {
             height: top.len(),
         };
         let mut made = vec![0; across.window.len() * down.window.len()];
-        resize.resize::<1>(source, &across, &down, &mut made);
+        resize.resize::<1>(PixelMode::PillowExact, source, (&across, &down), &mut made);
         let row = |row: u32| {
             let first = row * columns;
             &all[(first + across.window.start) as usize..(first + across.window.end) as usize]

@@ -9,7 +9,7 @@ use crate::data::pixels::{
     transform::{Resampler, Transform},
 };
 use crate::data::tests::{fixtures, image};
-use common::recipe::{Augment, Resize};
+use common::recipe::{Augment, PixelMode};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -137,7 +137,7 @@ fn resized_crops_are_pillows() {
         let size = case.size as usize;
         let mut planes = vec![0; 3 * size * size];
         let geometry = Geometry::new(&transform, (rgb.width, rgb.height), &mut draws, case.size).unwrap();
-        resampler.apply(Resize::PillowExact, &geometry, rgb, &mut planes);
+        resampler.apply(PixelMode::PillowExact, &geometry, rgb, &mut planes);
         let made: Vec<u8> = (0..size * size).flat_map(|at| [0, 1, 2].map(|c| planes[c * size * size + at])).collect();
         let expected = &expected[case.pixels.offset..][..case.pixels.length];
         let (largest, share) = difference(&made, expected);

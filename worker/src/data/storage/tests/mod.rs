@@ -2,8 +2,8 @@
 
 mod faults;
 mod objects;
-mod proxy;
-mod server;
+pub mod proxy;
+pub mod server;
 
 use super::{Limits, Location};
 use std::time::Duration;

@@ -32,8 +32,6 @@ pub(super) struct Begun {
     pub learning_rate: f64,
     /// How long it waited for data.
     pub data_wait: Duration,
-    /// Samples of it that were broken and replaced.
-    pub skipped: u64,
 }
 
 /// Steps since some moment.
@@ -112,12 +110,17 @@ impl Ledger {
         self.all_stall += stall;
     }
 
+    /// Samples of a step were broken, over all ranks.
+    pub(super) fn skipped(&mut self, samples: u64) {
+        self.skipped += samples;
+    }
+
     /// Waits for a step's figures and writes them down.
     ///
     /// # Errors
     /// When the step failed, or the loss is no number.
     pub(super) fn read(&mut self, run: &Run<'_, '_>, begun: Begun) -> Result<(), TrainerError> {
-        let Begun { step, output, learning_rate, data_wait, skipped } = begun;
+        let Begun { step, output, learning_rate, data_wait } = begun;
         let output = output.wait()?;
         if !output.updated {
             run.context.collective.finish()?;
@@ -141,7 +144,6 @@ impl Ledger {
         };
         self.all.add(data_wait, &output.times);
         self.recent.add(data_wait, &output.times);
-        self.skipped += skipped;
         self.last_loss = row.loss;
         if let Some(file) = &mut self.file {
             let failed = |source| TrainerError::Io { operation: "write", path: self.path.clone(), source };

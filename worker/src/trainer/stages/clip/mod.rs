@@ -1,12 +1,14 @@
 //! Stage `clip`: the vision tower and the adapter learn against the stored text vectors, with negatives of all ranks.
 
+mod broken;
 mod ledger;
 
 use super::towers::{TowerSettings, Towers};
 use crate::{
     checkpoint::{self, HostCopy, Loaded, Writer},
     collective::{Collective, CollectiveError},
-    data::{Batch, BatchRequest, Dataset, Loader, LoaderConfig, Normalise, SampleRequest, Transform},
+    data::{Batch, BatchRequest, Dataset, Loader, LoaderConfig, Normalise, OnBroken, SampleRequest, Transform},
+    objective::Repeats,
     supervisor::ipc::Report,
     torch::transfer::Uploader,
     trainer::{
@@ -17,16 +19,17 @@ use crate::{
         layout::clip_groups,
         parameters::FlatParameters,
         schedule,
-        step::{LossSettings, PairEncoder, StepBegun, StepSettings, contrastive_step},
+        step::{Cut, LossSettings, PairEncoder, StepBegun, StepSettings, contrastive_step},
         timeline::{Section, Timeline},
     },
     vectors::{Provenance, VectorStore},
 };
+use broken::BrokenFile;
 use common::{
     ids::Step,
-    manifest::{DataCursor, Share, Weights, paths},
+    manifest::{DataCursor, Share, paths},
     recipe::ClipStage,
-    sampler::{self, Draw, Order},
+    sampler::{self, Order},
 };
 use half::bf16;
 use ledger::{Begun, Ledger};
@@ -108,9 +111,14 @@ pub(super) fn gather_vectors<'a>(
 
 /// Whether any rank says yes. Every rank gets the same answer at the same step.
 pub(super) fn agree(collective: &dyn Collective, yes: bool) -> Result<bool, CollectiveError> {
-    let mut votes = Tensor::from_slice(&[i64::from(yes)]);
-    collective.all_reduce_sum(&mut votes)?;
-    Ok(votes.int64_value(&[0]) > 0)
+    Ok(sums(collective, [i64::from(yes)])?[0] > 0)
+}
+
+/// Sums over ranks, between hosts: no device waits for them.
+fn sums<const N: usize>(collective: &dyn Collective, mine: [i64; N]) -> Result<[i64; N], CollectiveError> {
+    let mut all = Tensor::from_slice(&mine);
+    collective.all_reduce_sum(&mut all)?;
+    Ok(std::array::from_fn(|i| all.int64_value(&[i as i64])))
 }
 
 /// Puts a checkpoint's parameters into the variables of the same names.
@@ -178,7 +186,7 @@ impl<'a, 'b> Run<'a, 'b> {
         if let Some(point) = &context.plan.resume {
             context.activity(&format!("loading the checkpoint of step {}", point.step));
             let loaded = checkpoint::read(&point.folder)?;
-            let resumed = loaded.manifest.data.resume(&cursor, Weights::AsWritten);
+            let resumed = loaded.manifest.data.resume(&cursor, point.weights);
             order = resumed.map_err(|error| TrainerError::Plan(error.to_string()))?;
             cursor = self::cursor(&order, &datasets);
             parameters.load(|name| loaded.tensor(name))?;
@@ -223,6 +231,7 @@ impl<'a, 'b> Run<'a, 'b> {
 
     fn train(&mut self) -> Result<Outcome, TrainerError> {
         let mut ledger = Ledger::open(self)?;
+        let mut broken = BrokenFile::default();
         let mut writer = self.writer();
         let mut loader = self.loader();
         let mut saved = self.context.plan.resume.as_ref().map(|point| point.step.0);
@@ -236,7 +245,7 @@ impl<'a, 'b> Run<'a, 'b> {
                 loader.next().ok_or_else(|| TrainerError::Plan("the loader ended before the stage".to_owned()))??;
             let data_wait = loader.wait_time().saturating_sub(waited);
             timeline.lap(Section::DataWait);
-            let skipped = batch.skipped.len() as u64;
+            broken.write(self, Step(self.step + 1), &batch.broken)?;
             let learning_rate = schedule::learning_rate(
                 self.step,
                 self.total,
@@ -246,11 +255,14 @@ impl<'a, 'b> Run<'a, 'b> {
             self.context.failpoints.hit(Point::ClipStep, self.step + 1);
             let output = self.optimizer_step(&batch, learning_rate, timeline)?;
             self.step += 1;
-            let this = Begun { step: Step(self.step), output, learning_rate, data_wait, skipped };
+            let this = Begun { step: Step(self.step), output, learning_rate, data_wait };
             if let Some(before) = begun.replace(this) {
                 ledger.read(self, before)?;
             }
-            stopped = agree(self.context.collective, self.context.link.stop_requested().is_some())?;
+            let stop = i64::from(self.context.link.stop_requested().is_some());
+            let [stops, skipped] = sums(self.context.collective, [stop, batch.broken.len() as i64])?;
+            stopped = stops > 0;
+            ledger.skipped(skipped as u64);
             let due = self.step.is_multiple_of(self.stage.checkpoint.every_steps) || self.step == self.total || stopped;
             if due {
                 // What is saved is known to be sound.
@@ -286,6 +298,8 @@ impl<'a, 'b> Run<'a, 'b> {
             kept: kept.map(|kept| kept.split_with_sizes(&sizes, 0)),
             normalise: &self.normalise,
         };
+        let repeats = self.order.repeats(Step(self.step));
+        let repeats = Repeats::new(repeats.into_iter().map(|repeat| (repeat.slot as i64, repeat.of as i64)));
         let settings = StepSettings {
             step: self.step + 1,
             learning_rate,
@@ -296,7 +310,7 @@ impl<'a, 'b> Run<'a, 'b> {
         };
         contrastive_step(
             &encoder,
-            (&sizes, &self.rows),
+            Cut { sizes: &sizes, rows: &self.rows, repeats: &repeats },
             self.context.collective,
             &mut self.parameters,
             &self.towers.log_scale,
@@ -350,19 +364,16 @@ impl<'a, 'b> Run<'a, 'b> {
             datasets: self.datasets.clone(),
             image_size: self.towers.image_size as u32,
             transform: Transform::Train { augment: self.stage.augment },
-            resize: self.stage.resize,
+            pixels: self.stage.pixels,
             convert: self.stage.convert_to_rgb,
+            on_broken: OnBroken::Replace(self.order.clone()),
             seed: self.context.plan.recipe.seed,
             threads: self.context.threads,
             prefetch_batches: PREFETCH,
         };
         let (order, slots) = (self.order.clone(), self.slots.clone());
-        let requests = (self.step..self.total).map(move |step| {
-            let request =
-                |draw: Draw| SampleRequest { source: draw.source as u32, index: draw.index, epoch: draw.epoch };
-            BatchRequest { tag: step, samples: order.draws(Step(step), slots.clone()).map(request).collect() }
-        });
-        Loader::start(config, requests)
+        let steps = self.step..self.total;
+        Loader::start(config, steps.map(move |step| BatchRequest::of_step(&order, Step(step), slots.clone())))
     }
 
     fn writer(&self) -> Writer {

@@ -1,0 +1,35 @@
+//! How much of object storage may be under way, kept, and waited for.
+
+use std::time::Duration;
+
+/// How much may be under way, kept, and waited for.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Requests at a time.
+    pub requests: usize,
+    /// Bytes that one request asks for.
+    pub block: u64,
+    /// Bytes of blocks that are kept.
+    pub cache: u64,
+    /// The longest that one try may take.
+    pub attempt: Duration,
+    /// The longest that a request with all its tries may take.
+    pub deadline: Duration,
+    /// The wait before the second try.
+    pub first_wait: Duration,
+}
+
+impl Default for Limits {
+    /// 4 MiB in 15 s is less than the slowest link that a trainer can live on; one connection does not fill a
+    /// 10 Gbit/s link, 16 and more do; in a minute a store that is restarted is there again.
+    fn default() -> Self {
+        Self {
+            requests: 32,
+            block: 4 << 20,
+            cache: 512 << 20,
+            attempt: Duration::from_secs(15),
+            deadline: Duration::from_secs(60),
+            first_wait: Duration::from_millis(100),
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Data sets on object storage: the same as of files, in few requests, and what happens when the store is ill.
+
+use super::{
+    fixtures,
+    load::{all, config, request},
+    spec,
+};
+use crate::data::{
+    Batch, BatchRequest, DataError, Dataset, Loader, Places,
+    glob::expand_all,
+    index::{Tars, open_all},
+    progress::Line,
+    storage::{
+        Limits, Location, Storage,
+        tests::{
+            proxy::{Fault, Proxy},
+            server::Server,
+        },
+    },
+    survey::{Done, Shards, Survey},
+};
+use common::{
+    ids::{Epoch, SampleIndex},
+    recipe::{DataSet, IndexPlace},
+    sampler::{Shuffle, Shuffled},
+};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// Seven tars of 2.7 MB and half of it in blocks of 64 KiB: a sample is a tenth of a block.
+pub(super) fn limits() -> Limits {
+    Limits {
+        requests: 16,
+        block: 1 << 16,
+        cache: 8 << 20,
+        attempt: Duration::from_secs(10),
+        deadline: Duration::from_secs(30),
+        first_wait: Duration::from_millis(10),
+    }
+}
+
+/// A server that holds the tars of a folder of emojis in `s3://bucket/tars`.
+fn server(of: &str) -> Server {
+    let server = Server::start();
+    let storage = server.storage(limits());
+    for file in std::fs::read_dir(emoji(of)).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        storage.put(&at(name), std::fs::read(&path).unwrap()).unwrap();
+    }
+    server
+}
+
+fn emoji(of: &str) -> std::path::PathBuf {
+    fixtures().join("data/emoji/emoji-wds").join(of)
+}
+
+fn at(name: &str) -> Location {
+    Location::parse(&format!("s3://bucket/tars/{name}")).unwrap()
+}
+
+/// The data set of these tars, whose index is kept in `index`.
+fn remote(index: &Path) -> DataSet {
+    let mut spec = spec(index, 0.0);
+    spec.shards = vec!["s3://bucket/tars/*.tar".into()];
+    spec.index = IndexPlace::Folder(index.to_owned());
+    spec
+}
+
+fn open(storage: &Arc<Storage>, index: &Path) -> Arc<Dataset> {
+    Arc::new(Dataset::open(storage, "emoji", &remote(index)).unwrap())
+}
+
+/// Requests for one epoch in a shuffled order, `size` samples each.
+fn epoch(shuffle: Shuffle, samples: u64, size: u64) -> Vec<BatchRequest> {
+    let mut order = Shuffled::new(shuffle, 7, 0, Epoch(0), samples);
+    let places: Vec<u64> = (0..samples).map(|place| order.at(place).0).collect();
+    (0..).zip(places.chunks(size as usize)).map(|(tag, batch)| request(tag, batch.iter().copied(), 0)).collect()
+}
+
+/// The first error of an epoch.
+fn error(dataset: &Arc<Dataset>) -> DataError {
+    let mut loader = Loader::start(config(dataset, 4), epoch(Shuffle::Full, dataset.len(), 32).into_iter());
+    std::iter::from_fn(|| loader.next()).find_map(Result::err).expect("an error")
+}
+
+fn blocks(of: &str) -> u64 {
+    let sizes = std::fs::read_dir(emoji(of)).unwrap().map(|file| file.unwrap().metadata().unwrap().len());
+    sizes.map(|size| size.div_ceil(limits().block)).sum()
+}
+
+#[test]
+fn tars_on_a_store_give_the_samples_and_batches_of_the_same_files() {
+    let (server, folder) = (server("train"), tempfile::tempdir().unwrap());
+    let storage = Arc::new(server.storage(limits()));
+    let remote = open(&storage, &folder.path().join("remote"));
+    let mut spec = spec(&emoji("train"), 0.0);
+    spec.index = IndexPlace::Folder(folder.path().join("local"));
+    let local = Arc::new(Dataset::open(&storage, "emoji", &spec).unwrap());
+    assert_eq!((remote.len(), remote.fingerprint()), (3335, local.fingerprint()));
+    assert_eq!(remote.shards()[3].path.to_string(), "s3://bucket/tars/00003.tar");
+    for i in [0, 511, 512, 3334].map(SampleIndex) {
+        assert_eq!(remote.key(i).unwrap(), local.key(i).unwrap());
+        assert_eq!(remote.caption(i, 0).unwrap(), local.caption(i, 0).unwrap());
+    }
+    let batches = |data: &Arc<Dataset>| -> Vec<Batch> {
+        all(config(data, 4), epoch(Shuffle::Full, 3335, 61).into_iter().take(12).collect())
+    };
+    assert!(batches(&remote) == batches(&local), "pixels depend on where the tars lie");
+}
+
+#[test]
+fn indexing_reads_each_block_once_and_an_epoch_in_blocks_few_of_them_twice() {
+    let (server, folder) = (server("train"), tempfile::tempdir().unwrap());
+    let storage = Arc::new(server.storage(limits()));
+    let data = open(&storage, folder.path());
+    let (samples, blocks) = (data.len(), blocks("train"));
+    // The listing, and a look at each tar, because this server lists without ETags.
+    let indexing = storage.requests() - 8;
+    assert_eq!(indexing, blocks, "indexing is one pass");
+    let open_again = Arc::new(server.storage(limits()));
+    let again = open(&open_again, folder.path());
+    assert_eq!((again.len(), open_again.requests()), (samples, 8), "what is indexed is not read again");
+
+    let requests = |shuffle| {
+        let storage = Arc::new(server.storage(limits()));
+        let data = open(&storage, folder.path());
+        let before = storage.requests();
+        let batches = all(config(&data, 4), epoch(shuffle, samples, 32));
+        assert_eq!(batches.iter().map(|batch| batch.samples.len() as u64).sum::<u64>(), samples);
+        storage.requests() - before
+    };
+    // Windows of 2.9 MB, of which the cache holds two.
+    let in_blocks = requests(Shuffle::Blocks { block: 64, window: 512 });
+    let fully = requests(Shuffle::Full);
+    eprintln!("{samples} samples, {blocks} blocks: {indexing} to index, {in_blocks} in blocks, {fully} shuffled fully");
+    assert!(in_blocks <= blocks * 3 / 2, "{in_blocks} requests for {blocks} blocks");
+    assert!(fully > 3 * in_blocks, "{fully} requests shuffled fully: the cache is too large for this test");
+}
+
+#[test]
+fn an_index_beside_an_object_saves_other_machines_the_pass() {
+    let server = server("val");
+    let opened = |folder: &Path| {
+        let storage = Arc::new(server.storage(limits()));
+        let spec = DataSet { index: IndexPlace::Beside, ..remote(folder) };
+        // What a machine has is told by its cache folder.
+        let places = Places::beside_with_cache(folder.to_owned());
+        let found = expand_all(&storage, &spec.shards).unwrap();
+        let indices = open_all(&storage, &found, &Tars, &places, &|_| {}).unwrap();
+        (indices[0].footer().clone(), storage.requests())
+    };
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (made, made_requests) = opened(one.path());
+    assert!(server.bucket().join("tars/00000.tar.l2c").is_file());
+    assert_eq!(made_requests, blocks("val") + 2 + 2, "the listing, the tar, a look for its index, and the copy");
+    let (fetched, fetched_requests) = opened(two.path());
+    assert_eq!((&fetched, fetched_requests), (&made, 2 + 2), "the listing, and the index");
+    assert_eq!(opened(two.path()), (made, 2), "a machine that has it fetches nothing");
+    // One that is damaged is made anew, here and there.
+    std::fs::write(server.bucket().join("tars/00000.tar.l2c"), b"damaged").unwrap();
+    let three = tempfile::tempdir().unwrap();
+    assert_eq!(opened(three.path()).0, fetched);
+    assert!(std::fs::read(server.bucket().join("tars/00000.tar.l2c")).unwrap().len() > 1000);
+}
+
+#[test]
+fn a_tar_that_is_replaced_or_deleted_while_it_is_used_is_an_error_that_names_it() {
+    let (server, folder) = (server("train"), tempfile::tempdir().unwrap());
+    let storage = Arc::new(server.storage(Limits { cache: 0, ..limits() }));
+    let data = open(&storage, folder.path());
+    // As long as it was, and other bytes: only the version tells.
+    let mut bytes = std::fs::read(emoji("train").join("00003.tar")).unwrap();
+    bytes[600] ^= 1;
+    storage.put(&at("00003.tar"), bytes.clone()).unwrap();
+    let changed = error(&data);
+    assert!(matches!(changed, DataError::ShardChanged { was, is, .. } if was == is), "{changed}");
+    assert!(changed.to_string().contains("s3://bucket/tars/00003.tar has changed since it was indexed"), "{changed}");
+    assert!(matches!(data.caption(data_sample(&data, 3), 0), Err(DataError::ShardChanged { .. })));
+
+    let again = open(&storage, folder.path());
+    assert_eq!(again.len(), data.len());
+    storage.put(&at("00003.tar"), std::fs::read(emoji("train").join("00006.tar")).unwrap()).unwrap();
+    let shorter = error(&again);
+    assert!(matches!(shorter, DataError::ShardChanged { was, is, .. } if was > is), "{shorter}");
+
+    let third = open(&storage, folder.path());
+    assert!(third.len() < data.len(), "what was replaced is indexed anew by the same storage");
+    std::fs::remove_file(server.bucket().join("tars/00005.tar")).unwrap();
+    let gone = error(&third);
+    assert!(matches!(gone, DataError::ShardGone { .. }), "{gone}");
+    assert!(gone.to_string().contains("s3://bucket/tars/00005.tar is gone since it was indexed"), "{gone}");
+}
+
+/// The first sample of a shard.
+fn data_sample(data: &Dataset, shard: usize) -> SampleIndex {
+    SampleIndex(data.shards()[shard].samples.start)
+}
+
+/// A data set behind a proxy, which spoils as many requests as is set.
+fn behind_proxy(fault: Fault, limits: Limits) -> (Server, Proxy, Arc<Dataset>, Arc<AtomicI64>) {
+    let (server, folder) = (server("val"), tempfile::tempdir().unwrap());
+    let ill = Arc::new(AtomicI64::new(0));
+    let left = ill.clone();
+    let spoil = move |_| if left.fetch_sub(1, Ordering::SeqCst) > 0 { fault } else { Fault::None };
+    let proxy = Proxy::start(server.address, spoil);
+    let data = open(&Arc::new(Server::storage_through(proxy.address, limits)), folder.path());
+    (server, proxy, data, ill)
+}
+
+#[test]
+fn a_store_that_is_unavailable_for_a_while_costs_time_only() {
+    let (_server, _proxy, data, ill) = behind_proxy(Fault::Unavailable, Limits { cache: 0, ..limits() });
+    let requests = || epoch(Shuffle::Full, data.len(), 32).into_iter().take(3).collect();
+    let healthy = all(config(&data, 4), requests());
+    ill.store(9, Ordering::SeqCst);
+    assert!(all(config(&data, 4), requests()) == healthy);
+    assert!(ill.load(Ordering::SeqCst) < 0, "the proxy spoilt what it should");
+}
+
+#[test]
+fn a_store_that_stalls_is_an_error_that_names_the_tar_within_the_deadline() {
+    let limits =
+        Limits { cache: 0, attempt: Duration::from_millis(400), deadline: Duration::from_millis(1500), ..limits() };
+    let (_server, _proxy, data, ill) = behind_proxy(Fault::Stall, limits);
+    ill.store(i64::MAX, Ordering::SeqCst);
+    let started = Instant::now();
+    let stalled = error(&data);
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
+    let text = stalled.to_string();
+    assert!(text.contains("s3://bucket/tars/00000.tar") && text.contains("within 0.4 s"), "{text}");
+}
+
+#[test]
+fn a_folder_of_a_store_is_looked_at_as_one_of_files_is() {
+    let (server, folder) = (server("val"), tempfile::tempdir().unwrap());
+    let storage = Arc::new(server.storage(limits()));
+    let open = |given: &str| {
+        let (paths, index) = (vec![given.into()], IndexPlace::Folder(folder.path().to_owned()));
+        Survey::open(&storage, &Shards { paths, index, ..Shards::default() })
+    };
+    let line = Line::new("decoding", "samples");
+    for given in ["s3://bucket/tars", "s3://bucket/tars/", "s3://bucket/tars/*.tar", "s3://bucket/tars/00000.tar"] {
+        let survey = open(given).unwrap();
+        assert_eq!((survey.rows(), survey.stem(0).as_str()), (320, "00000"), "{given}");
+        let seen = survey.look(0, &Done::new(&line, survey.rows())).unwrap();
+        assert!(seen.iter().all(|seen| seen.text.is_ok() && seen.image.as_ref().unwrap().size.is_ok()), "{given}");
+    }
+    for none in ["s3://bucket/other", "s3://bucket/tars/*.zip", "s3://bucket/tars/1.tar"] {
+        let error = open(none).err().expect("there is nothing").to_string();
+        assert!(error.contains("nothing matches s3://bucket/") && error.contains("check the path or URL"), "{error}");
+    }
+}

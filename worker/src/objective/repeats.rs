@@ -1,0 +1,44 @@
+//! Samples that stand in a global batch more than once.
+
+use std::ops::Range;
+use tch::{Kind, Tensor};
+
+/// Places of a global batch that hold the same sample: its image is no negative of its own caption, nor of another of its
+/// captions. Nearly always there is none; with `tail = "carry"` there may be where an epoch ends within a batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Repeats {
+    /// (row, column) of the logits, both ways, in ascending order.
+    hidden: Vec<(i64, i64)>,
+}
+
+impl Repeats {
+    /// Of pairs of different places.
+    pub fn new(pairs: impl IntoIterator<Item = (i64, i64)>) -> Self {
+        let mut hidden: Vec<_> = pairs.into_iter().flat_map(|(a, b)| [(a, b), (b, a)]).collect();
+        hidden.sort_unstable();
+        hidden.dedup();
+        Self { hidden }
+    }
+
+    /// Makes the logits of repeated samples −∞ in the tile of `rows` and `columns`.
+    pub fn hide(&self, logits_rt: &mut Tensor, rows: Range<i64>, columns: Range<i64>) {
+        let first = self.hidden.partition_point(|(row, _)| *row < rows.start);
+        let these = self.hidden[first..].iter().take_while(|(row, _)| *row < rows.end);
+        let (r, t): (Vec<i64>, Vec<i64>) = these
+            .filter(|(_, column)| columns.contains(column))
+            .map(|(row, column)| (row - rows.start, column - columns.start))
+            .unzip();
+        if r.is_empty() {
+            return;
+        }
+        let index = |places: &[i64]| Some(Tensor::from_slice(places).to_device(logits_rt.device()));
+        let (r, t) = (index(&r), index(&t));
+        let nothing = Tensor::full([], f64::NEG_INFINITY, (Kind::Double, logits_rt.device())).to_kind(logits_rt.kind());
+        let _ = logits_rt.index_put_(&[r, t], &nothing, false);
+    }
+
+    /// Whether no sample is there twice.
+    pub fn is_empty(&self) -> bool {
+        self.hidden.is_empty()
+    }
+}

@@ -1,0 +1,50 @@
+//! Broken images that the training meets: a line of JSON each in `OUTPUT/clip/broken-rank-000.jsonl`, and the first ones in
+//! the log. After a resume the images of steps that are computed again are named again.
+
+use super::Run;
+use crate::{data::BrokenSample, trainer::error::TrainerError};
+use common::{ids::Step, manifest::paths};
+use std::{fs::File, io::Write as _};
+
+/// How many are logged, too.
+const LOGGED: u64 = 10;
+
+/// See the file's text. It is made when the first image is broken.
+#[derive(Debug, Default)]
+pub(super) struct BrokenFile {
+    file: Option<File>,
+    written: u64,
+}
+
+impl BrokenFile {
+    /// Writes down what was broken in a step.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub(super) fn write(&mut self, run: &Run<'_, '_>, step: Step, broken: &[BrokenSample]) -> Result<(), TrainerError> {
+        if broken.is_empty() {
+            return Ok(());
+        }
+        let context = run.context;
+        let name = format!("broken-rank-{:03}.jsonl", context.rank().0);
+        let path = paths::stage_folder(&context.plan.output, "clip").join(name);
+        let failed = |source| TrainerError::Io { operation: "write", path: path.clone(), source };
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(File::options().create(true).append(true).open(&path).map_err(failed)?),
+        };
+        for sample in broken {
+            let data = run.datasets[sample.wanted.source as usize].name();
+            let line = serde_json::json!({
+                "step": step, "data": data, "key": sample.key, "epoch": sample.wanted.epoch, "reason": sample.detail,
+            });
+            file.write_all(format!("{line}\n").as_bytes()).map_err(failed)?;
+            self.written += 1;
+            if self.written <= LOGGED {
+                let (key, reason) = (&sample.key, &sample.detail);
+                tracing::warn!(data, key, reason, file = %path.display(), "a broken image was replaced by another");
+            }
+        }
+        Ok(())
+    }
+}
