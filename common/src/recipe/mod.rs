@@ -2,12 +2,14 @@
 //!
 //! `raw` is the file as written, each value with its place; `read` and `stages` turn it into the types below, in which
 //! nothing that is required is optional and every path is absolute (URLs of data stay as typed); `validate` checks what
-//! spans several parts. This module reads no file: the caller hands over the text and the folder.
+//! spans several parts; `order` is the order of samples that a recipe means. This module reads no file: the caller hands
+//! over the text and the folder.
 
 mod data_path;
 mod error;
 mod fingerprint;
 mod mix;
+mod order;
 mod raw;
 mod read;
 mod stages;

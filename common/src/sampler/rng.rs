@@ -44,6 +44,8 @@ pub enum Purpose {
     Blocks = 8,
     /// The order within a window of blocks.
     Window = 9,
+    /// Which two captions of a sample are a pair, and whose caption is its negative.
+    Pair = 10,
 }
 
 /// The key of all numbers of a purpose, a data set and an epoch.

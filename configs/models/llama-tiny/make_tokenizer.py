@@ -24,9 +24,9 @@ def texts():
 
 
 tokenizer = Tokenizer(models.BPE())
-tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-# A word at the start of a caption is the same token as one within it.
-tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+# A word at the start of a caption is the same token as one within it. Not by ByteLevel's `add_prefix_space`: tokenizers 1.0 has none.
+tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase(), normalizers.Prepend(" ")])
+tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
 tokenizer.decoder = decoders.ByteLevel()
 tokenizer.train_from_iterator(
     texts(),
@@ -38,7 +38,7 @@ tokenizer.train_from_iterator(
     ),
 )
 tokenizer.post_processor = processors.Sequence([
-    processors.ByteLevel(trim_offsets=True),
+    processors.ByteLevel(add_prefix_space=False, trim_offsets=True),
     processors.TemplateProcessing(single=f"{BEGIN} $A", special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))]),
 ])
 assert tokenizer.get_vocab_size() == VOCABULARY

@@ -6,6 +6,7 @@ pub mod loader;
 pub mod loss;
 pub mod order;
 pub mod step;
+pub mod text;
 
 use crate::torch::cuda::DeviceChoice;
 use anyhow::Context as _;
@@ -16,6 +17,8 @@ use serde_json::Value;
 pub enum BenchCommand {
     /// Images a second from tars to normalised pixels
     Loader(loader::LoaderArgs),
+    /// Bytes and tokens a second from texts to token ids
+    Text(text::TextArgs),
     /// Seconds and memory until a resumed job knows its first global batch, for a data set of any size
     Order(order::OrderArgs),
     /// Seconds of an optimizer step of a vision tower
@@ -32,6 +35,7 @@ pub enum BenchCommand {
 pub fn main(command: &BenchCommand) -> anyhow::Result<()> {
     let figures = match command {
         BenchCommand::Loader(args) => loader::run(args),
+        BenchCommand::Text(args) => text::run(args),
         BenchCommand::Order(args) => order::run(args),
         BenchCommand::Step(args) => step::run(args),
         BenchCommand::Loss(args) => loss::run(args),

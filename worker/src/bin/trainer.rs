@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use worker::{
     bench,
-    data::{arguments, inspect, verify},
+    data::{arguments, inspect, order, verify},
     trainer::session,
 };
 
@@ -32,11 +32,13 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum DataCommand {
     /// What is in a data set, and what is broken
-    Inspect(arguments::ShardsArgs),
+    Inspect(inspect::InspectArgs),
     /// Make the index of shards, which the first job that needs it would make
     Index(arguments::ShardsArgs),
     /// Decode everything and list what is bad
     Verify(verify::VerifyArgs),
+    /// Which samples a step of training has, or when a sample comes up
+    Order(order::OrderArgs),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         Command::Data(DataCommand::Inspect(args)) => end(inspect::main(&args)),
         Command::Data(DataCommand::Index(args)) => end(verify::index(&args)),
         Command::Data(DataCommand::Verify(args)) => end(verify::main(&args)),
+        Command::Data(DataCommand::Order(args)) => end(order::main(&args)),
         Command::Bench(command) => end(bench::main(&command)),
     }
 }

@@ -252,7 +252,8 @@ pub(super) fn reader(spec: &DataSet) -> Box<dyn ShardReader> {
     }
 }
 
-fn images(spec: &DataSet, found: &[Found]) -> Result<Images, DataError> {
+/// Where the images of a kind are.
+pub(super) fn images(spec: &DataSet, found: &[Found]) -> Result<Images, DataError> {
     Ok(match spec.kind {
         DataKind::Webdataset => Images::Tars,
         DataKind::Parquet => Images::Parquets(ParquetImages::new(spec.image_column.clone())),

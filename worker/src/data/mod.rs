@@ -4,6 +4,7 @@
 //! and `images` look at each shard once, `index` keeps what they found on disk; `table` and `join` add captions from
 //! elsewhere; `select` says which samples are used; `dataset` is all of that behind numbers from 0. `pixels` decodes, crops
 //! and resizes an image, `loading` makes batches of them ahead of the training.
+//! `inspect`, `verify` and `order` answer questions on the command line.
 
 pub mod arguments;
 mod blob;
@@ -20,6 +21,7 @@ pub mod inspect;
 mod join;
 mod labels;
 mod loading;
+pub mod order;
 mod pixels;
 mod progress;
 mod report;
@@ -32,7 +34,7 @@ mod survey;
 mod table;
 pub(crate) mod tar;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub mod verify;
 
 pub use common::recipe::CaptionColumn;

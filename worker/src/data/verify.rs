@@ -6,7 +6,7 @@ use super::{
     index::{Flaw, IMAGE, rewrite},
     progress::Line,
     storage::Location,
-    survey::Survey,
+    survey::{Done, Survey},
 };
 use anyhow::Context as _;
 use serde::Serialize;
@@ -118,6 +118,7 @@ pub fn main(args: &VerifyArgs) -> anyhow::Result<()> {
 fn verify(survey: &Survey, record: bool) -> Result<Verified, DataError> {
     let started = Instant::now();
     let line = Line::new("decoding", "samples");
+    let done = Done::new(&line, survey.rows());
     let (mut bad, mut samples, mut image_bytes) = (Vec::new(), 0, 0);
     for (shard, path) in survey.paths.iter().enumerate() {
         let mut undecodable = Vec::new();
@@ -125,7 +126,7 @@ fn verify(survey: &Survey, record: bool) -> Result<Verified, DataError> {
         let mut tell = |key: Option<&str>, reason: String| {
             bad.push(Bad { shard: path.clone(), key: key.map(str::to_owned), reason });
         };
-        for (row, seen) in (0..).zip(survey.look(shard)?) {
+        for (row, seen) in (0..).zip(survey.look(shard, &done)?) {
             let key = Some(seen.key.as_str());
             match &seen.image {
                 None => tell(key, if seen.empty { "image of zero bytes" } else { "no image" }.to_owned()),
@@ -156,7 +157,6 @@ fn verify(survey: &Survey, record: bool) -> Result<Verified, DataError> {
             rewrite(&survey.indices[shard], &footer).map_err(io)?;
         }
         samples += u64::from(footer.rows);
-        line.show(samples, survey.rows(), image_bytes);
     }
     let seconds = started.elapsed().as_secs_f64();
     let (shards, images_per_s) = (survey.paths.len() as u64, samples as f64 / seconds);
@@ -166,7 +166,7 @@ fn verify(survey: &Survey, record: bool) -> Result<Verified, DataError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::tests::storage;
+    use crate::data::{survey::Shards, tests::storage};
     use common::recipe::IndexPlace;
     use std::path::Path;
 
@@ -178,7 +178,11 @@ mod tests {
         bytes[512..516].copy_from_slice(b"<htm");
         let path = folder.path().join("a.tar");
         std::fs::write(&path, bytes).unwrap();
-        let open = || Survey::open(&storage(), &[path.clone().into()], &IndexPlace::Beside).unwrap();
+        let open = || {
+            let paths = vec![path.clone().into()];
+            let shards = Shards { paths, index: IndexPlace::Beside, ..Shards::default() };
+            Survey::open(&storage(), &shards).unwrap()
+        };
         let survey = open();
         let verified = verify(&survey, true).unwrap();
         assert_eq!((verified.samples, verified.bad.len(), survey.made), (320, 1, 1));

@@ -2,13 +2,17 @@
 //!
 //! What a file is its name's ending says. Of no file more than a batch of rows is in memory.
 
+mod columns;
 mod csv;
 mod json;
 mod parquet;
 #[cfg(test)]
 mod tests;
 
-pub use self::json::Field;
+pub use self::{
+    columns::{text_columns, text_fields},
+    json::Field,
+};
 
 use super::{DataError, blob::Blob, storage::Location};
 

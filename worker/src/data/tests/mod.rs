@@ -10,4 +10,4 @@ mod object_tables;
 mod objects;
 mod shards;
 
-pub(super) use shards::*;
+pub(crate) use shards::*;

@@ -9,6 +9,7 @@ use crate::data::{
     Batch, BatchRequest, DataError, Dataset, Loader, Places,
     glob::expand_all,
     index::{Tars, open_all},
+    progress::Line,
     storage::{
         Limits, Location, Storage,
         tests::{
@@ -16,7 +17,7 @@ use crate::data::{
             server::Server,
         },
     },
-    survey::Survey,
+    survey::{Done, Shards, Survey},
 };
 use common::{
     ids::{Epoch, SampleIndex},
@@ -240,11 +241,15 @@ fn a_store_that_stalls_is_an_error_that_names_the_tar_within_the_deadline() {
 fn a_folder_of_a_store_is_looked_at_as_one_of_files_is() {
     let (server, folder) = (server("val"), tempfile::tempdir().unwrap());
     let storage = Arc::new(server.storage(limits()));
-    let open = |given: &str| Survey::open(&storage, &[given.into()], &IndexPlace::Folder(folder.path().to_owned()));
+    let open = |given: &str| {
+        let (paths, index) = (vec![given.into()], IndexPlace::Folder(folder.path().to_owned()));
+        Survey::open(&storage, &Shards { paths, index, ..Shards::default() })
+    };
+    let line = Line::new("decoding", "samples");
     for given in ["s3://bucket/tars", "s3://bucket/tars/", "s3://bucket/tars/*.tar", "s3://bucket/tars/00000.tar"] {
         let survey = open(given).unwrap();
         assert_eq!((survey.rows(), survey.stem(0).as_str()), (320, "00000"), "{given}");
-        let seen = survey.look(0).unwrap();
+        let seen = survey.look(0, &Done::new(&line, survey.rows())).unwrap();
         assert!(seen.iter().all(|seen| seen.text.is_ok() && seen.image.as_ref().unwrap().size.is_ok()), "{given}");
     }
     for none in ["s3://bucket/other", "s3://bucket/tars/*.zip", "s3://bucket/tars/1.tar"] {

@@ -2,7 +2,7 @@
 
 use super::*;
 use serde_json::{Value, json};
-use std::fs;
+use std::{fs, path::PathBuf};
 
 const BEGIN: u32 = 1;
 
@@ -15,7 +15,7 @@ fn open(template: &str, max_length: usize, pooling: Pooling) -> Result<CaptionTo
 }
 
 fn texts(tokenizer: &CaptionTokenizer, ids: &[u32]) -> Vec<String> {
-    ids.iter().map(|id| tokenizer.tokenizer.id_to_token(*id).unwrap().replace('Ġ', " ")).collect()
+    ids.iter().map(|id| tokenizer.tokenizer.text(&[*id]).unwrap()).collect()
 }
 
 #[test]
@@ -107,4 +107,14 @@ fn cutting_and_padding_of_the_file_are_not_obeyed_and_a_closing_token_is_outside
     let encoded = tokenizer.encode("running shoe, hand").unwrap();
     assert_eq!((encoded.ids[0], encoded.ids.last(), encoded.ids.len()), (BEGIN, Some(&0), 6));
     assert_eq!(encoded.span, 1..5);
+}
+
+#[test]
+fn what_tokenizers_1_0_cannot_do_is_told_and_not_done_wrongly() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut file: Value = serde_json::from_slice(&fs::read(demo().join("tokenizer.json")).unwrap()).unwrap();
+    file["pre_tokenizer"]["add_prefix_space"] = json!(true);
+    fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();
+    let error = TextTokenizer::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.json cannot be used") && error.contains("add_prefix_space"), "{error}");
 }

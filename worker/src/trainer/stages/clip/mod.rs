@@ -28,8 +28,8 @@ use broken::BrokenFile;
 use common::{
     ids::Step,
     manifest::{DataCursor, Share, paths},
-    recipe::{ClipStage, Length},
-    sampler::{self, Order, OrderSource, OrderSpec, Segment, Shuffle},
+    recipe::ClipStage,
+    sampler::{self, Order},
 };
 use half::bf16;
 use ledger::{Begun, Ledger};
@@ -54,7 +54,8 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     context.activity("building the towers");
     let width = vectors.first().map_or(0, VectorStore::width);
     let towers = Towers::build(recipe, tower_settings(stage, width), context.device)?;
-    let order = order(stage, &datasets, context)?;
+    let samples: Vec<u64> = datasets.iter().map(|data| data.len()).collect();
+    let order = recipe.order(stage, &samples).map_err(|error| TrainerError::Plan(error.to_string()))?;
     let mut run = Run::prepare(stage, context, datasets, vectors, towers, order)?;
     run.train()
 }
@@ -136,25 +137,6 @@ pub(super) fn load_parameters(store: &mut tch::nn::VarStore, loaded: &Loaded) ->
     Ok(())
 }
 
-/// The order that the recipe describes.
-fn order(stage: &ClipStage, datasets: &[Arc<Dataset>], context: &Context<'_>) -> Result<Order, TrainerError> {
-    let recipe = &context.plan.recipe;
-    let source = |data: &Arc<Dataset>| OrderSource {
-        name: data.name().to_owned(),
-        samples: data.len(),
-        shuffle: recipe.data.get(data.name()).map_or(Shuffle::Full, |set| set.shuffle),
-    };
-    let spec = OrderSpec {
-        seed: recipe.seed,
-        global_batch: stage.global_batch,
-        sources: datasets.iter().map(source).collect(),
-        policy: stage.mix.policy,
-        tail: stage.tail,
-        segments: vec![Segment::first(stage.mix.weights.clone())],
-    };
-    Order::new(spec).map_err(|error| TrainerError::Plan(error.to_string()))
-}
-
 /// Everything of one run of the stage.
 struct Run<'a, 'b> {
     stage: &'a ClipStage,
@@ -190,10 +172,7 @@ impl<'a, 'b> Run<'a, 'b> {
         towers: Towers,
         mut order: Order,
     ) -> Result<Self, TrainerError> {
-        let total = match stage.length {
-            Length::Steps(steps) => steps,
-            Length::Epochs(epochs) => order.steps_of(epochs),
-        };
+        let total = stage.length.steps(&order);
         let variables: Vec<(String, Tensor)> = towers.store.variables().into_iter().collect();
         let layers = towers.vision.layers();
         let decay = stage.optimizer.layer_decay;

@@ -1,22 +1,27 @@
 //! Every sample of some shards, looked at once: what `data inspect` and `data verify` share.
 
+mod captions;
+mod shards;
+
+pub use captions::split;
+pub use shards::Shards;
+
 use super::{
     DataError,
     blob::Found,
-    dataset::reader,
+    dataset::{images, reader},
     files::Files,
-    glob,
-    images::{Images, ParquetImages},
-    index::{Flaw, IMAGE, Places, ShardIndex, open_all},
+    images::Images,
+    index::{Flaw, IMAGE, Place, Places, ShardIndex, open_all},
     pixels::{Decoder, ImageKind},
     progress::Line,
     storage::{Location, Storage},
 };
-use common::{
-    recipe::{Captions, DataKind, DataPath, DataSet, IndexPlace, RowRange},
-    sampler::Shuffle,
+use common::recipe::DataKind;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
-use std::sync::Arc;
 
 /// Shards that are looked at, with their indices.
 pub struct Survey {
@@ -28,6 +33,9 @@ pub struct Survey {
     pub made: u64,
     /// The bytes of the shards that were read for them.
     pub made_bytes: u64,
+    /// How they are laid out.
+    pub kind: DataKind,
+    image_column: Option<String>,
     files: Files,
     images: Images,
 }
@@ -55,16 +63,10 @@ pub struct SeenImage {
 }
 
 impl Survey {
-    /// Opens the indices of files, folders and patterns; those that are missing are made.
-    pub fn open(storage: &Arc<Storage>, given: &[DataPath], place: &IndexPlace) -> Result<Self, DataError> {
-        let mut found = Vec::new();
-        for path in given {
-            found.extend(shards(storage, path)?);
-        }
+    /// Opens the indices of shards; those that are missing are made.
+    pub fn open(storage: &Arc<Storage>, given: &Shards) -> Result<Self, DataError> {
+        let (found, spec) = given.find(storage)?;
         let paths: Vec<Location> = found.iter().map(Found::location).collect();
-        let parquet = paths.iter().all(|path| path.name().ends_with(".parquet"));
-        let kind = if parquet { DataKind::Parquet } else { DataKind::Webdataset };
-        let spec = spec(kind, place);
         let line = Line::new("indexing", "shards");
         let made = std::sync::Mutex::new((0, 0));
         let progress = |progress: super::index::Progress| {
@@ -72,12 +74,12 @@ impl Survey {
             let mut made = made.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             *made = (made.0.max(progress.read), made.1.max(progress.read_bytes));
         };
-        let indices = open_all(storage, &found, reader(&spec).as_ref(), &Places::new(place), &progress)?;
+        let indices = open_all(storage, &found, reader(&spec).as_ref(), &Places::new(&given.index), &progress)?;
+        let images = images(&spec, &found)?;
         let stats = indices.iter().map(|index| index.footer().shard.clone());
         let files = Files::new(storage, found.into_iter().zip(stats).collect());
-        let images = if parquet { Images::Parquets(ParquetImages::new(None)) } else { Images::Tars };
         let (made, made_bytes) = made.into_inner().unwrap_or_default();
-        Ok(Self { paths, indices, made, made_bytes, files, images })
+        Ok(Self { paths, indices, made, made_bytes, kind: spec.kind, image_column: spec.image_column, files, images })
     }
 
     /// What a shard is called.
@@ -90,14 +92,19 @@ impl Survey {
         self.indices.iter().map(|index| u64::from(index.footer().rows)).sum()
     }
 
-    /// Decodes a shard's images on all cores; the samples are in order.
-    pub fn look(&self, shard: usize) -> Result<Vec<Seen>, DataError> {
+    /// Decodes a shard's images on all cores; the samples are in order. `done` counts on what was looked at.
+    pub fn look(&self, shard: usize, done: &Done<'_>) -> Result<Vec<Seen>, DataError> {
         let rows = self.indices[shard].footer().rows;
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let share = rows.div_ceil(threads).max(1);
         let work = |rows: std::ops::Range<u32>| -> Result<Vec<Seen>, DataError> {
             let (mut decoder, mut bytes) = (Decoder::default(), Vec::new());
-            rows.map(|row| self.one(shard, row, &mut decoder, &mut bytes)).collect()
+            rows.map(|row| {
+                let seen = self.one(shard, row, &mut decoder, &mut bytes)?;
+                done.add(seen.image.as_ref().map_or(0, |image| image.bytes));
+                Ok(seen)
+            })
+            .collect()
         };
         let parts = std::thread::scope(|scope| {
             let starts = (0..rows).step_by(share as usize);
@@ -112,16 +119,31 @@ impl Survey {
         Ok(parts.into_iter().flatten().collect())
     }
 
+    /// Reads the bytes of a sample's image; false when it has none.
+    pub fn read_image(&self, shard: usize, row: u32, bytes: &mut Vec<u8>) -> Result<bool, DataError> {
+        let index = &self.indices[shard];
+        // Of a list nobody has looked how long its images are.
+        let there = |place: &Place| place.length > 0 || self.kind == DataKind::List;
+        let found = index.place(row, IMAGE)?.filter(there).is_some();
+        if found {
+            self.images.read(&self.files, shard as u32, index, row, bytes)?;
+        }
+        Ok(found)
+    }
+
     fn one(&self, shard: usize, row: u32, decoder: &mut Decoder, bytes: &mut Vec<u8>) -> Result<Seen, DataError> {
         let index = &self.indices[shard];
-        let found = index.place(row, IMAGE)?;
-        let image = match found {
-            Some(place) if place.length > 0 => {
-                self.images.read(&self.files, shard as u32, index, row, bytes)?;
+        let image = match self.read_image(shard, row, bytes) {
+            Ok(false) => None,
+            Ok(true) => {
                 let size = decoder.decode(bytes).map(|image| (image.width, image.height)).map_err(|e| e.to_string());
                 Some(SeenImage { kind: ImageKind::of(bytes), bytes: bytes.len() as u64, size })
             }
-            _ => None,
+            // A file that a list names and that is not there is one bad sample.
+            Err(error) if self.kind == DataKind::List => {
+                Some(SeenImage { kind: None, bytes: 0, size: Err(error.to_string()) })
+            }
+            Err(error) => return Err(error),
         };
         let text = match index.slot("txt") {
             None => Err(Flaw::Missing),
@@ -134,44 +156,31 @@ impl Survey {
                 }
             },
         };
-        let empty = image.is_none() && found.is_some();
+        let empty = image.is_none() && index.place(row, IMAGE)?.is_some();
         Ok(Seen { key: index.key(row)?, image, empty, text })
     }
 }
 
-/// The shards that a path or URL on the command line means: itself, its matches, or a folder's tars, else its parquet
-/// files. An URL is a folder's when its last part has no ending.
-fn shards(storage: &Storage, given: &DataPath) -> Result<Vec<Found>, DataError> {
-    let inside = |pattern: &str| -> DataPath {
-        match given {
-            DataPath::Path(folder) => folder.join(pattern).into(),
-            DataPath::Url(folder) => DataPath::Url(format!("{}/{pattern}", folder.trim_end_matches('/'))),
-        }
-    };
-    let is_folder = match given {
-        DataPath::Path(path) => path.is_dir(),
-        DataPath::Url(url) => !url.rsplit('/').next().unwrap_or_default().contains(['.', '*', '?']),
-    };
-    if !is_folder {
-        return glob::expand(storage, given);
-    }
-    match glob::expand(storage, &inside("*.tar")) {
-        Err(none @ DataError::NoMatch { .. }) => glob::expand(storage, &inside("*.parquet")).map_err(|_| none),
-        other => other,
-    }
+/// How many samples were looked at, and the bytes of their images, shown on a line.
+pub struct Done<'a> {
+    line: &'a Line,
+    of: u64,
+    samples: AtomicU64,
+    bytes: AtomicU64,
 }
 
-fn spec(kind: DataKind, place: &IndexPlace) -> DataSet {
-    DataSet {
-        kind,
-        shards: Vec::new(),
-        captions: Captions { table: None, columns: Vec::new() },
-        broken_limit: 1.0,
-        images: None,
-        image_column: None,
-        rows: RowRange::default(),
-        only: std::collections::BTreeMap::new(),
-        index: place.clone(),
-        shuffle: Shuffle::Full,
+impl<'a> Done<'a> {
+    /// Nothing yet.
+    pub fn new(line: &'a Line, of: u64) -> Self {
+        Self { line, of, samples: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    }
+
+    fn add(&self, bytes: u64) {
+        let samples = self.samples.fetch_add(1, Ordering::Relaxed) + 1;
+        let bytes = self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        // The line has a clock to look at: not for every sample.
+        if samples.is_multiple_of(64) {
+            self.line.show(samples, self.of, bytes);
+        }
     }
 }
