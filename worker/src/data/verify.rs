@@ -33,6 +33,7 @@ struct Indexed {
     faults: u64,
     shard_bytes: u64,
     index_bytes: u64,
+    not_written: u64,
     made: u64,
     made_bytes: u64,
     seconds: f64,
@@ -53,6 +54,7 @@ pub fn index(args: &ShardsArgs) -> anyhow::Result<()> {
         faults: sum(|index| u64::from(index.footer().fault.is_some())),
         shard_bytes: sum(|index| index.footer().shard.size),
         index_bytes: sum(|index| index.length()),
+        not_written: sum(|index| u64::from(!index.is_kept())),
         made: survey.made,
         made_bytes: survey.made_bytes,
         seconds,
@@ -72,6 +74,15 @@ pub fn index(args: &ShardsArgs) -> anyhow::Result<()> {
             indexed.faults
         ),
     }
+    // A folder of images is listed at each start: of it nothing is written.
+    let folders =
+        survey.paths.iter().filter(|path| matches!(path, Location::Local(path) if path.is_dir())).count() as u64;
+    let lost = indexed.not_written.saturating_sub(folders);
+    anyhow::ensure!(
+        lost == 0,
+        "{lost} indices could not be written, and the next job would make them again: name a folder that can be written \
+         with --index FOLDER, or set LLM2CLIP_CACHE or HOME"
+    );
     Ok(())
 }
 

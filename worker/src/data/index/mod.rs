@@ -120,6 +120,11 @@ impl ShardIndex {
         &self.footer
     }
 
+    /// Whether it lies in a file; else it could not be written, and is gone when the process ends.
+    pub fn is_kept(&self) -> bool {
+        matches!(self.container.source(), Store::File(..))
+    }
+
     /// Bytes of the index itself, pages and footer without their checksums' and trailer's.
     pub fn length(&self) -> u64 {
         self.container.length()
