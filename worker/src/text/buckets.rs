@@ -9,7 +9,7 @@ use std::cmp::Reverse;
 ///
 /// A chunk's captions are of like length, and stand in the order in which they came. Chunks follow each other so that any
 /// stretch of them has long and short ones: a rank's share is a stretch of slots, and all ranks get about as much to do. The
-/// chunk that is not full comes last and has the shortest captions.
+/// chunk that is not full comes last and has the captions with which the least is padded: no order pads less than this one.
 ///
 /// # Panics
 /// When `chunk` is 0.
@@ -17,13 +17,32 @@ pub fn by_length(lengths: &[u32], chunk: usize) -> Vec<usize> {
     assert!(chunk > 0, "a chunk has at least one caption");
     let mut longest_first: Vec<usize> = (0..lengths.len()).collect();
     longest_first.sort_by_key(|caption| (Reverse(lengths[*caption]), *caption));
-    let (full, rest) = longest_first.split_at(lengths.len() / chunk * chunk);
-    let mut chunks: Vec<Vec<usize>> = full.chunks(chunk).map(<[usize]>::to_vec).collect();
+    let rest = lengths.len() % chunk;
+    let start = chunk * full_before_the_rest(&longest_first, lengths, chunk);
+    let mut short: Vec<usize> = longest_first.drain(start..start + rest).collect();
+    short.sort_unstable();
+    let mut chunks: Vec<Vec<usize>> = longest_first.chunks(chunk).map(<[usize]>::to_vec).collect();
     chunks.iter_mut().for_each(|captions| captions.sort_unstable());
-    let mut rest = rest.to_vec();
-    rest.sort_unstable();
-    let spread = spread(chunks.len());
-    spread.into_iter().flat_map(|number| std::mem::take(&mut chunks[number])).chain(rest).collect()
+    spread(chunks.len()).into_iter().flat_map(|number| std::mem::take(&mut chunks[number])).chain(short).collect()
+}
+
+/// How many full chunks of captions, longest first, stand before those that fill no chunk, so that the least is padded.
+fn full_before_the_rest(longest_first: &[usize], lengths: &[u32], chunk: usize) -> usize {
+    let (full, rest) = (lengths.len() / chunk, lengths.len() % chunk);
+    // A chunk is as wide as its first caption.
+    let width =
+        |at: usize, captions: usize| longest_first.get(at).map_or(0, |c| u64::from(lengths[*c])) * captions as u64;
+    let mut before = 0;
+    let mut after: u64 = (0..full).map(|number| width(rest + number * chunk, chunk)).sum();
+    let mut best = (u64::MAX, 0);
+    for number in 0..=full {
+        best = best.min((before + width(number * chunk, rest) + after, number));
+        if number < full {
+            before += width(number * chunk, chunk);
+            after -= width(rest + number * chunk, chunk);
+        }
+    }
+    best.1
 }
 
 /// Tokens of padding in chunks of so many slots, each as wide as its longest caption.
@@ -56,12 +75,13 @@ mod tests {
     fn chunks_are_of_like_length_and_keep_the_order_within() {
         let lengths = [9, 1, 5, 9, 2, 5, 8, 3, 4];
         assert_eq!(spread(4), [0, 2, 1, 3]);
-        // By length: 9 9 | 8 5 | 5 4 | 3 2 | 1.
-        assert_eq!(by_length(&lengths, 2), [0, 3, 5, 8, 2, 6, 4, 7, 1]);
-        assert_eq!(
-            (padding(&lengths, &by_length(&lengths, 2), 2), padding(&lengths, &[0, 1, 2, 3, 4, 5, 6, 7, 8], 2)),
-            (5, 20)
-        );
+        // By length: 9 9 | 8 | 5 5 | 4 3 | 2 1, and the one that is not full comes last.
+        let order = by_length(&lengths, 2);
+        assert_eq!(order, [0, 3, 7, 8, 2, 5, 1, 4, 6]);
+        let as_they_came: Vec<usize> = (0..9).collect();
+        assert_eq!((padding(&lengths, &order, 2), padding(&lengths, &as_they_came, 2)), (2, 20));
+        // The one long caption is a chunk of its own.
+        assert_eq!(by_length(&[2, 2, 9, 2, 2], 2), [0, 1, 3, 4, 2]);
         assert_eq!(by_length(&[], 4), Vec::<usize>::new());
         assert_eq!(by_length(&[3], 4), [0]);
     }
