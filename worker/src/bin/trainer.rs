@@ -45,6 +45,10 @@ fn main() -> ExitCode {
     // A panic on any thread is the end of the process: a rank that limps on would hang its peers.
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        // `| head` has read enough: nobody is left to be told anything.
+        if panic.payload_as_str().is_some_and(|said| said.starts_with("failed printing to stdout: Broken pipe")) {
+            std::process::exit(0);
+        }
         print(panic);
         // Once more, at the end: `why` shows the last lines, and a backtrace would push the message out of them.
         eprintln!("error: {panic}");

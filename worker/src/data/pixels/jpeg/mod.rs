@@ -2,9 +2,10 @@
 //! leaves out is its cropping region, and without it half of an image is decoded to be thrown away.
 //!
 //! The pixels of a rectangle are those of the whole image, with smooth upsampling and the exact cosine transform: the fast
-//! ones of libjpeg-turbo 3.1 save 2 %, or write outside of their buffers when a region is asked for. Rows above it cost their entropy coding only, rows below it
-//! nothing, columns beside it no transform. So damage of the entropy-coded data below the rectangle is not seen, and
-//! does no harm to it; a file that was cut off is refused wherever it was cut, as it is when decoded whole.
+//! ones of libjpeg-turbo 3.1 save 2 %, or write outside of their buffers when a region is asked for. Rows above it cost
+//! their entropy coding only, rows below it nothing, columns beside it no transform. So damage of the entropy-coded data
+//! below the rectangle is not seen, and does no harm to it; a file that was cut off is refused wherever it was cut, as it
+//! is when decoded whole.
 
 mod binding;
 mod markers;
