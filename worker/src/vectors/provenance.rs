@@ -7,6 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// How captions are read: it changes when the same settings give other vectors. 2: a caption's tokens are counted alone.
+const READING: &str = "2";
+
 /// Everything that a caption's vector depends on, by the name under which the file's header states it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provenance(BTreeMap<String, String>);
@@ -20,6 +23,7 @@ impl Provenance {
         };
         let name = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         Ok(Self::new([
+            ("reading", READING.to_owned()),
             ("weights", weights),
             ("config", digest(&[spec.folder.join("config.json")])?),
             ("tokenizer", digest(&[spec.folder.join("tokenizer.json")])?),
