@@ -5,6 +5,7 @@ use super::{
     adapter::{Adapter, AdapterConfig},
     config,
     llama::{Llama, LlamaConfig},
+    vision::VisionTower,
     vit::{Activation, ClipVision, ClipVisionConfig},
     weights::{self, NameMap},
 };
@@ -15,6 +16,8 @@ use std::{
 };
 use tch::{Device, Kind, Tensor, nn};
 
+mod eva02;
+
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model").join(name)
 }
@@ -24,6 +27,15 @@ struct Case(HashMap<String, Tensor>);
 impl Case {
     fn open(name: &str) -> Self {
         Case(Tensor::read_safetensors(golden(name)).unwrap().into_iter().collect())
+    }
+
+    /// With the reference's names of gradients made ours.
+    fn renamed(self, rename: impl Fn(&str) -> String) -> Self {
+        let ours = |(name, tensor): (String, Tensor)| match name.strip_prefix("grad.") {
+            Some(theirs) => (format!("grad.{}", rename(theirs)), tensor),
+            None => (name, tensor),
+        };
+        Case(self.0.into_iter().map(ours).collect())
     }
 
     fn get(&self, name: &str) -> Tensor {

@@ -6,12 +6,15 @@
 pub mod adapter;
 pub mod config;
 mod error;
+pub mod eva02;
 pub mod init;
 mod layers;
 pub mod llama;
+mod patches;
 pub mod pooling;
 mod safetensors_file;
 pub mod tokenizer;
+pub mod vision;
 pub mod vit;
 pub mod weights;
 

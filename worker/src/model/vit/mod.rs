@@ -8,10 +8,14 @@ mod config;
 
 pub use config::{Activation, ClipVisionConfig};
 
-use super::layers::{LayerNorm, Linear, Widths, merge_heads, split_heads};
+use super::{
+    layers::{LayerNorm, Linear, Widths, merge_heads, split_heads},
+    patches,
+    vision::VisionTower,
+};
 use crate::torch::recompute::recompute;
 use std::sync::Arc;
-use tch::{Kind, Tensor, nn};
+use tch::{Tensor, nn};
 
 const CHANNELS: i64 = 3;
 // The constant of QuickGELU.
@@ -38,26 +42,12 @@ impl Embeddings {
     }
 
     fn forward(&self, pixels_BCHW: &Tensor, kept_BK: Option<&Tensor>) -> Tensor {
-        let (batch, channels, height, _) = pixels_BCHW.size4().expect("pixels have four dimensions");
-        let (grid, patch) = (height / self.patch, self.patch);
-        // A convolution whose stride is its kernel is one matrix product over the cut-out patches.
-        let mut patches = pixels_BCHW
-            .view([batch, channels, grid, patch, grid, patch])
-            .permute([0, 2, 4, 1, 3, 5])
-            .reshape([batch, grid * grid, channels * patch * patch]);
-        let kind = patches.kind();
-        let table = self.position_embedding.to_kind(kind);
-        let mut position = table.unsqueeze(0);
-        if let Some(kept_BK) = kept_BK {
-            let rows = kept_BK.unsqueeze(-1).expand([-1, -1, patches.size()[2]], false);
-            patches = patches.gather(1, &rows, false);
-            // The class token has position 0.
-            let places = Tensor::cat(&[Tensor::zeros([batch, 1], (Kind::Int64, kept_BK.device())), kept_BK + 1], 1);
-            position = table.index_select(0, &places.flatten(0, -1)).view([batch, -1, table.size()[1]]);
-        }
+        let patches = patches::cut(pixels_BCHW, self.patch, kept_BK);
+        let (batch, kind) = (patches.size()[0], patches.kind());
         let x_BND = patches.linear(&self.patch_embedding.flatten(1, -1).to_kind(kind), None::<&Tensor>);
         let class_B1D = self.class_embedding.to_kind(kind).expand([batch, 1, -1], true);
-        Tensor::cat(&[class_B1D, x_BND], 1) + position
+        // The class token has position 0.
+        Tensor::cat(&[class_B1D, x_BND], 1) + patches::rows(&self.position_embedding.to_kind(kind), 1, kept_BK)
     }
 }
 
@@ -186,20 +176,14 @@ impl ClipVision {
             recompute: false,
         }
     }
+}
 
-    /// Keeps only the input of each block for the backward pass, which runs the block again: less memory for a third more
-    /// work.
-    pub fn recompute_blocks(&mut self, recompute: bool) {
+impl VisionTower for ClipVision {
+    fn recompute_blocks(&mut self, recompute: bool) {
         self.recompute = recompute;
     }
 
-    /// Pixels [B, 3, S, S], normalised, to embeddings [B, P], not normalised; computed in the pixels' kind.
-    pub fn forward(&self, pixels_BCHW: &Tensor) -> Tensor {
-        self.forward_kept(pixels_BCHW, None)
-    }
-
-    /// As [`ClipVision::forward`], of the patches `kept_BK` [B, K] int64 alone: numbers from 0, row by row of the grid.
-    pub fn forward_kept(&self, pixels_BCHW: &Tensor, kept_BK: Option<&Tensor>) -> Tensor {
+    fn forward_kept(&self, pixels_BCHW: &Tensor, kept_BK: Option<&Tensor>) -> Tensor {
         let mut x_BND = self.pre_layrnorm.forward(&self.embeddings.forward(pixels_BCHW, kept_BK));
         let tokens = x_BND.size()[1];
         let last = self.layers.len().saturating_sub(1);
@@ -217,9 +201,7 @@ impl ClipVision {
         self.visual_projection.forward(&self.post_layernorm.forward(&class_BD))
     }
 
-    /// Floating-point operations of one image's forward pass when `patches` of its patches are seen; a product of [a, b]
-    /// with [b, c] counts 2abc, and nothing else counts. The whole of every block counts, as in other people's figures.
-    pub fn flops(&self, patches: i64) -> f64 {
+    fn flops(&self, patches: i64) -> f64 {
         let [width, inner, tokens] =
             [self.config.hidden_size, self.config.intermediate_size, patches + 1].map(|n| n as f64);
         let patch = (CHANNELS * self.config.patch_size.pow(2)) as f64;
@@ -228,19 +210,15 @@ impl ClipVision {
         self.layers() as f64 * block + ends
     }
 
-    /// G², how many patches an image of the tower's own size has.
-    pub fn patches(&self) -> i64 {
+    fn patches(&self) -> i64 {
         self.embeddings.position_embedding.size()[0] - 1
     }
 
-    /// L, the number of blocks.
-    pub fn layers(&self) -> i64 {
+    fn layers(&self) -> i64 {
         self.layers.len() as i64
     }
 
-    /// The depth of a parameter for layer-wise learning rates: 0 embeddings, 1..=L blocks, L + 1 the head and whatever
-    /// is not of the tower.
-    pub fn layer_id(&self, name: &str) -> i64 {
+    fn layer_id(&self, name: &str) -> i64 {
         let head = self.layers() + 1;
         let Some(inside) = name.strip_prefix("vision_model.") else { return head };
         if inside.starts_with("embeddings.") || inside.starts_with("pre_layrnorm.") {
