@@ -17,6 +17,7 @@ use std::{
 use tch::{Device, Kind, Tensor, nn};
 
 mod eva02;
+mod siglip;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model").join(name)

@@ -13,6 +13,7 @@ pub mod llama;
 mod patches;
 pub mod pooling;
 mod safetensors_file;
+pub mod siglip;
 pub mod tokenizer;
 pub mod vision;
 pub mod vit;

@@ -4,6 +4,7 @@ use super::{
     ModelError,
     eva02::{Eva02, Eva02Config},
     init::{Fill, Initialise},
+    siglip::{Siglip, SiglipConfig},
     vit::{ClipVision, ClipVisionConfig},
     weights::NameMap,
 };
@@ -49,10 +50,13 @@ pub enum VisionConfig {
     Clip(ClipVisionConfig),
     /// EVA02-CLIP.
     Eva02(Eva02Config),
+    /// SigLIP and SigLIP 2.
+    Siglip(SiglipConfig),
 }
 
-const SUPPORTED: &str = "model_type clip_vision_model, clip, eva02_clip; architecture eva02_*_clip_* (timm); vision_cfg with \
-                         eva_model_name (eva_clip) or timm_model_name (open_clip)";
+const SUPPORTED: &str = "model_type clip_vision_model, clip, eva02_clip, siglip_vision_model, siglip; architecture \
+                         eva02_*_clip_* or vit_so400m_*_siglip_* (timm); vision_cfg with eva_model_name (eva_clip) or \
+                         timm_model_name (open_clip)";
 
 impl TryFrom<Value> for VisionConfig {
     type Error = String;
@@ -67,6 +71,10 @@ impl TryFrom<Value> for VisionConfig {
             Some(("model_type", "eva02_clip") | ("eva_model_name", _)) => document.try_into().map(VisionConfig::Eva02),
             Some(("architecture" | "timm_model_name", name)) if name.starts_with("eva02_") => {
                 document.try_into().map(VisionConfig::Eva02)
+            }
+            Some(("model_type", "siglip_vision_model" | "siglip")) => document.try_into().map(VisionConfig::Siglip),
+            Some(("architecture" | "timm_model_name", name)) if name.contains("_siglip_") => {
+                document.try_into().map(VisionConfig::Siglip)
             }
             Some((key, name)) => {
                 Err(format!("{key} {name:?} is no vision tower that is supported here; supported: {SUPPORTED}"))
@@ -86,6 +94,7 @@ impl VisionConfig {
         match self {
             VisionConfig::Clip(config) => Box::new(ClipVision::new(path, config)),
             VisionConfig::Eva02(config) => Box::new(Eva02::new(path, config)),
+            VisionConfig::Siglip(config) => Box::new(Siglip::new(path, config)),
         }
     }
 
@@ -94,6 +103,7 @@ impl VisionConfig {
         match self {
             VisionConfig::Clip(_) => NameMap::ClipVision,
             VisionConfig::Eva02(_) => NameMap::Eva02,
+            VisionConfig::Siglip(_) => NameMap::Siglip,
         }
     }
 
@@ -102,6 +112,7 @@ impl VisionConfig {
         match self {
             VisionConfig::Clip(config) => config.image_size,
             VisionConfig::Eva02(config) => config.image_size,
+            VisionConfig::Siglip(config) => config.image_size,
         }
     }
 
@@ -110,6 +121,7 @@ impl VisionConfig {
         match self {
             VisionConfig::Clip(config) => config.projection_dim,
             VisionConfig::Eva02(config) => config.projection_dim,
+            VisionConfig::Siglip(config) => config.hidden_size,
         }
     }
 }
@@ -119,6 +131,7 @@ impl Initialise for VisionConfig {
         match self {
             VisionConfig::Clip(config) => config.fill(name),
             VisionConfig::Eva02(config) => config.fill(name),
+            VisionConfig::Siglip(config) => config.fill(name),
         }
     }
 }
@@ -126,6 +139,7 @@ impl Initialise for VisionConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::siglip::Gelu;
     use serde_json::json;
     use tch::Device;
 
@@ -166,6 +180,26 @@ mod tests {
             "image_size": 336, "patch_size": 14, "projection_dim": 1280,
         });
         assert_eq!(expected, eva02(own));
+    }
+
+    #[test]
+    fn a_siglip_towers_activation_is_its_librarys() {
+        let siglip = |document: Value| match read(document) {
+            Ok(VisionConfig::Siglip(config)) => config,
+            other => panic!("{other:?}"),
+        };
+        let timm = siglip(json!({ "architecture": "vit_so400m_patch14_siglip_224", "num_classes": 0 }));
+        assert_eq!((timm.intermediate_size, timm.hidden_act), (4304, Gelu::Exact));
+        assert_eq!(siglip(json!({ "architecture": "vit_so400m_patch16_siglip_256" })).hidden_act, Gelu::Tanh);
+        // What Hugging Face leaves out has its default.
+        let inner = json!({
+            "model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+            "num_attention_heads": 16, "patch_size": 14,
+        });
+        let whole = siglip(json!({ "model_type": "siglip", "text_config": {}, "vision_config": inner }));
+        assert_eq!(whole, SiglipConfig { hidden_act: Gelu::Tanh, ..timm });
+        let odd = json!({ "model_type": "siglip_vision_model", "vision_config": { "hidden_act": "relu" } });
+        assert!(read(odd).unwrap_err().contains("missing field"));
     }
 
     #[test]

@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn every_vision_tower_of_configs_learns_in_the_clip_stage() {
-        for folder in ["vit-tiny", "eva02-tiny"] {
+        for folder in ["vit-tiny", "eva02-tiny", "siglip-tiny"] {
             let losses = losses(folder);
             assert!((losses[0] - (PAIRS as f64).ln()).abs() < 1.5, "{folder} begins by guessing: {losses:?}");
             assert!(losses[7] < 0.5 * losses[0], "{folder}: {losses:?}");
