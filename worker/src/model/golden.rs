@@ -149,6 +149,16 @@ fn clip_vision_with_gelu_equals_hugging_face() {
     vision("vit-gelu", Activation::Gelu);
 }
 
+#[test]
+fn openais_names_and_packed_matrices_in_a_file_of_torch_give_the_same_tower() {
+    let config: ClipVisionConfig = config::read(&golden("clip-openai")).unwrap();
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let tower = ClipVision::new(&store.root(), &config);
+    weights::load(&mut store, &golden("clip-openai"), NameMap::ClipVision).unwrap();
+    let case = Case::open("vit-quick-gelu.safetensors");
+    near("output", &tower.forward(&case.get("pixels")), &case.get("output"), 0.0);
+}
+
 fn body(attention: Attention) -> (nn::VarStore, Llama) {
     let config: LlamaConfig = config::read(&golden("llama")).unwrap();
     let mut store = nn::VarStore::new(Device::Cpu);

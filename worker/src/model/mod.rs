@@ -15,6 +15,7 @@ pub mod pooling;
 mod safetensors_file;
 pub mod siglip;
 pub mod tokenizer;
+mod torch_file;
 pub mod vision;
 pub mod vit;
 pub mod weights;

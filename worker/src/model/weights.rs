@@ -1,12 +1,14 @@
-//! Fills a model's parameters from the safetensors of a folder. Every parameter must be found, and every tensor that is
+//! Fills a model's parameters from the weights files of a folder. Every parameter must be found, and every tensor that is
 //! not known to be of another part must be used.
 
+mod file;
 mod names;
 mod resize;
 
 pub use names::NameMap;
 
-use super::{ModelError, safetensors_file::SafetensorsFile};
+use super::ModelError;
+use file::WeightsFile;
 use names::Use;
 use serde::Deserialize;
 use std::{
@@ -21,7 +23,16 @@ use tch::{Tensor, nn};
 ///
 /// Names without a partner on either side are one error, which comes before any variable changes; so are wrong shapes.
 pub fn load(store: &mut nn::VarStore, folder: &Path, names: NameMap) -> Result<(), ModelError> {
-    let mut files = files(folder)?.iter().map(|path| SafetensorsFile::open(path)).collect::<Result<Vec<_>, _>>()?;
+    load_files(store, &files(folder)?, folder, names)
+}
+
+/// As [`load`], from one file.
+pub(super) fn load_file(store: &mut nn::VarStore, path: &Path, names: NameMap) -> Result<(), ModelError> {
+    load_files(store, &[path.to_owned()], path, names)
+}
+
+fn load_files(store: &mut nn::VarStore, paths: &[PathBuf], folder: &Path, names: NameMap) -> Result<(), ModelError> {
+    let mut files = paths.iter().map(|path| WeightsFile::open(path)).collect::<Result<Vec<_>, _>>()?;
     let variables = store.variables();
     check_names(&files, &variables, folder, names)?;
     for file in &files {
@@ -48,7 +59,7 @@ pub fn load(store: &mut nn::VarStore, folder: &Path, names: NameMap) -> Result<(
 }
 
 fn check_shape(
-    file: &SafetensorsFile,
+    file: &WeightsFile,
     name: &str,
     used: &Use,
     variable: &Tensor,
@@ -65,7 +76,7 @@ fn check_shape(
 }
 
 fn check_names(
-    files: &[SafetensorsFile],
+    files: &[WeightsFile],
     variables: &HashMap<String, Tensor>,
     folder: &Path,
     names: NameMap,
@@ -111,7 +122,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The files that the index names, or every `*.safetensors` of the folder, sorted.
+/// The files that the index names, or every `*.safetensors` of the folder, or, without any, what `torch.save` wrote; sorted.
 fn files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let index = folder.join(INDEX);
     if index.is_file() {
@@ -125,12 +136,17 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
         return Ok(named.into_iter().map(|name| folder.join(name)).collect());
     }
     let read = |source| ModelError::Read { path: folder.to_owned(), source };
-    let mut found = Vec::new();
+    let (mut found, mut saved) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder).map_err(read)? {
         let path = entry.map_err(read)?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            found.push(path);
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => found.push(path),
+            Some("pt" | "pth" | "bin") => saved.push(path),
+            _ => {}
         }
+    }
+    if found.is_empty() {
+        found = saved;
     }
     if found.is_empty() {
         return Err(ModelError::NoWeights { folder: folder.to_owned() });
