@@ -10,6 +10,7 @@ pub use config::{Activation, ClipVisionConfig};
 
 use super::{
     layers::{LayerNorm, Linear, Widths, merge_heads, split_heads},
+    lora::Adaptable,
     patches,
     vision::VisionTower,
 };
@@ -138,6 +139,18 @@ impl Block {
         let x_BQD = x_BND.narrow(1, 0, tokens) + attended;
         &x_BQD + self.mlp.forward(&self.layer_norm2.forward(&x_BQD))
     }
+
+    /// The linear layers and their paths below the block.
+    fn linears(&mut self) -> [(&'static str, &mut Linear); 6] {
+        [
+            ("self_attn.q_proj", &mut self.self_attn.q_proj),
+            ("self_attn.k_proj", &mut self.self_attn.k_proj),
+            ("self_attn.v_proj", &mut self.self_attn.v_proj),
+            ("self_attn.out_proj", &mut self.self_attn.out_proj),
+            ("mlp.fc1", &mut self.mlp.fc1),
+            ("mlp.fc2", &mut self.mlp.fc2),
+        ]
+    }
 }
 
 /// The vision tower with its projection into the shared space.
@@ -226,5 +239,18 @@ impl VisionTower for ClipVision {
         }
         let block = inside.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next()?.parse::<i64>().ok());
         block.map_or(head, |block| block + 1)
+    }
+}
+
+impl Adaptable for ClipVision {
+    fn linears(&mut self) -> Vec<(String, &mut Linear)> {
+        let mut linears = Vec::new();
+        for (i, block) in self.layers.iter_mut().enumerate() {
+            let block = Arc::get_mut(block).expect("blocks are shared with backward passes only, and none is waiting");
+            linears.extend(
+                block.linears().map(|(name, linear)| (format!("vision_model.encoder.layers.{i}.{name}"), linear)),
+            );
+        }
+        linears
     }
 }
