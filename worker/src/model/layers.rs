@@ -73,6 +73,11 @@ impl Linear {
         self.weight.device()
     }
 
+    /// Whether a forward pass draws random numbers, so that a second one is another.
+    pub(super) fn draws(&self) -> bool {
+        self.updates.iter().any(LowRank::draws)
+    }
+
     pub(super) fn add(&mut self, update: LowRank) {
         self.updates.push(update);
     }

@@ -147,6 +147,27 @@ fn a_fresh_lora_changes_nothing_and_drops_inputs_only_in_training() {
 }
 
 #[test]
+fn recomputation_never_drops_other_inputs_in_the_backward_pass() {
+    let (_store, mut tower) = clip();
+    let lora = Lora::new(&mut tower, &settings(&["q_proj", "fc1", "fc2"]), 5).unwrap();
+    for mut variable in lora.store().variables().into_values() {
+        tch::no_grad(|| variable.copy_(&variable.randn_like()));
+    }
+    lora.train(true);
+    let case = case("lora-vit");
+    let mut gradients = |recompute| {
+        reset(&lora);
+        tower.recompute_blocks(recompute);
+        tch::manual_seed(9);
+        (tower.forward(&case.get("pixels")) * case.get("probe")).sum(Kind::Float).backward();
+        let variables: BTreeMap<String, Tensor> = lora.store().variables().into_iter().collect();
+        Tensor::cat(&variables.values().map(|variable| variable.grad().flatten(0, -1)).collect::<Vec<_>>(), 0)
+    };
+    let plain = gradients(false);
+    assert!(plain.equal(&gradients(true)));
+}
+
+#[test]
 fn a_lora_of_another_model_is_refused_and_leaves_no_update() {
     let (_store, mut tower) = clip();
     let case = Case::open("vit-quick-gelu.safetensors");

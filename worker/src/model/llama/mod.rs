@@ -1,4 +1,5 @@
-//! The body of a Llama (Touvron et al. 2023; Llama 3), or of a Qwen2, which differs by biases on q, k and v, as an encoder: no head, no cache; attention causal or not.
+//! The body of a Llama (Touvron et al. 2023; Llama 3), or of a Qwen2, which differs by biases on q, k and v, as an encoder: no
+//! head, no cache; attention causal or not.
 //!
 //! Several texts are read at once, packed one after the other without padding: every layer but attention treats tokens
 //! alone, and attention goes over runs of texts of one length, without a mask. So what is computed is what is asked for,

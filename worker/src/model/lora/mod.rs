@@ -133,8 +133,8 @@ impl Lora {
         &self.config
     }
 
-    /// Whether inputs are dropped. Dropping draws from libtorch's generator, so blocks that are recomputed in the backward
-    /// pass must be run without it.
+    /// Whether inputs are dropped. Dropping draws from libtorch's generator, so a block that drops is not recomputed in the
+    /// backward pass, whatever the tower was told: it would drop others there.
     pub fn train(&self, training: bool) {
         self.training.store(training, Ordering::Relaxed);
     }
@@ -151,11 +151,16 @@ impl LowRank {
     /// s · B·A·drop(x), in the kind of x.
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         let (a, b) = (self.a.to_kind(x.kind()), self.b.to_kind(x.kind()));
-        let inside = match self.dropout > 0.0 && self.training.load(Ordering::Relaxed) {
+        let inside = match self.draws() {
             true => x.dropout(self.dropout, true).linear(&a, None::<&Tensor>),
             false => x.linear(&a, None::<&Tensor>),
         };
         inside.linear(&b, None::<&Tensor>) * self.scale
+    }
+
+    /// Whether inputs are dropped now.
+    pub(super) fn draws(&self) -> bool {
+        self.dropout > 0.0 && self.training.load(Ordering::Relaxed)
     }
 
     /// s · B·A in fp32.

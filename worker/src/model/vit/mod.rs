@@ -140,6 +140,11 @@ impl Block {
         &x_BQD + self.mlp.forward(&self.layer_norm2.forward(&x_BQD))
     }
 
+    fn draws(&self) -> bool {
+        let Attention { q_proj, k_proj, v_proj, out_proj, .. } = &self.self_attn;
+        [q_proj, k_proj, v_proj, out_proj, &self.mlp.fc1, &self.mlp.fc2].iter().any(|linear| linear.draws())
+    }
+
     /// The linear layers and their paths below the block.
     fn linears(&mut self) -> [(&'static str, &mut Linear); 6] {
         [
@@ -203,7 +208,7 @@ impl VisionTower for ClipVision {
         for (i, layer) in self.layers.iter().enumerate() {
             // Only the class token is read after the last block.
             let tokens = if i == last { 1 } else { tokens };
-            x_BND = if self.recompute {
+            x_BND = if self.recompute && !layer.draws() {
                 let layer = layer.clone();
                 recompute(&x_BND, move |x_BND| layer.forward(x_BND, tokens))
             } else {
