@@ -10,65 +10,13 @@ in fp64 and rounded once; Hugging Face's Llama computes norms and angles in fp32
 output and of all gradients together.
 """
 
-import copy
-import json
-import pathlib
-
 import torch
 import torch.nn as nn
 import transformers
-from safetensors.torch import save_file
+from common import HERE, randomise, save_case
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, LlamaConfig, LlamaModel
 
-HERE = pathlib.Path(__file__).parent
-assert torch.__version__.startswith("2.11."), torch.__version__
 assert transformers.__version__ == "4.57.6", transformers.__version__
-torch.set_num_threads(1)
-
-
-def randomise(model, seed):
-    """Every parameter random, norms and biases too: a gradient that is wrong anywhere shows."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in sorted(model.named_parameters()):
-            noise = torch.randn(p.shape, generator=generator)
-            is_norm = p.dim() == 1 and name.endswith("weight")
-            p.copy_(1 + 0.2 * noise if is_norm else noise * (p.shape[-1] ** -0.5 if p.dim() > 1 else 0.2))
-
-
-def rounded(tensors):
-    return {k: (v.float() if v.is_floating_point() else v).detach().contiguous() for k, v in tensors.items()}
-
-
-BF16_ERRORS = {}
-
-
-def bf16_errors(file, exact, forward, probe):
-    """`exact` has its gradients; `forward(model)` gives the output of a bf16 copy."""
-    model = copy.deepcopy(exact).bfloat16()
-    for (name, there), (_, here) in zip(exact.named_buffers(), model.named_buffers()):
-        if there.is_floating_point():
-            here.data = there.data.float()  # rotary frequencies stay fp32
-    model.zero_grad()
-    output = forward(model)
-    (output * probe.to(output.dtype)).sum().backward()
-    flat = lambda m: torch.cat([p.grad.double().flatten() for _, p in sorted(m.named_parameters())])
-    error = lambda found, expected: ((found.double() - expected.double()).norm() / expected.double().norm()).item()
-    BF16_ERRORS[file.removesuffix(".safetensors")] = {
-        "output": error(output, forward(exact)),
-        "gradients": error(flat(model), flat(exact)),
-    }
-
-
-def save_case(file, model, inputs, output, probe, forward):
-    model.zero_grad()
-    (output * probe).sum().backward()
-    tensors = dict(inputs, output=output, probe=probe)
-    for name, p in model.named_parameters():
-        assert p.grad is not None and p.grad.isfinite().all(), name
-        tensors["grad." + name] = p.grad
-    save_file(rounded(tensors), HERE / file)
-    bf16_errors(file, model, forward, probe)
 
 
 def vision():
@@ -139,4 +87,3 @@ def adapter():
 vision()
 llama()
 adapter()
-(HERE / "bf16-errors.json").write_text(json.dumps(BF16_ERRORS, indent=2) + "\n")

@@ -6,7 +6,7 @@ use crate::{
     model::{
         adapter::{Adapter, AdapterConfig},
         init,
-        vit::{ClipVision, ClipVisionConfig},
+        vision::{VisionConfig, VisionTower},
     },
     objective::Repeats,
     torch::{cuda::DeviceChoice, memory, peak},
@@ -65,7 +65,7 @@ pub struct StepArgs {
 
 struct Fixed {
     compute: Kind,
-    tower: ClipVision,
+    tower: Box<dyn VisionTower>,
     adapter: Option<Adapter>,
     pixels: Vec<Tensor>,
     text: Vec<Tensor>,
@@ -89,9 +89,9 @@ struct Setup {
     flops: f64,
 }
 
-fn config(args: &StepArgs) -> anyhow::Result<ClipVisionConfig> {
+fn config(args: &StepArgs) -> anyhow::Result<VisionConfig> {
     match &args.vision {
-        Some(folder) => Ok(crate::model::config::read(folder)?),
+        Some(folder) => Ok(VisionConfig::read(folder)?),
         None => serde_json::from_value(json!({
             "model_type": "clip_vision_model", "hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 6,
             "num_attention_heads": 4, "image_size": 112, "patch_size": 16, "hidden_act": "gelu",
@@ -104,10 +104,10 @@ fn config(args: &StepArgs) -> anyhow::Result<ClipVisionConfig> {
 fn set_up(args: &StepArgs, device: Device) -> anyhow::Result<Setup> {
     let config = config(args)?;
     let store = nn::VarStore::new(device);
-    let mut tower = ClipVision::new(&store.root(), &config);
+    let mut tower = config.build(&store.root());
     tower.recompute_blocks(args.activation_checkpointing);
     init::random(&store, 0, &config);
-    let (output, blocks) = (config.projection_dim, args.adapter_blocks);
+    let (output, blocks) = (config.width(), args.adapter_blocks);
     let adapter = args.text_width.map(|input| {
         let sizes = AdapterConfig { input, output, blocks, expansion: 2, l2_norm: true };
         let adapter = Adapter::new(&store.root(), &sizes);
@@ -122,7 +122,7 @@ fn set_up(args: &StepArgs, device: Device) -> anyhow::Result<Setup> {
     let sizes: Vec<i64> = (0..args.batch).step_by(chunk.max(1) as usize).map(|at| chunk.min(args.batch - at)).collect();
     let compute = if args.precision == "bf16" { Kind::BFloat16 } else { Kind::Float };
     let normal = |shape: &[i64], kind| Tensor::randn(shape, (Kind::Float, device)).to_kind(kind);
-    let size = config.image_size;
+    let size = config.image_size();
     let inputs = |count: &i64| normal(&[*count, 3, size, size], compute);
     let text = |count: &i64| normal(&[*count, args.text_width.unwrap_or(output)], compute);
     let (pixels, text) = (sizes.iter().map(inputs).collect(), sizes.iter().map(text).collect());
@@ -190,7 +190,7 @@ fn figures(args: &StepArgs, setup: &Setup, steps: &[(f64, StepOutput)], device: 
         "parameters": setup.parameters.numel(), "step_s": step_s, "images_per_s": args.batch as f64 / step_s,
         "encode_s": part(Section::Encode), "gather_s": part(Section::Gather), "loss_s": part(Section::Loss),
         "backward_s": part(Section::Backward), "reduce_s": part(Section::Reduce), "optimizer_s": part(Section::Optimizer),
-        // Three forward passes a pair, whatever recomputation adds; see `ClipVision::flops`.
+        // Three forward passes a pair, whatever recomputation adds; see `VisionTower::flops`.
         "model_flop_per_s": flop_per_s, "device_peak_flop_per_s": peak, "mfu": peak.map(|peak| flop_per_s / peak),
         "peak_memory_bytes": memory::peak_bytes(device),
     })

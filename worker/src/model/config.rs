@@ -45,6 +45,7 @@ mod tests {
     use super::*;
     use crate::model::{
         llama::LlamaConfig,
+        vision::VisionTower,
         vit::{Activation, ClipVision, ClipVisionConfig},
     };
     use serde_json::{Value, json};

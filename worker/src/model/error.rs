@@ -30,7 +30,10 @@ pub enum ModelError {
         reason: String,
     },
     /// A folder without weights.
-    #[error("{folder} holds no *.safetensors; convert the weights to safetensors, or set init = \"random\"")]
+    #[error(
+        "{folder} holds no *.safetensors, nor a *.pt, *.pth or *.bin of torch.save; put the weights there, or set \
+         init = \"random\""
+    )]
     NoWeights {
         /// The folder.
         folder: PathBuf,
@@ -61,6 +64,31 @@ pub enum ModelError {
         found: Vec<i64>,
         /// The shape that the model needs.
         expected: Vec<i64>,
+    },
+    /// A file could not be written.
+    #[error("could not write {path}: {source}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Settings that make no LoRA on this model.
+    #[error("no LoRA can be put on this model: {reason}; correct the LoRA's settings")]
+    LoraSettings {
+        /// What is wrong.
+        reason: String,
+    },
+    /// A folder's LoRA is not of this model, or not supported.
+    #[error(
+        "the LoRA in {folder} cannot be put on this model: {reason}; take the LoRA that was trained on this model, or \
+         merge it with the library that made it"
+    )]
+    Lora {
+        /// The folder.
+        folder: PathBuf,
+        /// What is wrong.
+        reason: String,
     },
     /// `tokenizer.json` cannot be used.
     #[error("{path} cannot be used as a tokenizer: {reason}")]
@@ -106,7 +134,7 @@ pub enum ModelError {
 // How many names a message spells out.
 const NAMED: usize = 20;
 
-fn mismatch(missing: &[String], unexpected: &[String]) -> String {
+pub(super) fn mismatch(missing: &[String], unexpected: &[String]) -> String {
     let side = |names: &[String], what: &str| {
         let more = names.len().saturating_sub(NAMED);
         let listed = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");

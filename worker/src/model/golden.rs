@@ -5,6 +5,7 @@ use super::{
     adapter::{Adapter, AdapterConfig},
     config,
     llama::{Llama, LlamaConfig},
+    vision::VisionTower,
     vit::{Activation, ClipVision, ClipVisionConfig},
     weights::{self, NameMap},
 };
@@ -14,6 +15,10 @@ use std::{
     path::{Path, PathBuf},
 };
 use tch::{Device, Kind, Tensor, nn};
+
+mod eva02;
+mod lora;
+mod siglip;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model").join(name)
@@ -26,17 +31,26 @@ impl Case {
         Case(Tensor::read_safetensors(golden(name)).unwrap().into_iter().collect())
     }
 
+    /// With the reference's names of gradients made ours.
+    fn renamed(self, rename: impl Fn(&str) -> String) -> Self {
+        let ours = |(name, tensor): (String, Tensor)| match name.strip_prefix("grad.") {
+            Some(theirs) => (format!("grad.{}", rename(theirs)), tensor),
+            None => (name, tensor),
+        };
+        Case(self.0.into_iter().map(ours).collect())
+    }
+
     fn get(&self, name: &str) -> Tensor {
         self.0[name].shallow_clone()
     }
 
     /// Compares the output, then every gradient of sum(output · probe); `prefix` is what our names have before theirs.
     fn check(&self, store: &nn::VarStore, output: &Tensor, prefix: &str) {
-        near("output", output, &self.get("output"), 0.0);
+        let off = near("output", output, &self.get("output"), 0.0);
         (output * self.get("probe")).sum(Kind::Float).backward();
         let variables = store.variables();
         let gradients = self.0.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("grad.")?, tensor)));
-        let mut checked = 0;
+        let (mut checked, mut worst) = (0, 0f64);
         for (name, expected) in gradients {
             let gradient = variables[&format!("{prefix}{name}")].grad();
             // A constant added to every key changes no softmax: this gradient is exactly zero, and what fp32 leaves of
@@ -45,10 +59,11 @@ impl Case {
                 Some(layer) => norm(&self.get(&format!("grad.{layer}k_proj.weight"))),
                 None => 0.0,
             };
-            near(name, &gradient, expected, scale);
+            worst = worst.max(near(name, &gradient, expected, scale));
             checked += 1;
         }
         assert_eq!(checked, variables.len(), "every parameter has a reference gradient");
+        println!("fp32: output off by {off:.1e}, the worst of {checked} gradients by {worst:.1e}");
     }
 }
 
@@ -71,6 +86,7 @@ impl Case {
         let found = off(output, &self.get("output"));
         assert!(found <= 2.0 * allowed.output, "output: off by {found}, the reference by {}", allowed.output);
         assert!(found > 1e-4, "so near is no bf16");
+        println!("{name} in bf16: output off by {found:.2e}, the reference by {:.2e}", allowed.output);
 
         (output.to_kind(Kind::Float) * self.get("probe")).sum(Kind::Float).backward();
         let mut variables: Vec<(String, Tensor)> = store.variables().into_iter().collect();
@@ -80,6 +96,7 @@ impl Case {
         let found = cat(variables.iter().map(|(_, variable)| variable.grad().flatten(0, -1)).collect());
         assert_eq!(found.kind(), Kind::Float, "gradients of fp32 master weights are fp32");
         let found = off(&found, &cat(variables.iter().map(|(name, _)| exact(name)).collect()));
+        println!("{name} in bf16: gradients off by {found:.2e}, the reference by {:.2e}", allowed.gradients);
         assert!(found <= 2.0 * allowed.gradients, "gradients: off by {found}, the reference by {}", allowed.gradients);
     }
 }
@@ -88,10 +105,12 @@ fn norm(tensor: &Tensor) -> f64 {
     tensor.to_kind(Kind::Double).norm().double_value(&[])
 }
 
-fn near(name: &str, found: &Tensor, expected: &Tensor, scale: f64) {
+/// Returns by how much of its norm it is off.
+fn near(name: &str, found: &Tensor, expected: &Tensor, scale: f64) -> f64 {
     assert_eq!(found.size(), expected.size(), "{name}");
     let off = norm(&(found.to_kind(Kind::Double) - expected.to_kind(Kind::Double))) / norm(expected).max(scale);
     assert!(off <= 1e-5, "{name}: off by {off:.2e} of its norm");
+    off
 }
 
 fn vision(name: &str, activation: Activation) {
@@ -136,11 +155,25 @@ fn clip_vision_with_gelu_equals_hugging_face() {
     vision("vit-gelu", Activation::Gelu);
 }
 
+#[test]
+fn openais_names_and_packed_matrices_in_a_file_of_torch_give_the_same_tower() {
+    let config: ClipVisionConfig = config::read(&golden("clip-openai")).unwrap();
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let tower = ClipVision::new(&store.root(), &config);
+    weights::load(&mut store, &golden("clip-openai"), NameMap::ClipVision).unwrap();
+    let case = Case::open("vit-quick-gelu.safetensors");
+    near("output", &tower.forward(&case.get("pixels")), &case.get("output"), 0.0);
+}
+
 fn body(attention: Attention) -> (nn::VarStore, Llama) {
-    let config: LlamaConfig = config::read(&golden("llama")).unwrap();
+    body_of("llama", attention)
+}
+
+fn body_of(folder: &str, attention: Attention) -> (nn::VarStore, Llama) {
+    let config: LlamaConfig = config::read(&golden(folder)).unwrap();
     let mut store = nn::VarStore::new(Device::Cpu);
     let llama = Llama::new(&store.root(), &config, attention);
-    weights::load(&mut store, &golden("llama"), NameMap::Llama).unwrap();
+    weights::load(&mut store, &golden(folder), NameMap::Llama).unwrap();
     (store, llama)
 }
 
@@ -155,7 +188,11 @@ fn packed(llama: &Llama, case: &Case) -> Tensor {
 }
 
 fn llama(name: &str, attention: Attention) {
-    let (store, mut llama) = body(attention);
+    llama_of("llama", name, attention);
+}
+
+fn llama_of(folder: &str, name: &str, attention: Attention) {
+    let (store, mut llama) = body_of(folder, attention);
     let case = Case::open(&format!("{name}.safetensors"));
     case.check(&store, &packed(&llama, &case), "");
     store.variables().into_values().for_each(|mut variable| variable.zero_grad());
@@ -171,6 +208,16 @@ fn causal_llama_equals_hugging_face() {
 #[test]
 fn bidirectional_llama_equals_hugging_face() {
     llama("llama-bidirectional", Attention::Bidirectional);
+}
+
+#[test]
+fn a_language_model_with_a_tied_head_in_shards_gives_the_same_body() {
+    llama_of("llama-sharded", "llama-causal", Attention::Causal);
+}
+
+#[test]
+fn qwen2_equals_hugging_face() {
+    llama_of("qwen2", "qwen2", Attention::Causal);
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub trait Initialise {
 pub fn random(store: &nn::VarStore, seed: u64, architecture: &impl Initialise) {
     for (name, mut tensor) in store.variables() {
         if let Some(fill) = architecture.fill(&name) {
-            apply(&mut tensor, fill, seed, &name);
+            draw(&mut tensor, fill, seed, &name);
         }
     }
 }
@@ -44,7 +44,7 @@ pub fn random_adapter(store: &nn::VarStore, seed: u64) {
     let variables = store.variables();
     for (name, tensor) in &variables {
         if name.split('.').next() == Some(adapter::PREFIX) {
-            apply(&mut tensor.shallow_clone(), linear_fill(name, &variables), seed, name);
+            draw(&mut tensor.shallow_clone(), linear_fill(name, &variables), seed, name);
         }
     }
 }
@@ -60,7 +60,8 @@ fn linear_fill(name: &str, variables: &HashMap<String, Tensor>) -> Fill {
     }
 }
 
-fn apply(tensor: &mut Tensor, fill: Fill, seed: u64, name: &str) {
+/// Fills one parameter.
+pub(super) fn draw(tensor: &mut Tensor, fill: Fill, seed: u64, name: &str) {
     let values = match fill {
         Fill::Constant(value) => {
             tch::no_grad(|| _ = tensor.fill_(value));

@@ -4,13 +4,28 @@
 //! A layer computes in the kind of its input: parameters are cast to it on the way, so that bf16 inputs mean bf16 compute
 //! over fp32 master weights, with fp32 gradients.
 
-use tch::{Tensor, nn};
+use std::sync::{Arc, atomic::AtomicBool};
+use tch::{Device, Kind, Tensor, nn};
 
-/// x·Wᵀ + b.
+/// x·Wᵀ + b, and what low-rank updates add to it.
 #[derive(Debug)]
-pub(super) struct Linear {
+pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    updates: Vec<LowRank>,
+}
+
+/// An update s·B·A beside a frozen weight; `lora` computes with it.
+#[derive(Debug)]
+pub(super) struct LowRank {
+    /// [r, inputs].
+    pub(super) a: Tensor,
+    /// [outputs, r].
+    pub(super) b: Tensor,
+    pub(super) scale: f64,
+    /// Of the inputs, while `training`.
+    pub(super) dropout: f64,
+    pub(super) training: Arc<AtomicBool>,
 }
 
 /// Width of a linear layer's input and output.
@@ -24,17 +39,61 @@ impl Linear {
     pub(super) fn new(path: &nn::Path, widths: Widths, bias: bool) -> Self {
         let weight = path.var("weight", &[widths.output, widths.input], nn::Init::Const(0.0));
         let bias = bias.then(|| path.var("bias", &[widths.output], nn::Init::Const(0.0)));
-        Self { weight, bias }
+        Self { weight, bias, updates: Vec::new() }
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         let bias = self.bias.as_ref().map(|bias| bias.to_kind(x.kind()));
-        x.linear(&self.weight.to_kind(x.kind()), bias.as_ref())
+        let base = x.linear(&self.weight.to_kind(x.kind()), bias.as_ref());
+        self.updates.iter().fold(base, |y, update| y + update.forward(x))
     }
 
     /// The layer with W and b multiplied; gradients flow to the parameters.
     pub(super) fn scaled(&self, weight: f64, bias: f64) -> Self {
-        Self { weight: &self.weight * weight, bias: self.bias.as_ref().map(|parameter| parameter * bias) }
+        let update = |update: &LowRank| LowRank {
+            a: update.a.shallow_clone(),
+            b: update.b.shallow_clone(),
+            scale: update.scale * weight,
+            dropout: update.dropout,
+            training: update.training.clone(),
+        };
+        Self {
+            weight: &self.weight * weight,
+            bias: self.bias.as_ref().map(|parameter| parameter * bias),
+            updates: self.updates.iter().map(update).collect(),
+        }
+    }
+
+    pub(super) fn widths(&self) -> Widths {
+        let size = self.weight.size();
+        Widths { input: size[1], output: size[0] }
+    }
+
+    pub(super) fn device(&self) -> Device {
+        self.weight.device()
+    }
+
+    /// Whether a forward pass draws random numbers, so that a second one is another.
+    pub(super) fn draws(&self) -> bool {
+        self.updates.iter().any(LowRank::draws)
+    }
+
+    pub(super) fn add(&mut self, update: LowRank) {
+        self.updates.push(update);
+    }
+
+    pub(super) fn remove_last(&mut self) {
+        self.updates.pop();
+    }
+
+    /// W ← W + Σ s·B·A, without updates from then on.
+    pub(super) fn merge(&mut self) {
+        for update in self.updates.drain(..) {
+            tch::no_grad(|| {
+                let sum = self.weight.to_kind(Kind::Float) + update.matrix();
+                self.weight.copy_(&sum);
+            });
+        }
     }
 }
 

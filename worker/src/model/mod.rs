@@ -6,12 +6,18 @@
 pub mod adapter;
 pub mod config;
 mod error;
+pub mod eva02;
 pub mod init;
 mod layers;
 pub mod llama;
+pub mod lora;
+mod patches;
 pub mod pooling;
 mod safetensors_file;
+pub mod siglip;
 pub mod tokenizer;
+mod torch_file;
+pub mod vision;
 pub mod vit;
 pub mod weights;
 

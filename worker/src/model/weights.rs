@@ -1,91 +1,111 @@
-//! Fills a model's parameters from the safetensors of a folder. Every parameter must be found, and every tensor that is
+//! Fills a model's parameters from the weights files of a folder. Every parameter must be found, and every tensor that is
 //! not known to be of another part must be used.
 
-use super::{ModelError, safetensors_file::SafetensorsFile};
+mod file;
+mod names;
+mod resize;
+
+pub use names::NameMap;
+
+use super::ModelError;
+use file::WeightsFile;
+use names::Use;
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
     path::{Path, PathBuf},
 };
 use tch::{Tensor, nn};
 
-/// How names in the files become names of parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NameMap {
-    /// A Llama, saved from the body or, with `model.` before each name, from the language model; the head is ignored.
-    Llama,
-    /// A CLIP vision tower, alone or in a whole CLIP, whose other parts are ignored.
-    ClipVision,
-}
-
-impl NameMap {
-    // `None`: of no use here, and known to be so.
-    fn parameter(self, name: &str) -> Option<&str> {
-        match self {
-            NameMap::Llama => {
-                let ignored = name == "lm_head.weight" || name.ends_with(".rotary_emb.inv_freq");
-                (!ignored).then(|| name.strip_prefix("model.").unwrap_or(name))
-            }
-            NameMap::ClipVision => {
-                let ignored = name.starts_with("text_model.")
-                    || name.ends_with("position_ids")
-                    || ["text_projection.weight", "logit_scale"].contains(&name);
-                (!ignored).then_some(name)
-            }
-        }
-    }
-}
-
-/// Copies the folder's weights into every variable of the store, converted to the variable's kind and device.
+/// Copies the folder's weights into every variable of the store, converted to the variable's kind and device. Position
+/// tables and patch kernels of another image or patch size are resized as the architecture's reference does.
 ///
-/// Names without a partner on either side are one error, which comes before any variable changes.
+/// Names without a partner on either side are one error, which comes before any variable changes; so are wrong shapes.
 pub fn load(store: &mut nn::VarStore, folder: &Path, names: NameMap) -> Result<(), ModelError> {
-    let mut files = files(folder)?.iter().map(|path| SafetensorsFile::open(path)).collect::<Result<Vec<_>, _>>()?;
-    let mut variables = store.variables();
+    load_files(store, &files(folder)?, folder, names)
+}
+
+/// As [`load`], from one file.
+pub(super) fn load_file(store: &mut nn::VarStore, path: &Path, names: NameMap) -> Result<(), ModelError> {
+    load_files(store, &[path.to_owned()], path, names)
+}
+
+fn load_files(store: &mut nn::VarStore, paths: &[PathBuf], folder: &Path, names: NameMap) -> Result<(), ModelError> {
+    let mut files = paths.iter().map(|path| WeightsFile::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let variables = store.variables();
     check_names(&files, &variables, folder, names)?;
     for file in &files {
         for name in file.names() {
-            let Some(variable) = names.parameter(&name).and_then(|parameter| variables.get(parameter)) else {
-                continue;
-            };
-            let (found, expected) = (file.shape(&name)?, variable.size());
-            if found != expected {
-                return Err(ModelError::Shape { path: file.path().to_owned(), name, found, expected });
+            for used in names.uses(&name) {
+                check_shape(file, &name, &used, &variables[&used.parameter], names)?;
             }
         }
     }
     for file in &mut files {
         for name in file.names() {
-            let Some(variable) = names.parameter(&name).and_then(|parameter| variables.get_mut(parameter)) else {
+            let uses = names.uses(&name);
+            if uses.is_empty() {
                 continue;
-            };
+            }
             let tensor = file.read(&name)?;
-            tch::no_grad(|| variable.f_copy_(&tensor))?;
+            for used in uses {
+                let resize = names.resize(&used.parameter);
+                used.copy(&tensor, &variables[&used.parameter], resize)?;
+            }
         }
     }
     Ok(())
 }
 
+fn check_shape(
+    file: &WeightsFile,
+    name: &str,
+    used: &Use,
+    variable: &Tensor,
+    names: NameMap,
+) -> Result<(), ModelError> {
+    let (found, whole) = (file.shape(name)?, variable.size());
+    let resizable = names.resize(&used.parameter).is_some_and(|resize| resize.can(&found, &whole));
+    match used.expected(&whole) {
+        expected if expected != found && !resizable => {
+            Err(ModelError::Shape { path: file.path().to_owned(), name: name.to_owned(), found, expected })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn check_names(
-    files: &[SafetensorsFile],
+    files: &[WeightsFile],
     variables: &HashMap<String, Tensor>,
     folder: &Path,
     names: NameMap,
 ) -> Result<(), ModelError> {
-    let mut holder: BTreeMap<String, &Path> = BTreeMap::new();
+    // What of a parameter has been found, in thirds, and where.
+    let mut holders: BTreeMap<String, Vec<(Range<i64>, &Path)>> = BTreeMap::new();
     let mut unexpected = Vec::new();
     for file in files {
         for name in file.names() {
-            let Some(parameter) = names.parameter(&name) else { continue };
-            if !variables.contains_key(parameter) {
-                unexpected.push(name);
-            } else if let Some(first) = holder.insert(parameter.to_owned(), file.path()) {
-                let reason = format!("{parameter} is in {} too, and both cannot be right", first.display());
-                return Err(ModelError::WeightsFile { path: file.path().to_owned(), reason });
+            for used in names.uses(&name) {
+                if !variables.contains_key(&used.parameter) {
+                    unexpected.push(name.clone());
+                    break;
+                }
+                let held = holders.entry(used.parameter.clone()).or_default();
+                let overlaps =
+                    |(thirds, _): &&(Range<i64>, &Path)| thirds.start < used.to.end && used.to.start < thirds.end;
+                if let Some((_, first)) = held.iter().find(overlaps) {
+                    let reason = format!("{} is in {} too, and both cannot be right", used.parameter, first.display());
+                    return Err(ModelError::WeightsFile { path: file.path().to_owned(), reason });
+                }
+                held.push((used.to, file.path()));
             }
         }
     }
-    let mut missing: Vec<String> = variables.keys().filter(|name| !holder.contains_key(*name)).cloned().collect();
+    let whole = |name: &String| {
+        holders.get(name).is_some_and(|held| held.iter().map(|(thirds, _)| thirds.end - thirds.start).sum::<i64>() == 3)
+    };
+    let mut missing: Vec<String> = variables.keys().filter(|name| !whole(name)).cloned().collect();
     if missing.is_empty() && unexpected.is_empty() {
         return Ok(());
     }
@@ -102,7 +122,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The files that the index names, or every `*.safetensors` of the folder, sorted.
+/// The files that the index names, or every `*.safetensors` of the folder, or, without any, what `torch.save` wrote; sorted.
 fn files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
     let index = folder.join(INDEX);
     if index.is_file() {
@@ -116,12 +136,17 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
         return Ok(named.into_iter().map(|name| folder.join(name)).collect());
     }
     let read = |source| ModelError::Read { path: folder.to_owned(), source };
-    let mut found = Vec::new();
+    let (mut found, mut saved) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder).map_err(read)? {
         let path = entry.map_err(read)?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") {
-            found.push(path);
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("safetensors") => found.push(path),
+            Some("pt" | "pth" | "bin") => saved.push(path),
+            _ => {}
         }
+    }
+    if found.is_empty() {
+        found = saved;
     }
     if found.is_empty() {
         return Err(ModelError::NoWeights { folder: folder.to_owned() });

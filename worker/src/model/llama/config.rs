@@ -1,4 +1,4 @@
-//! `config.json` of a Llama, and how Hugging Face draws its weights.
+//! `config.json` of a Llama or a Qwen2, and how Hugging Face draws its weights.
 
 use super::rope::Scaling;
 use crate::model::{
@@ -7,7 +7,8 @@ use crate::model::{
 };
 use serde::Deserialize;
 
-/// Sizes of the body: `config.json` of a `LlamaModel` or `LlamaForCausalLM`.
+/// Sizes of the body: `config.json` of a `LlamaModel`, a `Qwen2Model`, or the language model around one. Whether that ties its
+/// head to the token table does not concern the body.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(try_from = "Raw")]
 pub struct LlamaConfig {
@@ -31,8 +32,10 @@ pub struct LlamaConfig {
     pub rope_theta: f64,
     /// How the frequencies are stretched; absent means that they are not.
     pub rope_scaling: Option<Scaling>,
-    /// Whether q, k, v and o have biases.
-    pub attention_bias: bool,
+    /// Whether q, k and v have biases.
+    pub query_key_value_bias: bool,
+    /// Whether o has a bias.
+    pub output_bias: bool,
     /// Whether gate, up and down have biases.
     pub mlp_bias: bool,
     /// Standard deviation of random weights.
@@ -55,6 +58,8 @@ struct Raw {
     rope_theta: Option<f64>,
     #[serde(alias = "rope_parameters")]
     rope_scaling: Option<RawScaling>,
+    #[serde(default)]
+    use_sliding_window: bool,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -106,7 +111,12 @@ impl TryFrom<Raw> for LlamaConfig {
     type Error = String;
 
     fn try_from(raw: Raw) -> Result<Self, String> {
-        config::model_type(raw.model_type.as_deref(), &["llama"])?;
+        config::model_type(raw.model_type.as_deref(), &["llama", "qwen2"])?;
+        // Qwen2 has the biases that its file does not speak of.
+        let is_qwen2 = raw.model_type.as_deref() == Some("qwen2");
+        if raw.use_sliding_window {
+            return Err("use_sliding_window is true, but only attention over the whole text is supported".to_owned());
+        }
         if let Some(name) = raw.hidden_act.filter(|name| name != "silu") {
             return Err(format!("hidden_act {name:?} is not supported; supported: silu"));
         }
@@ -126,7 +136,8 @@ impl TryFrom<Raw> for LlamaConfig {
             rms_norm_eps: raw.rms_norm_eps,
             rope_theta: theta.unwrap_or(10_000.0),
             rope_scaling: raw.rope_scaling.map(|scaling| scaling.check()).transpose()?.flatten(),
-            attention_bias: raw.attention_bias,
+            query_key_value_bias: raw.attention_bias || is_qwen2,
+            output_bias: raw.attention_bias && !is_qwen2,
             mlp_bias: raw.mlp_bias,
             initializer_range: raw.initializer_range,
         };

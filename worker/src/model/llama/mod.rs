@@ -1,4 +1,5 @@
-//! The body of a Llama (Touvron et al. 2023; Llama 3) as an encoder: no head, no cache; attention causal or not.
+//! The body of a Llama (Touvron et al. 2023; Llama 3), or of a Qwen2, which differs by biases on q, k and v, as an encoder: no
+//! head, no cache; attention causal or not.
 //!
 //! Several texts are read at once, packed one after the other without padding: every layer but attention treats tokens
 //! alone, and attention goes over runs of texts of one length, without a mask. So what is computed is what is asked for,
@@ -13,7 +14,10 @@ mod rope;
 pub use config::LlamaConfig;
 pub use rope::Scaling;
 
-use super::layers::{Linear, Widths};
+use super::{
+    layers::{Linear, Widths},
+    lora::Adaptable,
+};
 use common::recipe::Attention;
 use rope::Angles;
 use tch::{Kind, Tensor, nn};
@@ -75,13 +79,13 @@ impl SelfAttention {
         let outer = config.hidden_size;
         let (queries, keys) =
             (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-        let linear =
-            |name: &str, input, output| Linear::new(&(path / name), Widths { input, output }, config.attention_bias);
+        let linear = |name: &str, input, output, bias| Linear::new(&(path / name), Widths { input, output }, bias);
+        let bias = config.query_key_value_bias;
         Self {
-            q_proj: linear("q_proj", outer, queries),
-            k_proj: linear("k_proj", outer, keys),
-            v_proj: linear("v_proj", outer, keys),
-            o_proj: linear("o_proj", queries, outer),
+            q_proj: linear("q_proj", outer, queries, bias),
+            k_proj: linear("k_proj", outer, keys, bias),
+            v_proj: linear("v_proj", outer, keys, bias),
+            o_proj: linear("o_proj", queries, outer, config.output_bias),
             heads: config.num_attention_heads,
             key_value_heads: config.num_key_value_heads,
             attention,
@@ -159,6 +163,19 @@ impl Block {
         let x_TD = x_TD + self.self_attn.forward(&self.input_layernorm.forward(x_TD), angles, runs);
         &x_TD + self.mlp.forward(&self.post_attention_layernorm.forward(&x_TD))
     }
+
+    /// The linear layers and their paths below the block.
+    fn linears(&mut self) -> [(&'static str, &mut Linear); 7] {
+        [
+            ("self_attn.q_proj", &mut self.self_attn.q_proj),
+            ("self_attn.k_proj", &mut self.self_attn.k_proj),
+            ("self_attn.v_proj", &mut self.self_attn.v_proj),
+            ("self_attn.o_proj", &mut self.self_attn.o_proj),
+            ("mlp.gate_proj", &mut self.mlp.gate_proj),
+            ("mlp.up_proj", &mut self.mlp.up_proj),
+            ("mlp.down_proj", &mut self.mlp.down_proj),
+        ]
+    }
 }
 
 /// Token ids to hidden states.
@@ -216,6 +233,16 @@ impl Llama {
             x_TD = layer.forward(&x_TD, &angles, &runs);
         }
         self.norm.forward(&x_TD)
+    }
+}
+
+impl Adaptable for Llama {
+    fn linears(&mut self) -> Vec<(String, &mut Linear)> {
+        let mut linears = Vec::new();
+        for (i, block) in self.layers.iter_mut().enumerate() {
+            linears.extend(block.linears().map(|(name, linear)| (format!("layers.{i}.{name}"), linear)));
+        }
+        linears
     }
 }
 

@@ -8,10 +8,15 @@ mod config;
 
 pub use config::{Activation, ClipVisionConfig};
 
-use super::layers::{LayerNorm, Linear, Widths, merge_heads, split_heads};
+use super::{
+    layers::{LayerNorm, Linear, Widths, merge_heads, split_heads},
+    lora::Adaptable,
+    patches,
+    vision::VisionTower,
+};
 use crate::torch::recompute::recompute;
 use std::sync::Arc;
-use tch::{Kind, Tensor, nn};
+use tch::{Tensor, nn};
 
 const CHANNELS: i64 = 3;
 // The constant of QuickGELU.
@@ -38,26 +43,12 @@ impl Embeddings {
     }
 
     fn forward(&self, pixels_BCHW: &Tensor, kept_BK: Option<&Tensor>) -> Tensor {
-        let (batch, channels, height, _) = pixels_BCHW.size4().expect("pixels have four dimensions");
-        let (grid, patch) = (height / self.patch, self.patch);
-        // A convolution whose stride is its kernel is one matrix product over the cut-out patches.
-        let mut patches = pixels_BCHW
-            .view([batch, channels, grid, patch, grid, patch])
-            .permute([0, 2, 4, 1, 3, 5])
-            .reshape([batch, grid * grid, channels * patch * patch]);
-        let kind = patches.kind();
-        let table = self.position_embedding.to_kind(kind);
-        let mut position = table.unsqueeze(0);
-        if let Some(kept_BK) = kept_BK {
-            let rows = kept_BK.unsqueeze(-1).expand([-1, -1, patches.size()[2]], false);
-            patches = patches.gather(1, &rows, false);
-            // The class token has position 0.
-            let places = Tensor::cat(&[Tensor::zeros([batch, 1], (Kind::Int64, kept_BK.device())), kept_BK + 1], 1);
-            position = table.index_select(0, &places.flatten(0, -1)).view([batch, -1, table.size()[1]]);
-        }
+        let patches = patches::cut(pixels_BCHW, self.patch, kept_BK);
+        let (batch, kind) = (patches.size()[0], patches.kind());
         let x_BND = patches.linear(&self.patch_embedding.flatten(1, -1).to_kind(kind), None::<&Tensor>);
         let class_B1D = self.class_embedding.to_kind(kind).expand([batch, 1, -1], true);
-        Tensor::cat(&[class_B1D, x_BND], 1) + position
+        // The class token has position 0.
+        Tensor::cat(&[class_B1D, x_BND], 1) + patches::rows(&self.position_embedding.to_kind(kind), 1, kept_BK)
     }
 }
 
@@ -148,6 +139,23 @@ impl Block {
         let x_BQD = x_BND.narrow(1, 0, tokens) + attended;
         &x_BQD + self.mlp.forward(&self.layer_norm2.forward(&x_BQD))
     }
+
+    fn draws(&self) -> bool {
+        let Attention { q_proj, k_proj, v_proj, out_proj, .. } = &self.self_attn;
+        [q_proj, k_proj, v_proj, out_proj, &self.mlp.fc1, &self.mlp.fc2].iter().any(|linear| linear.draws())
+    }
+
+    /// The linear layers and their paths below the block.
+    fn linears(&mut self) -> [(&'static str, &mut Linear); 6] {
+        [
+            ("self_attn.q_proj", &mut self.self_attn.q_proj),
+            ("self_attn.k_proj", &mut self.self_attn.k_proj),
+            ("self_attn.v_proj", &mut self.self_attn.v_proj),
+            ("self_attn.out_proj", &mut self.self_attn.out_proj),
+            ("mlp.fc1", &mut self.mlp.fc1),
+            ("mlp.fc2", &mut self.mlp.fc2),
+        ]
+    }
 }
 
 /// The vision tower with its projection into the shared space.
@@ -186,27 +194,21 @@ impl ClipVision {
             recompute: false,
         }
     }
+}
 
-    /// Keeps only the input of each block for the backward pass, which runs the block again: less memory for a third more
-    /// work.
-    pub fn recompute_blocks(&mut self, recompute: bool) {
+impl VisionTower for ClipVision {
+    fn recompute_blocks(&mut self, recompute: bool) {
         self.recompute = recompute;
     }
 
-    /// Pixels [B, 3, S, S], normalised, to embeddings [B, P], not normalised; computed in the pixels' kind.
-    pub fn forward(&self, pixels_BCHW: &Tensor) -> Tensor {
-        self.forward_kept(pixels_BCHW, None)
-    }
-
-    /// As [`ClipVision::forward`], of the patches `kept_BK` [B, K] int64 alone: numbers from 0, row by row of the grid.
-    pub fn forward_kept(&self, pixels_BCHW: &Tensor, kept_BK: Option<&Tensor>) -> Tensor {
+    fn forward_kept(&self, pixels_BCHW: &Tensor, kept_BK: Option<&Tensor>) -> Tensor {
         let mut x_BND = self.pre_layrnorm.forward(&self.embeddings.forward(pixels_BCHW, kept_BK));
         let tokens = x_BND.size()[1];
         let last = self.layers.len().saturating_sub(1);
         for (i, layer) in self.layers.iter().enumerate() {
             // Only the class token is read after the last block.
             let tokens = if i == last { 1 } else { tokens };
-            x_BND = if self.recompute {
+            x_BND = if self.recompute && !layer.draws() {
                 let layer = layer.clone();
                 recompute(&x_BND, move |x_BND| layer.forward(x_BND, tokens))
             } else {
@@ -217,9 +219,7 @@ impl ClipVision {
         self.visual_projection.forward(&self.post_layernorm.forward(&class_BD))
     }
 
-    /// Floating-point operations of one image's forward pass when `patches` of its patches are seen; a product of [a, b]
-    /// with [b, c] counts 2abc, and nothing else counts. The whole of every block counts, as in other people's figures.
-    pub fn flops(&self, patches: i64) -> f64 {
+    fn flops(&self, patches: i64) -> f64 {
         let [width, inner, tokens] =
             [self.config.hidden_size, self.config.intermediate_size, patches + 1].map(|n| n as f64);
         let patch = (CHANNELS * self.config.patch_size.pow(2)) as f64;
@@ -228,19 +228,15 @@ impl ClipVision {
         self.layers() as f64 * block + ends
     }
 
-    /// G², how many patches an image of the tower's own size has.
-    pub fn patches(&self) -> i64 {
+    fn patches(&self) -> i64 {
         self.embeddings.position_embedding.size()[0] - 1
     }
 
-    /// L, the number of blocks.
-    pub fn layers(&self) -> i64 {
+    fn layers(&self) -> i64 {
         self.layers.len() as i64
     }
 
-    /// The depth of a parameter for layer-wise learning rates: 0 embeddings, 1..=L blocks, L + 1 the head and whatever
-    /// is not of the tower.
-    pub fn layer_id(&self, name: &str) -> i64 {
+    fn layer_id(&self, name: &str) -> i64 {
         let head = self.layers() + 1;
         let Some(inside) = name.strip_prefix("vision_model.") else { return head };
         if inside.starts_with("embeddings.") || inside.starts_with("pre_layrnorm.") {
@@ -248,5 +244,18 @@ impl ClipVision {
         }
         let block = inside.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next()?.parse::<i64>().ok());
         block.map_or(head, |block| block + 1)
+    }
+}
+
+impl Adaptable for ClipVision {
+    fn linears(&mut self) -> Vec<(String, &mut Linear)> {
+        let mut linears = Vec::new();
+        for (i, block) in self.layers.iter_mut().enumerate() {
+            let block = Arc::get_mut(block).expect("blocks are shared with backward passes only, and none is waiting");
+            linears.extend(
+                block.linears().map(|(name, linear)| (format!("vision_model.encoder.layers.{i}.{name}"), linear)),
+            );
+        }
+        linears
     }
 }

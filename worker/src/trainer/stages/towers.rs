@@ -4,7 +4,7 @@
 use crate::{
     model::{
         adapter::{Adapter, AdapterConfig},
-        vit::{ClipVision, ClipVisionConfig},
+        vision::{VisionConfig, VisionTower},
         weights,
     },
     torch,
@@ -18,7 +18,7 @@ pub struct Towers {
     /// Every variable by its checkpoint name.
     pub store: nn::VarStore,
     /// Pixels to the shared space.
-    pub vision: ClipVision,
+    pub vision: Box<dyn VisionTower>,
     /// Text vectors to the shared space.
     pub adapter: Adapter,
     /// The logit scale's logarithm, a scalar in fp32.
@@ -50,19 +50,19 @@ impl Towers {
         let (Some(vision), Some(adapter)) = (&recipe.model.vision, &recipe.model.adapter) else {
             return Err(TrainerError::Plan("this stage needs [model.vision] and [model.adapter]".to_owned()));
         };
-        let config: ClipVisionConfig = crate::model::config::read(&vision.folder)?;
+        let config = VisionConfig::read(&vision.folder)?;
         let mut store = nn::VarStore::new(device);
-        let mut tower = ClipVision::new(&store.root(), &config);
+        let mut tower = config.build(&store.root());
         tower.recompute_blocks(settings.activation_checkpointing);
         match vision.init {
             Init::Random => crate::model::init::random(&store, recipe.seed, &config),
             Init::Pretrained => {
-                weights::load(&mut store, &vision.folder, weights::NameMap::ClipVision)?;
+                weights::load(&mut store, &vision.folder, config.names())?;
             }
         }
         let adapter_config = AdapterConfig {
             input: settings.text_width as i64,
-            output: config.projection_dim,
+            output: config.width(),
             blocks: adapter.blocks as i64,
             expansion: adapter.expansion as i64,
             l2_norm: adapter.l2_norm,
@@ -71,8 +71,8 @@ impl Towers {
         crate::model::init::random_adapter(&store, recipe.seed);
         let log_scale = store.root().var("logit_scale", &[], nn::Init::Const(settings.log_scale_init));
         Ok(Self {
-            image_size: config.image_size,
-            width: config.projection_dim,
+            image_size: config.image_size(),
+            width: config.width(),
             vision: tower,
             adapter,
             log_scale,
@@ -110,5 +110,95 @@ impl Towers {
     /// Text embeddings, normalised: [B, width] fp32.
     pub fn text_embeddings(&self, vectors_BD: &Tensor) -> Tensor {
         normalise(&self.text_features(vectors_BD))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        collective::Solo,
+        objective::Repeats,
+        trainer::{
+            layout::clip_groups,
+            parameters::FlatParameters,
+            step::{Cut, LossSettings, PairEncoder, StepSettings, contrastive_step},
+            timeline::Timeline,
+        },
+    };
+    use common::recipe::{Source, parse};
+    use std::path::Path;
+
+    const PAIRS: i64 = 8;
+
+    struct Batch<'a> {
+        towers: &'a Towers,
+        pixels: Tensor,
+        kept: Tensor,
+        text: Tensor,
+    }
+
+    impl PairEncoder for Batch<'_> {
+        fn encode(&self, _chunk: usize) -> (Tensor, Tensor) {
+            (self.towers.image_features(&self.pixels, Some(&self.kept)), self.towers.text_features(&self.text))
+        }
+    }
+
+    /// The demo's recipe with another vision tower.
+    fn recipe(folder: &str) -> Recipe {
+        let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+        let text = std::fs::read_to_string(configs.join("demo.toml")).unwrap();
+        let source = Source { text: &text, file: "demo.toml", folder: &configs, working_directory: &configs };
+        parse(source, &[format!("model.vision.folder=models/{folder}")]).unwrap()
+    }
+
+    /// Losses of a few steps over one batch with patch dropout and activation checkpointing.
+    fn losses(folder: &str) -> Vec<f64> {
+        let settings = TowerSettings {
+            text_width: 24,
+            log_scale_init: 2.6592,
+            precision: Precision::Fp32,
+            activation_checkpointing: true,
+        };
+        let towers = Towers::build(&recipe(folder), settings, Device::Cpu).unwrap();
+        let normal = |shape: &[i64], seed| {
+            tch::manual_seed(seed);
+            Tensor::randn(shape, (Kind::Float, Device::Cpu))
+        };
+        let (layers, patches) = (towers.vision.layers(), towers.vision.patches());
+        let kept = Tensor::arange_start_step(0, patches, 2, (Kind::Int64, Device::Cpu)).expand([PAIRS, -1], false);
+        let batch = Batch {
+            towers: &towers,
+            pixels: normal(&[PAIRS, 3, towers.image_size, towers.image_size], 1),
+            kept,
+            text: normal(&[PAIRS, 24], 2),
+        };
+        let groups = clip_groups(0.1, 0.9, layers, |name| towers.vision.layer_id(name));
+        let variables = towers.store.variables().into_iter().collect();
+        let mut parameters = FlatParameters::new(variables, groups, Device::Cpu).unwrap();
+        let step = |step| {
+            let settings = StepSettings {
+                step,
+                learning_rate: 1e-3,
+                betas: (0.9, 0.98),
+                eps: 1e-6,
+                clip_norm: Some(1.0),
+                loss: LossSettings::default(),
+            };
+            let cut = Cut { sizes: &[PAIRS], rows: &[PAIRS], repeats: &Repeats::default() };
+            let time = Timeline::begin(Device::Cpu);
+            let begun = contrastive_step(&batch, cut, &Solo, &mut parameters, &towers.log_scale, &settings, time);
+            begun.unwrap().wait().unwrap().loss
+        };
+        (1..=8).map(step).collect()
+    }
+
+    #[test]
+    fn every_vision_tower_of_configs_learns_in_the_clip_stage() {
+        for folder in ["vit-tiny", "eva02-tiny", "siglip-tiny"] {
+            let losses = losses(folder);
+            assert!((losses[0] - (PAIRS as f64).ln()).abs() < 1.5, "{folder} begins by guessing: {losses:?}");
+            assert!(losses[7] < 0.5 * losses[0], "{folder}: {losses:?}");
+        }
     }
 }
