@@ -31,6 +31,8 @@ struct Figures {
     captions: String,
     direction: &'static str,
     pairs: u64,
+    /// Images that could not be decoded, with their texts.
+    left_out: u64,
     recall_at_1: f64,
     recall_at_5: f64,
     recall_at_10: f64,
@@ -55,13 +57,6 @@ pub fn run(stage: &EvalStage, context: &mut Context<'_>) -> Result<Outcome, Trai
             if notes.is_empty() {
                 notes = examples;
             }
-        }
-        let broken = dataset.len() - features.samples.len() as u64;
-        if broken > 0 {
-            notes.push(format!(
-                "{broken} broken images of `{}` are left out: `llm2clip data verify` names them",
-                dataset.name()
-            ));
         }
         if context.speaks() {
             features
@@ -210,6 +205,7 @@ fn rank_both(
             captions: column.to_owned(),
             direction,
             pairs,
+            left_out: dataset.len() - pairs,
             recall_at_1: share(0),
             recall_at_5: share(1),
             recall_at_10: share(2),
@@ -260,6 +256,7 @@ fn summary(figures: &[Figures], notes: Vec<String>, step: Step) -> serde_json::V
                 f.captions,
                 f.direction,
                 f.pairs.to_string(),
+                f.left_out.to_string(),
                 percent(f.recall_at_1),
                 percent(f.recall_at_5),
                 percent(f.recall_at_10),
@@ -269,7 +266,7 @@ fn summary(figures: &[Figures], notes: Vec<String>, step: Step) -> serde_json::V
         .collect();
     let table = serde_json::json!({
         "title": format!("retrieval with the checkpoint of step {step}"),
-        "columns": ["data set", "captions", "direction", "pairs", "R@1", "R@5", "R@10", "chance R@1"],
+        "columns": ["data set", "captions", "direction", "pairs", "left out as broken", "R@1", "R@5", "R@10", "chance R@1"],
         "rows": rows,
     });
     let mut lines = vec!["text -> the three nearest images, best first".to_owned()];

@@ -27,8 +27,11 @@ impl BrokenFile {
         }
         let context = run.context;
         let name = format!("broken-rank-{:03}.jsonl", context.rank().0);
-        let path = paths::stage_folder(&context.plan.output, "clip").join(name);
+        let folder = paths::stage_folder(&context.plan.output, "clip");
+        let path = folder.join(name);
         let failed = |source| TrainerError::Io { operation: "write", path: path.clone(), source };
+        // Another rank makes it, too, some time.
+        std::fs::create_dir_all(&folder).map_err(failed)?;
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(File::options().create(true).append(true).open(&path).map_err(failed)?),
