@@ -155,6 +155,10 @@ impl Features {
         // Between hosts; the rows are on the device.
         let whole_N: Vec<i64> = Vec::try_from(context.collective.all_gather_rows(&Tensor::from_slice(&whole), &rows)?)?;
         let samples: Vec<i64> = (0..).zip(whole_N).filter(|(_, whole)| *whole > 0).map(|(sample, _)| sample).collect();
+        let whole = |sample: &u64| samples.binary_search(&(*sample as i64)).is_ok();
+        let broken = (0..dataset.len()).filter(|sample| !whole(sample)).take(EXAMPLES);
+        let broken = broken.map(|sample| dataset.key(SampleIndex(sample))).collect::<Result<Vec<_>, _>>()?;
+        dataset.bear(dataset.len() - samples.len() as u64, &broken)?;
         let kept_M = Tensor::from_slice(&samples).to_device(context.device);
         let gather = |parts: Vec<Tensor>| -> Result<Tensor, TrainerError> {
             let mine = if parts.is_empty() {
