@@ -187,7 +187,7 @@ impl Scene {
         let faults = Faults { max_failures: 0, max_no_progress: 3 };
         let model = Models { text: None, vision: None, adapter: None };
         let (name, output) = (recipe.to_owned(), self.output());
-        let recipe = Recipe { name, seed: 0, output, data: [].into(), model, stages: vec![], faults };
+        let recipe = Recipe { name, seed: 0, output, data: [].into(), text: [].into(), model, stages: vec![], faults };
         let plan = TrainPlan {
             schema: 1,
             job: "demo-1".parse().unwrap(),

@@ -26,7 +26,11 @@ use worker::{
     trainer::{
         layout::clip_groups,
         parameters::FlatParameters,
-        step::{Cut, LossSettings, PairEncoder, StepSettings, accumulate, contrastive_step, normalise},
+        step::{
+            Cut, LossSettings, StepSettings,
+            clip::{PairEncoder, accumulate, clip_step},
+            normalise,
+        },
         timeline::Timeline,
     },
 };
@@ -160,7 +164,7 @@ fn train(collective: &dyn Collective, kind: Kind, chunk: u64, sharded: bool) -> 
     let step = |step: u64| {
         let (slice, timeline) = (slice(step as i64), Timeline::begin(Device::Cpu));
         let begun =
-            contrastive_step(&slice, cut, collective, &mut parameters, scale, &settings(step, loss), timeline).unwrap();
+            clip_step(&slice, cut, collective, &mut parameters, scale, &settings(step, loss), timeline).unwrap();
         let output = begun.wait().unwrap();
         assert!(output.updated);
         output.loss

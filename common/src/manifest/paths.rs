@@ -11,6 +11,16 @@ pub fn stage_folder(output: &Path, stage: &str) -> PathBuf {
     output.join(stage)
 }
 
+/// The PEFT folder that a stage leaves that trains LoRA.
+pub fn tuned_adapter(output: &Path, stage: &str) -> PathBuf {
+    stage_folder(output, stage).join("adapter")
+}
+
+/// The model folder that a stage leaves that trains all of the LLM's weights.
+pub fn tuned_model(output: &Path, stage: &str) -> PathBuf {
+    stage_folder(output, stage).join("model")
+}
+
 /// A checkpoint's folder.
 pub fn checkpoint_folder(output: &Path, stage: &str, step: Step) -> PathBuf {
     stage_folder(output, stage).join(step_folder(step))

@@ -1,6 +1,6 @@
 //! What tells one training from another.
 
-use super::{Faults, Recipe, Stage};
+use super::{Faults, Recipe};
 use std::path::PathBuf;
 
 impl Recipe {
@@ -9,8 +9,8 @@ impl Recipe {
         let mut bare =
             Recipe { output: PathBuf::new(), faults: Faults { max_failures: 0, max_no_progress: 0 }, ..self.clone() };
         for stage in &mut bare.stages {
-            if let Stage::Clip(clip) = stage {
-                clip.profile_steps = 0;
+            if let Some(training) = stage.training_mut() {
+                training.profile_steps = 0;
             }
         }
         let json = serde_json::to_vec(&bare).expect("a recipe is JSON");

@@ -31,11 +31,11 @@ pub(super) fn shuffle(table: &mut Table<'_>) -> Result<Shuffle, RecipeError> {
     }
 }
 
-/// Reads `mix` of a stage with these data sets.
-pub(super) fn mix(table: &mut Table<'_>, data: &[String]) -> Result<Mix, RecipeError> {
-    let Some(mut mix) = table.table("mix")? else { return Ok(Mix::default()) };
+/// Reads `mix` of a stage with these data sets; `policy` is what it is when the recipe is silent.
+pub(super) fn mix(table: &mut Table<'_>, data: &[String], policy: Policy) -> Result<Mix, RecipeError> {
+    let Some(mut mix) = table.table("mix")? else { return Ok(Mix { policy, weights: None }) };
     let policies = [("one-source", Policy::OneSource), ("mixed", Policy::Mixed)];
-    let policy = mix.get("policy", |value| choice(value, &policies))?.unwrap_or_default();
+    let policy = mix.get("policy", |value| choice(value, &policies))?.unwrap_or(policy);
     let weights = mix.table("weights")?.map(|weights| self::weights(weights, data)).transpose()?;
     mix.finish()?;
     Ok(Mix { policy, weights })
@@ -69,30 +69,32 @@ fn weights(mut table: Table<'_>, data: &[String]) -> Result<Vec<u32>, RecipeErro
 }
 
 impl Recipe {
-    /// Gives the data sets that the `clip` stage mixes other weights; those that are not named keep theirs.
+    /// Gives the data sets that stage number `stage` mixes other weights; those that are not named keep theirs.
     ///
     /// # Errors
     /// In words, when there is no mix, a name is not in it, a weight is missing, or none is above 0.
-    pub fn set_weights(&mut self, new: &BTreeMap<String, u32>) -> Result<(), String> {
-        let clip = self.stages.iter_mut().find_map(|stage| match stage {
-            Stage::Clip(clip) => Some(clip),
-            Stage::Embed(_) | Stage::Eval(_) => None,
-        });
-        let clip = clip.ok_or("the recipe has no `clip` stage")?;
-        if let Some(name) = new.keys().find(|name| !clip.data.contains(name)) {
-            return Err(format!("data set `{name}` is not one of the stage's: {}", clip.data.join(", ")));
+    pub fn set_weights(&mut self, stage: usize, new: &BTreeMap<String, u32>) -> Result<(), String> {
+        let training = self.stages.get_mut(stage).and_then(Stage::training_mut).ok_or("the stage mixes no data")?;
+        if let Some(name) = new.keys().find(|name| !training.data.contains(name)) {
+            return Err(format!("data set `{name}` is not one of the stage's: {}", training.data.join(", ")));
         }
-        let old = |number: usize| clip.mix.weights.as_ref().map(|weights| weights[number]);
+        let old = |number: usize| training.mix.weights.as_ref().map(|weights| weights[number]);
         let weight = |(number, name): (usize, &String)| {
             let weight = new.get(name).copied().or_else(|| old(number));
             weight.ok_or_else(|| format!("data set `{name}` needs a weight, too: it had none"))
         };
-        let weights = clip.data.iter().enumerate().map(weight).collect::<Result<Vec<u32>, _>>()?;
+        let weights = training.data.iter().enumerate().map(weight).collect::<Result<Vec<u32>, _>>()?;
         if weights.iter().all(|weight| *weight == 0) {
             return Err("no data set has a weight above 0".to_owned());
         }
-        clip.mix.weights = Some(weights);
+        training.mix.weights = Some(weights);
         Ok(())
+    }
+
+    /// The stage whose mix can be given other weights when a job goes on at stage number `from`: that one, or the first
+    /// after it that mixes.
+    pub fn mixes_from(&self, from: usize) -> Option<usize> {
+        (from..self.stages.len()).find(|stage| self.stages[*stage].training().is_some())
     }
 }
 

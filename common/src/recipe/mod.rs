@@ -13,6 +13,9 @@ mod order;
 mod raw;
 mod read;
 mod stages;
+mod text_sets;
+mod training;
+mod tuning;
 mod validate;
 
 #[cfg(test)]
@@ -21,8 +24,11 @@ mod tests;
 pub use data_path::DataPath;
 pub use error::RecipeError;
 pub use read::{Source, parse};
+pub use text_sets::{TextKind, TextSet};
+pub use training::{CheckpointPolicy, Decay, Length, Mix, Optimizer, Precision, Schedule, Training};
+pub use tuning::{ContrastStage, Lora, Masking, MntpStage, PairRule, Remainder, Replacement};
 
-use crate::sampler::{Policy, Shuffle, Tail};
+use crate::sampler::Shuffle;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -35,8 +41,11 @@ pub struct Recipe {
     pub seed: u64,
     /// The job's folder on shared storage, absolute.
     pub output: PathBuf,
-    /// The data sets by name.
+    /// The data sets of images by name.
     pub data: BTreeMap<String, DataSet>,
+    /// The data sets of texts by name; no name is in both.
+    #[serde(default)]
+    pub text: BTreeMap<String, TextSet>,
     /// The models.
     pub model: Models,
     /// What to do, in order.
@@ -210,6 +219,9 @@ pub struct TextModel {
     pub pooling: Pooling,
     /// The longest sequence in tokens; longer captions are cut.
     pub max_length: usize,
+    /// PEFT folders of LoRAs that are merged into the weights, one after the other; absolute.
+    #[serde(default)]
+    pub adapters: Vec<PathBuf>,
 }
 
 /// Which tokens a token sees.
@@ -256,6 +268,10 @@ pub struct AdapterModel {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Stage {
+    /// Teach the LLM to see both ways: masked next-token prediction.
+    Mntp(Box<MntpStage>),
+    /// Tune the LLM to tell captions apart.
+    Contrast(Box<ContrastStage>),
     /// Write the text vectors of every caption.
     Embed(EmbedStage),
     /// Train the vision tower and the adapter.
@@ -268,11 +284,34 @@ impl Stage {
     /// The stage's name in the recipe, in paths and on the screen.
     pub fn kind(&self) -> &'static str {
         match self {
+            Stage::Mntp(_) => "mntp",
+            Stage::Contrast(_) => "contrast",
             Stage::Embed(_) => "embed",
             Stage::Clip(_) => "clip",
             Stage::Eval(_) => "eval",
         }
     }
+}
+
+/// Settings of `clip`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ClipStage {
+    /// What every training has.
+    #[serde(flatten)]
+    pub training: Training,
+    /// How images are cropped.
+    pub augment: Augment,
+    /// How near to Pillow's their pixels are.
+    #[serde(default)]
+    pub pixels: PixelMode,
+    /// When they become RGB.
+    #[serde(default)]
+    pub convert_to_rgb: ConvertToRgb,
+    /// The share of an image's patches that a step does not see, drawn anew for each sample and epoch.
+    #[serde(default)]
+    pub patch_dropout: f64,
+    /// The logit scale's start: ln(1/0.07) in CLIP.
+    pub logit_scale_init: f64,
 }
 
 /// Settings of `embed`.
@@ -285,84 +324,6 @@ pub struct EmbedStage {
     /// The number format of the LLM's weights and of its forward pass.
     #[serde(default)]
     pub precision: Precision,
-}
-
-/// Settings of `clip`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ClipStage {
-    /// Data sets that are mixed.
-    pub data: Vec<String>,
-    /// How they are mixed.
-    #[serde(default)]
-    pub mix: Mix,
-    /// What happens to samples that do not fill a global batch.
-    #[serde(default)]
-    pub tail: Tail,
-    /// Pairs per step over all ranks; the set of negatives.
-    pub global_batch: u64,
-    /// Pairs per forward and backward pass, cut on the global batch's slot numbers.
-    pub chunk: u64,
-    /// How long to train.
-    pub length: Length,
-    /// The number format of the forward and backward passes.
-    pub precision: Precision,
-    /// How images are cropped.
-    pub augment: Augment,
-    /// How near to Pillow's their pixels are.
-    #[serde(default)]
-    pub pixels: PixelMode,
-    /// When they become RGB.
-    #[serde(default)]
-    pub convert_to_rgb: ConvertToRgb,
-    /// The share of an image's patches that a step does not see, drawn anew for each sample and epoch.
-    #[serde(default)]
-    pub patch_dropout: f64,
-    /// AdamW's settings.
-    pub optimizer: Optimizer,
-    /// The learning rate over time.
-    pub schedule: Schedule,
-    /// When to write checkpoints.
-    pub checkpoint: CheckpointPolicy,
-    /// The logit scale's start: ln(1/0.07) in CLIP.
-    pub logit_scale_init: f64,
-    /// Whether the backward pass runs each block of the vision tower again instead of keeping what it computed.
-    #[serde(default)]
-    pub activation_checkpointing: bool,
-    /// Steps whose sections are written to a trace, after the first few; 0 means none.
-    #[serde(default)]
-    pub profile_steps: u64,
-}
-
-/// How data sets are mixed.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Mix {
-    /// How a global batch is composed.
-    pub policy: Policy,
-    /// One weight a data set, in the order of the stage's `data`: of batches with `one-source`, of samples with `mixed`.
-    /// Absent means in proportion to the sizes, so that each sample comes once an epoch.
-    pub weights: Option<Vec<u32>>,
-}
-
-/// How long to train.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Length {
-    /// Times through the data; `tail` says what happens to an incomplete global batch at an epoch's end. With weights, an
-    /// epoch is as many samples as the data sets have together.
-    Epochs(u64),
-    /// Optimizer steps.
-    Steps(u64),
-}
-
-/// The number format of compute.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Precision {
-    /// 32-bit floats.
-    #[default]
-    Fp32,
-    /// bfloat16 compute; what is trained has fp32 master weights.
-    Bf16,
 }
 
 /// Random crops, with torchvision's `RandomResizedCrop` semantics.
@@ -395,42 +356,6 @@ pub enum ConvertToRgb {
     /// After it was resized, as open_clip's transforms do: alpha, CMYK, palettes, single bits and 16 bits of gray are
     /// resized as they are.
     AfterResize,
-}
-
-/// AdamW.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Optimizer {
-    /// The peak learning rate.
-    pub learning_rate: f64,
-    /// Decay rates of the two moments.
-    pub betas: (f64, f64),
-    /// Added to the denominator.
-    pub eps: f64,
-    /// Decoupled weight decay; not on biases, norms and the logit scale.
-    pub weight_decay: f64,
-    /// The largest gradient norm; absent means that gradients are not clipped.
-    pub clip_norm: Option<f64>,
-    /// The factor per layer, from the head down, on the vision tower's learning rate; 1 = none.
-    pub layer_decay: f64,
-    /// Whether each rank keeps the moments of its share alone and updates it for all (ZeRO, first stage).
-    #[serde(default)]
-    pub sharded: bool,
-}
-
-/// Linear warm-up, then a cosine to zero: a function of the step alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Schedule {
-    /// Steps of warm-up.
-    pub warmup_steps: u64,
-}
-
-/// When checkpoints are written, and how many are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CheckpointPolicy {
-    /// Steps between two; the last step always writes one.
-    pub every_steps: u64,
-    /// How many verified ones to keep, at least 2.
-    pub keep: usize,
 }
 
 /// Settings of `eval`.

@@ -1,7 +1,7 @@
 //! The order of a stage's samples as its recipe describes it. Training and `llm2clip data order` both ask here, so that what
 //! is listed is what is trained on.
 
-use super::{ClipStage, Length, Recipe};
+use super::{Length, Recipe, Training};
 use crate::sampler::{Order, OrderError, OrderSource, OrderSpec, Segment, Shuffle};
 
 impl Recipe {
@@ -12,7 +12,7 @@ impl Recipe {
     ///
     /// # Panics
     /// When there is not one number a data set.
-    pub fn order(&self, stage: &ClipStage, samples: &[u64]) -> Result<Order, OrderError> {
+    pub fn order(&self, stage: &Training, samples: &[u64]) -> Result<Order, OrderError> {
         assert_eq!(samples.len(), stage.data.len(), "one number a data set");
         let source = |(name, samples): (&String, &u64)| OrderSource {
             name: name.clone(),
@@ -44,7 +44,7 @@ impl Length {
 mod tests {
     use super::*;
     use crate::{
-        recipe::{Source, Stage, parse},
+        recipe::{Source, parse},
         sampler::Policy,
     };
     use std::path::Path;
@@ -81,8 +81,7 @@ mod tests {
         "#;
         let here = Path::new("/here");
         let recipe = parse(Source { text, file: "mix.toml", folder: here, working_directory: here }, &[]).unwrap();
-        let clip =
-            recipe.stages.iter().find_map(|s| if let Stage::Clip(clip) = s { Some(clip) } else { None }).unwrap();
+        let clip = recipe.training("clip").unwrap();
         let order = recipe.order(clip, &[500, 1_000]).unwrap();
         let expected = OrderSpec {
             sources: vec![

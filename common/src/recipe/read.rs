@@ -6,7 +6,9 @@ use super::{
     error::{File, RecipeError},
     mix,
     raw::{self, Node, Table, Value},
-    stages, validate,
+    stages,
+    text_sets::text_set,
+    validate,
 };
 use std::{
     collections::BTreeMap,
@@ -40,13 +42,14 @@ pub fn parse(source: Source<'_>, overrides: &[String]) -> Result<Recipe, RecipeE
     let name = table.need("name", name)?;
     let seed = table.get("seed", unsigned)?.unwrap_or(0);
     let output = source.working_directory.join(table.need("output", text)?);
-    let data = data_sets(&mut table, source.folder)?;
+    let data = sets(&mut table, "data", |table| data_set(table, source.folder))?;
+    let text = sets(&mut table, "text", |table| text_set(table, source.folder))?;
     let model = models(&mut table, source.folder)?;
     let stages = stages::read(&mut table)?;
     let faults = faults(&mut table)?;
     let place = table.place.clone();
     table.finish()?;
-    let recipe = Recipe { name, seed, output: plain(&output), data, model, stages, faults };
+    let recipe = Recipe { name, seed, output: plain(&output), data, text, model, stages, faults };
     validate::check(&recipe).map_err(|message| file.error(&place, message))?;
     Ok(recipe)
 }
@@ -66,18 +69,21 @@ pub(super) fn plain(path: &Path) -> PathBuf {
     plain
 }
 
-fn data_sets(table: &mut Table<'_>, folder: &Path) -> Result<BTreeMap<String, DataSet>, RecipeError> {
-    let Some(mut sets) = table.table("data")? else { return Err(table.error("`[data.NAME]` is missing")) };
-    let mut read = BTreeMap::new();
-    for (name, node) in sets.rest() {
-        let place = node.place.clone();
+/// Tables by name: `[data.NAME]`, `[text.NAME]`.
+fn sets<T>(
+    table: &mut Table<'_>,
+    section: &'static str,
+    read: impl Fn(Table<'_>) -> Result<T, RecipeError>,
+) -> Result<BTreeMap<String, T>, RecipeError> {
+    let Some(mut sets) = table.table(section)? else { return Ok(BTreeMap::new()) };
+    let file = table.file;
+    let one = |(name, node): (String, Node)| {
         if let Err(message) = self::name(&Value::Text(name.clone())) {
-            return Err(table.file.error(&place, format!("data set `{name}` {message}")));
+            return Err(file.error(&node.place, format!("data set `{name}` {message}")));
         }
-        let set = data_set(Table::of(table.file, &format!("data.{name}"), node)?, folder)?;
-        read.insert(name, set);
-    }
-    Ok(read)
+        Ok((name.clone(), read(Table::of(file, &format!("{section}.{name}"), node)?)?))
+    };
+    sets.rest().into_iter().map(one).collect()
 }
 
 fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError> {
@@ -90,11 +96,7 @@ fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError>
     let image_column = table.get("image_column", text)?;
     let rows = rows(table.table("rows")?)?;
     let only = table.table("only")?.map(only).transpose()?.unwrap_or_default();
-    let index = table.get("index", text)?.map_or(IndexPlace::Cache, |place| match place.as_str() {
-        "cache" => IndexPlace::Cache,
-        "beside" => IndexPlace::Beside,
-        path => IndexPlace::Folder(plain(&folder.join(path))),
-    });
+    let index = index_place(&mut table, folder)?;
     if kind != DataKind::List && images.is_some() {
         return Err(table.error("`images` is the folder of a list's images: set `kind` to \"list\", or leave it out"));
     }
@@ -106,7 +108,16 @@ fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError>
     Ok(DataSet { kind, shards, captions, broken_limit, shuffle, images, image_column, rows, only, index })
 }
 
-fn data_path(value: &Value, folder: &Path) -> Result<DataPath, String> {
+/// Reads `index`: `"cache"`, `"beside"`, or a folder.
+pub(super) fn index_place(table: &mut Table<'_>, folder: &Path) -> Result<IndexPlace, RecipeError> {
+    Ok(table.get("index", text)?.map_or(IndexPlace::Cache, |place| match place.as_str() {
+        "cache" => IndexPlace::Cache,
+        "beside" => IndexPlace::Beside,
+        path => IndexPlace::Folder(plain(&folder.join(path))),
+    }))
+}
+
+pub(super) fn data_path(value: &Value, folder: &Path) -> Result<DataPath, String> {
     DataPath::read(&text(value)?, folder)
 }
 
@@ -187,7 +198,8 @@ fn init(table: &mut Table<'_>) -> Result<Init, RecipeError> {
 }
 
 fn text_model(mut table: Table<'_>, folder: &Path) -> Result<TextModel, RecipeError> {
-    let path = plain(&folder.join(table.need("folder", text)?));
+    let at = |path: String| plain(&folder.join(path));
+    let path = at(table.need("folder", text)?);
     let init = init(&mut table)?;
     let attention = [("bidirectional", Attention::Bidirectional), ("causal", Attention::Causal)];
     let pooling = [("mean", Pooling::Mean), ("mean-caption", Pooling::MeanCaption)];
@@ -198,6 +210,12 @@ fn text_model(mut table: Table<'_>, folder: &Path) -> Result<TextModel, RecipeEr
         template: table.get("template", template)?.unwrap_or_else(|| "{caption}".to_owned()),
         pooling: table.get("pooling", |value| choice(value, &pooling))?.unwrap_or(Pooling::Mean),
         max_length: table.get("max_length", positive)?.unwrap_or(512) as usize,
+        adapters: table
+            .get("adapters", |value| one_or_more(value, text))?
+            .unwrap_or_default()
+            .into_iter()
+            .map(at)
+            .collect(),
     };
     table.finish()?;
     Ok(model)
@@ -293,7 +311,7 @@ pub(super) fn within(value: &Value, low: f64, high: f64) -> Result<f64, String> 
     })
 }
 
-fn share(value: &Value) -> Result<f64, String> {
+pub(super) fn share(value: &Value) -> Result<f64, String> {
     within(value, 0.0, 1.0)
 }
 

@@ -1,15 +1,17 @@
 //! The stages of a recipe.
 
 use super::{
-    Augment, CheckpointPolicy, ClipStage, ConvertToRgb, EmbedStage, EvalStage, Length, Optimizer, PixelMode, Precision,
-    Schedule, Stage,
+    Augment, CheckpointPolicy, ClipStage, ConvertToRgb, Decay, EmbedStage, EvalStage, Length, Optimizer, PixelMode,
+    Precision, Schedule, Stage, Training,
     error::{RecipeError, nearest},
     mix,
     raw::{Table, Value},
     read::{boolean, choice, float, positive, text, unsigned, within},
+    tuning,
 };
+use crate::sampler::Policy;
 
-const KINDS: [&str; 3] = ["embed", "clip", "eval"];
+const KINDS: [&str; 5] = ["mntp", "contrast", "embed", "clip", "eval"];
 
 /// Reads `[[stage]]`.
 pub(super) fn read(table: &mut Table<'_>) -> Result<Vec<Stage>, RecipeError> {
@@ -37,6 +39,14 @@ fn stage(mut table: Table<'_>) -> Result<Stage, RecipeError> {
             let batch_tokens = table.get("batch_tokens", positive)?.unwrap_or(16_384) as usize;
             Stage::Embed(EmbedStage { data, batch_tokens, precision: precision(&mut table)? })
         }
+        "mntp" => {
+            let training = training(&mut table, data, &MNTP)?;
+            Stage::Mntp(Box::new(tuning::mntp(&mut table, training)?))
+        }
+        "contrast" => {
+            let training = training(&mut table, data, &TRANSFORMERS)?;
+            Stage::Contrast(Box::new(tuning::contrast(&mut table, training)?))
+        }
         "clip" => Stage::Clip(Box::new(clip(&mut table, data)?)),
         _ => Stage::Eval(EvalStage { data, chunk: table.get("chunk", positive)?.unwrap_or(64) }),
     };
@@ -49,29 +59,55 @@ fn precision(table: &mut Table<'_>) -> Result<Precision, RecipeError> {
     Ok(table.get("precision", |value| choice(value, &precisions))?.unwrap_or_default())
 }
 
-fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeError> {
+fn training(table: &mut Table<'_>, data: Vec<String>, defaults: &Defaults) -> Result<Training, RecipeError> {
     let global_batch = table.need("global_batch", positive)?;
     let chunk = table.get("chunk", positive)?.unwrap_or(global_batch);
-    Ok(ClipStage {
-        mix: mix::mix(table, &data)?,
+    Ok(Training {
+        mix: mix::mix(table, &data, defaults.policy)?,
         tail: mix::tail(table)?,
         data,
         global_batch,
         chunk,
         length: length(table)?,
         precision: precision(table)?,
+        optimizer: optimizer(table, defaults)?,
+        schedule: schedule(table, defaults.decay)?,
+        checkpoint: checkpoint(table)?,
+        activation_checkpointing: table.get("activation_checkpointing", boolean)?.unwrap_or(false),
+        profile_steps: table.get("profile_steps", unsigned)?.unwrap_or(0),
+    })
+}
+
+/// What a training does when the recipe is silent.
+struct Defaults {
+    policy: Policy,
+    betas: (f64, f64),
+    eps: f64,
+    weight_decay: f64,
+    decay: Decay,
+}
+
+/// Of stage 2: open_clip's.
+const OPEN_CLIP: Defaults =
+    Defaults { policy: Policy::OneSource, betas: (0.9, 0.98), eps: 1e-6, weight_decay: 0.05, decay: Decay::Cosine };
+
+/// Of stage 1: those of transformers' trainer.
+const TRANSFORMERS: Defaults =
+    Defaults { policy: Policy::OneSource, betas: (0.9, 0.999), eps: 1e-8, weight_decay: 0.0, decay: Decay::Linear };
+
+/// Of `mntp`, whose data sets the reference shuffles together.
+const MNTP: Defaults = Defaults { policy: Policy::Mixed, ..TRANSFORMERS };
+
+fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeError> {
+    Ok(ClipStage {
+        training: training(table, data, &OPEN_CLIP)?,
         augment: augment(table)?,
         pixels: pixels(table)?,
         convert_to_rgb: convert_to_rgb(table)?,
         patch_dropout: table.get("patch_dropout", |value| within(value, 0.0, 0.95))?.unwrap_or(0.0),
-        optimizer: optimizer(table)?,
-        schedule: schedule(table)?,
-        checkpoint: checkpoint(table)?,
         logit_scale_init: table
             .get("logit_scale_init", |v| within(v, 0.0, 100f64.ln()))?
             .unwrap_or((1.0f64 / 0.07).ln()),
-        activation_checkpointing: table.get("activation_checkpointing", boolean)?.unwrap_or(false),
-        profile_steps: table.get("profile_steps", unsigned)?.unwrap_or(0),
     })
 }
 
@@ -81,7 +117,7 @@ fn length(table: &mut Table<'_>) -> Result<Length, RecipeError> {
     match (epochs, steps) {
         (Some(epochs), None) => Ok(Length::Epochs(epochs)),
         (None, Some(steps)) => Ok(Length::Steps(steps)),
-        _ => Err(table.error("a `clip` stage needs either `epochs` or `steps`")),
+        _ => Err(table.error("a stage that trains needs either `epochs` or `steps`")),
     }
 }
 
@@ -120,7 +156,7 @@ fn convert_to_rgb(table: &mut Table<'_>) -> Result<ConvertToRgb, RecipeError> {
     Ok(table.get("convert_to_rgb", |value| choice(value, &times))?.unwrap_or_default())
 }
 
-fn optimizer(table: &mut Table<'_>) -> Result<Optimizer, RecipeError> {
+fn optimizer(table: &mut Table<'_>, defaults: &Defaults) -> Result<Optimizer, RecipeError> {
     let Some(mut optimizer) = table.table("optimizer")? else {
         return Err(table.error("`stage.optimizer` is missing; it needs at least `learning_rate`"));
     };
@@ -136,9 +172,9 @@ fn optimizer(table: &mut Table<'_>) -> Result<Optimizer, RecipeError> {
     };
     let read = Optimizer {
         learning_rate: optimizer.need("learning_rate", above_zero)?,
-        betas: optimizer.get("betas", beta)?.unwrap_or((0.9, 0.98)),
-        eps: optimizer.get("eps", above_zero)?.unwrap_or(1e-6),
-        weight_decay: optimizer.get("weight_decay", |value| within(value, 0.0, 10.0))?.unwrap_or(0.05),
+        betas: optimizer.get("betas", beta)?.unwrap_or(defaults.betas),
+        eps: optimizer.get("eps", above_zero)?.unwrap_or(defaults.eps),
+        weight_decay: optimizer.get("weight_decay", |value| within(value, 0.0, 10.0))?.unwrap_or(defaults.weight_decay),
         clip_norm: optimizer.get("clip_norm", above_zero)?,
         layer_decay: optimizer.get("layer_decay", |value| within(value, 1e-3, 1.0))?.unwrap_or(1.0),
         sharded: optimizer.get("sharded", boolean)?.unwrap_or(false),
@@ -147,9 +183,13 @@ fn optimizer(table: &mut Table<'_>) -> Result<Optimizer, RecipeError> {
     Ok(read)
 }
 
-fn schedule(table: &mut Table<'_>) -> Result<Schedule, RecipeError> {
+fn schedule(table: &mut Table<'_>, decay: Decay) -> Result<Schedule, RecipeError> {
+    let decays = [("cosine", Decay::Cosine), ("linear", Decay::Linear), ("constant", Decay::Constant)];
     let mut schedule = table.table("schedule")?.unwrap_or_else(|| Table::empty(table.file, "stage.schedule"));
-    let read = Schedule { warmup_steps: schedule.get("warmup_steps", unsigned)?.unwrap_or(0) };
+    let read = Schedule {
+        warmup_steps: schedule.get("warmup_steps", unsigned)?.unwrap_or(0),
+        decay: schedule.get("decay", |value| choice(value, &decays))?.unwrap_or(decay),
+    };
     schedule.finish()?;
     Ok(read)
 }

@@ -1,6 +1,7 @@
 //! Recipes as people write them, and the mistakes they make.
 
 use super::*;
+use crate::sampler::{Policy, Tail};
 use std::path::Path;
 
 const RECIPE: &str = r#"name = "small"
@@ -56,8 +57,8 @@ fn a_recipe_is_complete_and_its_paths_absolute() {
     let columns: Vec<_> = recipe.data["train"].captions.columns.iter().map(|c| (c.name.as_str(), c.weight)).collect();
     assert_eq!(columns, [(".txt", 1), ("long", 2)]);
     assert_eq!(recipe.model.vision.as_ref().unwrap().folder, Path::new("/models/vit"));
-    assert_eq!(clip(&recipe).chunk, 256);
-    assert_eq!(clip(&recipe).length, Length::Steps(100));
+    assert_eq!(clip(&recipe).training.chunk, 256);
+    assert_eq!(clip(&recipe).training.length, Length::Steps(100));
     assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&recipe).unwrap()).unwrap(), recipe);
 }
 
@@ -100,17 +101,17 @@ fn data_sets_are_mixed_and_shuffled_as_the_recipe_says() {
     let two = two.replace("data = [\"train\"]", "data = [\"train\", \"other\"]\nMIX");
     let with = |mix: &str| read(&two.replace("MIX", mix), &[]);
     let plain = with("").unwrap();
-    assert_eq!((&clip(&plain).mix, clip(&plain).tail), (&Mix::default(), Tail::Drop));
+    assert_eq!((&clip(&plain).training.mix, clip(&plain).training.tail), (&Mix::default(), Tail::Drop));
     assert_eq!(plain.data["train"].shuffle, Shuffle::Full);
     assert_eq!(plain.data["other"].shuffle, Shuffle::Blocks { block: 64, window: 4096 });
     let mixed = with("mix = { policy = \"mixed\", weights = { other = 1, train = 2 } }\ntail = \"carry\"").unwrap();
-    assert_eq!(clip(&mixed).mix, Mix { policy: Policy::Mixed, weights: Some(vec![2, 1]) });
-    assert_eq!(clip(&mixed).tail, Tail::Carry);
+    assert_eq!(clip(&mixed).training.mix, Mix { policy: Policy::Mixed, weights: Some(vec![2, 1]) });
+    assert_eq!(clip(&mixed).training.tail, Tail::Carry);
     assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&mixed).unwrap()).unwrap(), mixed);
     let change = |recipe: &Recipe, new: &[(&str, u32)]| {
         let mut recipe = recipe.clone();
         let new = new.iter().map(|(name, weight)| ((*name).to_owned(), *weight)).collect();
-        recipe.set_weights(&new).map(|()| clip(&recipe).mix.weights.clone().unwrap())
+        recipe.set_weights(1, &new).map(|()| clip(&recipe).training.mix.weights.clone().unwrap())
     };
     assert_eq!(change(&mixed, &[("other", 5)]), Ok(vec![2, 5]));
     assert_eq!(change(&plain, &[("other", 5), ("train", 0)]), Ok(vec![0, 5]));
@@ -162,8 +163,8 @@ fn overrides_reach_every_place_and_their_mistakes_are_told_as_theirs() {
     let recipe =
         read(RECIPE, &["stage.clip.global_batch=512", "seed=9", "name=other", "stage.clip.optimizer.clip_norm=1"])
             .unwrap();
-    assert_eq!((clip(&recipe).global_batch, recipe.seed, recipe.name.as_str()), (512, 9, "other"));
-    assert_eq!(clip(&recipe).optimizer.clip_norm, Some(1.0));
+    assert_eq!((clip(&recipe).training.global_batch, recipe.seed, recipe.name.as_str()), (512, 9, "other"));
+    assert_eq!(clip(&recipe).training.optimizer.clip_norm, Some(1.0));
     let check = |text: &str, expected: &str| {
         let error = read(RECIPE, &[text]).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");

@@ -1,6 +1,6 @@
 //! What must hold between the parts of a recipe.
 
-use super::{Length, Recipe, Stage, error::nearest};
+use super::{ContrastStage, Length, PairRule, Recipe, Stage, TextKind, error::nearest};
 use crate::sampler::Shuffle;
 
 /// How many global batches a window of a block shuffle has at least.
@@ -11,56 +11,148 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
     if recipe.stages.is_empty() {
         return Err("a recipe has at least one `[[stage]]`".to_owned());
     }
+    if let Some(name) = recipe.text.keys().find(|name| recipe.data.contains_key(*name)) {
+        return Err(format!("there are both `[data.{name}]` and `[text.{name}]`: rename one of them"));
+    }
     for (number, stage) in recipe.stages.iter().enumerate() {
         if recipe.stages[..number].iter().any(|before| before.kind() == stage.kind()) {
             return Err(format!("there are two stages of kind `{}`: a recipe has one of each", stage.kind()));
         }
-        let data = match stage {
-            Stage::Embed(embed) => &embed.data,
-            Stage::Clip(clip) => &clip.data,
-            Stage::Eval(eval) => &eval.data,
-        };
-        for name in data {
-            known_data(recipe, stage.kind(), name)?;
+        for name in stage.data() {
+            known_data(recipe, stage, name)?;
         }
         models(recipe, stage)?;
-        windows(recipe, stage)?;
-        if let Stage::Clip(clip) = stage
-            && let Length::Steps(steps) = clip.length
-            && clip.schedule.warmup_steps >= steps
+        training(recipe, stage)?;
+        if let Stage::Contrast(contrast) = stage {
+            pairs(recipe, contrast)?;
+        }
+    }
+    order_of_stages(recipe)
+}
+
+impl Stage {
+    /// The data sets that the stage reads.
+    pub fn data(&self) -> &[String] {
+        match self {
+            Stage::Mntp(stage) => &stage.training.data,
+            Stage::Contrast(stage) => &stage.training.data,
+            Stage::Embed(stage) => &stage.data,
+            Stage::Clip(stage) => &stage.training.data,
+            Stage::Eval(stage) => &stage.data,
+        }
+    }
+}
+
+/// The LLM is tuned before it is used: after `embed` nothing would come of it.
+fn order_of_stages(recipe: &Recipe) -> Result<(), String> {
+    let place = |kind: &str| recipe.stages.iter().position(|stage| stage.kind() == kind);
+    for (first, then) in [("mntp", "contrast"), ("contrast", "embed"), ("mntp", "embed")] {
+        if let (Some(late), Some(early)) = (place(first), place(then))
+            && late > early
         {
-            return Err(format!("`warmup_steps` is {}, the stage has {steps} steps", clip.schedule.warmup_steps));
+            return Err(format!("stage `{first}` comes after `{then}`, which builds on it: exchange the two"));
         }
     }
     Ok(())
 }
 
+fn training(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
+    let Some(training) = stage.training() else { return Ok(()) };
+    if let Length::Steps(steps) = training.length
+        && training.schedule.warmup_steps >= steps
+    {
+        return Err(format!("`warmup_steps` is {}, the stage has {steps} steps", training.schedule.warmup_steps));
+    }
+    windows(recipe, training.global_batch, &training.data)
+}
+
 /// A batch is drawn from one window of a block shuffle: with fewer than 8 batches in it, batches would be made of neighbours,
 /// and the same samples would be each other's negatives again and again.
-fn windows(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
-    let Stage::Clip(clip) = stage else { return Ok(()) };
-    let least = clip.global_batch.saturating_mul(LEAST_WINDOW);
-    for name in &clip.data {
-        if let Shuffle::Blocks { window, .. } = recipe.data[name].shuffle
+fn windows(recipe: &Recipe, global_batch: u64, data: &[String]) -> Result<(), String> {
+    let least = global_batch.saturating_mul(LEAST_WINDOW);
+    for (name, set) in data.iter().filter_map(|name| Some((name, recipe.data.get(name)?))) {
+        if let Shuffle::Blocks { window, .. } = set.shuffle
             && window < least
         {
             return Err(format!(
                 "`data.{name}.shuffle.window` is {window}, it must be at least {least}: {LEAST_WINDOW} global batches of \
-                 {}, or batches would be made of neighbours. Enlarge it, or shuffle fully",
-                clip.global_batch
+                 {global_batch}, or batches would be made of neighbours. Enlarge it, or shuffle fully"
             ));
         }
     }
     Ok(())
 }
 
-fn known_data(recipe: &Recipe, stage: &str, name: &str) -> Result<(), String> {
+fn known_data(recipe: &Recipe, stage: &Stage, name: &str) -> Result<(), String> {
+    let kind = stage.kind();
     if recipe.data.contains_key(name) {
         return Ok(());
     }
-    let near = nearest(name, recipe.data.keys().map(String::as_str));
-    let near = near.map_or(String::new(), |near| format!(", did you mean `{near}`?"));
-    Err(format!("stage `{stage}` names data set `{name}`, but there is no `[data.{name}]`{near}"))
+    match (recipe.text.get(name).map(|set| &set.kind), stage) {
+        (Some(TextKind::Documents { .. }), Stage::Mntp(_)) | (Some(TextKind::Pairs { .. }), Stage::Contrast(_)) => {
+            Ok(())
+        }
+        (Some(TextKind::Documents { .. }), Stage::Contrast(_)) => {
+            Err(format!("stage `contrast` needs pairs, and `[text.{name}]` has documents: set its `kind` to \"pairs\""))
+        }
+        (Some(TextKind::Pairs { .. }), Stage::Mntp(_)) => {
+            Err(format!("stage `mntp` reads documents, and `[text.{name}]` has pairs"))
+        }
+        (Some(_), _) => Err(format!("stage `{kind}` needs images, and `{name}` is a data set of texts")),
+        (None, _) => {
+            let known = recipe.data.keys().chain(recipe.text.keys()).map(String::as_str);
+            let near = nearest(name, known).map_or(String::new(), |near| format!(", did you mean `{near}`?"));
+            let section = if matches!(stage, Stage::Mntp(_) | Stage::Contrast(_)) {
+                format!("`[data.{name}]` and no `[text.{name}]`")
+            } else {
+                format!("`[data.{name}]`")
+            };
+            Err(format!("stage `{kind}` names data set `{name}`, but there is no {section}{near}"))
+        }
+    }
+}
+
+/// The rule of every data set of images names columns that it has.
+fn pairs(recipe: &Recipe, stage: &ContrastStage) -> Result<(), String> {
+    for (name, set) in stage.training.data.iter().filter_map(|name| Some((name, recipe.data.get(name)?))) {
+        let Some(rule) = stage.pairs.get(name) else {
+            return Err(format!(
+                "stage `contrast` needs to know how the captions of `{name}` make pairs: `pairs = {{ {name} = {{ rule = \
+                 \"short-long\", short = …, long = … }} }}`, or rule = \"two-of\" or \"views\""
+            ));
+        };
+        let columns: Vec<&str> = set.captions.columns.iter().map(|column| column.name.as_str()).collect();
+        let drawn = set.captions.columns.iter().filter(|column| column.weight > 0).count();
+        match rule {
+            PairRule::ShortLong { short, long, .. } => {
+                if let Some(missing) = [short, long].into_iter().find(|name| !columns.contains(&name.as_str())) {
+                    let has = columns.join(", ");
+                    return Err(format!(
+                        "`stage.pairs.{name}` names column `{missing}`; `data.{name}.captions` has {has}"
+                    ));
+                }
+            }
+            PairRule::TwoOf { .. } if drawn < 2 => {
+                return Err(format!(
+                    "`stage.pairs.{name}` draws two of the caption columns, and `data.{name}.captions` has {drawn} with a \
+                     weight above 0"
+                ));
+            }
+            PairRule::Views if stage.lora.as_ref().is_none_or(|lora| lora.dropout == 0.0) => {
+                return Err(format!(
+                    "`stage.pairs.{name}` takes a caption twice, and nothing tells the two apart: give the stage `lora` with \
+                     `dropout` above 0"
+                ));
+            }
+            PairRule::TwoOf { .. } | PairRule::Views => {}
+        }
+    }
+    match stage.pairs.keys().find(|name| recipe.text.contains_key(*name)) {
+        Some(name) => {
+            Err(format!("`stage.pairs` has a rule for `{name}`, whose rows are pairs as they are: leave it out"))
+        }
+        None => Ok(()),
+    }
 }
 
 fn models(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
@@ -69,7 +161,7 @@ fn models(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
         return missing("text");
     }
     match stage {
-        Stage::Embed(_) => Ok(()),
+        Stage::Mntp(_) | Stage::Contrast(_) | Stage::Embed(_) => Ok(()),
         Stage::Clip(_) | Stage::Eval(_) if recipe.model.vision.is_none() => missing("vision"),
         Stage::Clip(_) | Stage::Eval(_) if recipe.model.adapter.is_none() => missing("adapter"),
         Stage::Clip(_) | Stage::Eval(_) => Ok(()),

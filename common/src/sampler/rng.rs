@@ -46,6 +46,10 @@ pub enum Purpose {
     Window = 9,
     /// Which two captions of a sample are a pair, and whose caption is its negative.
     Pair = 10,
+    /// Which tokens of a block are masked, and what stands in their place.
+    Mask = 11,
+    /// What a chunk's dropout leaves out; the step takes the epoch's place in the key, the chunk's first slot the sample's.
+    Dropout = 12,
 }
 
 /// The key of all numbers of a purpose, a data set and an epoch.

@@ -46,7 +46,7 @@ pub(super) struct ResumeArgs {
     /// Ranks, for a job of a cluster; as before unless given
     #[arg(long)]
     pub ranks: Option<u32>,
-    /// New weights of the data sets that `clip` mixes, from there on: `photos=3,art=1`
+    /// New weights of the data sets that are mixed, from there on: `photos=3,art=1`
     #[arg(long, value_name = "NAME=N,...", value_delimiter = ',', value_parser = weight)]
     pub weights: Vec<(String, u32)>,
     /// Show the job until it has ended, and end with its exit code; jobs of `run` always do

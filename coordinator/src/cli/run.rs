@@ -200,7 +200,7 @@ pub(super) fn end(status: &JobStatus, format: Format) -> u8 {
     let took = output::duration(status.updated.since(status.created).as_secs_f64());
     let word = if code == 0 { "done" } else { "stopped" };
     println!("{} {word} after {took}", status.job);
-    let checkpoint = status.stages.iter().find_map(|stage| Some((stage.kind.as_str(), stage.checkpoint?)));
+    let checkpoint = status.stages.iter().rev().find_map(|stage| Some((stage.kind.as_str(), stage.checkpoint?)));
     if let Some((stage, step)) = checkpoint {
         println!("  checkpoint  {}", common::manifest::paths::checkpoint_folder(output, stage, step).display());
     }

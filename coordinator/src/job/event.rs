@@ -113,7 +113,7 @@ pub struct Resume {
     pub step: Option<Step>,
     /// With how many ranks; absent means as before.
     pub world_size: Option<WorldSize>,
-    /// Weights of the data sets that `clip` mixes, from here on; empty means as before.
+    /// Weights of the data sets that the stage at hand, or the next one that trains, mixes from here on; empty means as before.
     pub weights: BTreeMap<String, u32>,
 }
 

@@ -29,6 +29,7 @@ pub(super) fn recipe() -> Recipe {
         seed: 7,
         output: "/shared/demo".into(),
         data: Default::default(),
+        text: Default::default(),
         model: Models { text: None, vision: None, adapter: None },
         stages: vec![
             Stage::Embed(EmbedStage { data: data.clone(), batch_tokens: 64, precision: Precision::Fp32 }),

@@ -4,7 +4,6 @@ use super::{After, Counters, Event, JobState, Life, Resume, transition::Step};
 use common::{
     ids::{JobId, Step as StepNumber, WorldSize},
     manifest::Weights,
-    recipe::Stage,
 };
 
 /// Why a request is refused.
@@ -48,15 +47,14 @@ pub fn check(state: &JobState, event: &Event) -> Result<(), Refused> {
         return Err(Refused::NoRanks);
     }
     if !resume.weights.is_empty() {
-        state.recipe.clone().set_weights(&resume.weights).map_err(Refused::Weights)?;
-        let mixes = |stage: &Stage| matches!(stage, Stage::Clip(_));
-        if !state.recipe.stages.iter().skip(state.stage()).any(mixes) {
-            return Err(Refused::Weights("stage clip is done, and nothing is mixed after it".to_owned()));
-        }
+        let Some(stage) = state.recipe.mixes_from(state.stage()) else {
+            return Err(Refused::Weights("every stage that mixes data sets is done".to_owned()));
+        };
+        state.recipe.clone().set_weights(stage, &resume.weights).map_err(Refused::Weights)?;
     }
     let stage = state.recipe.stages.get(state.stage());
     match (resume.step, stage) {
-        (Some(step), Some(stage)) if !matches!(stage, Stage::Clip(_)) => {
+        (Some(step), Some(stage)) if stage.training().is_none() => {
             Err(Refused::NoCheckpoints { step, stage: stage.kind() })
         }
         _ => Ok(()),
@@ -95,7 +93,10 @@ impl Step {
             stage.checkpoint = Some(step);
         }
         self.state.world_size = resume.world_size.unwrap_or(self.state.world_size);
-        if !resume.weights.is_empty() && self.state.recipe.set_weights(&resume.weights).is_ok() {
+        let mixes = self.state.recipe.mixes_from(stage).filter(|_| !resume.weights.is_empty());
+        if let Some(stage) = mixes
+            && self.state.recipe.set_weights(stage, &resume.weights).is_ok()
+        {
             self.state.weights = Weights::MayChange;
             self.state.fingerprint = self.state.recipe.fingerprint();
             let weights: Vec<String> = resume.weights.iter().map(|(name, weight)| format!("{name}={weight}")).collect();

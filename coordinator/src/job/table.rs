@@ -9,7 +9,6 @@ use super::{
 use common::{
     ids::{Generation, Step, WorldSize},
     manifest::Weights,
-    recipe::Stage,
     status::{FailureCause, Phase, WaitReason},
     time::Timestamp,
 };
@@ -259,8 +258,7 @@ fn weights_change_on_resume_and_the_trainers_are_told_that_they_may() {
         Event::Resume(Resume { weights, ..Resume::default() })
     };
     assert!(matches!(refuses(&stopped, &with("nothing")), Err(Refused::Weights(_))));
-    let of = |stage: &Stage| if let Stage::Clip(clip) = stage { Some(clip.data[0].clone()) } else { None };
-    let name = stopped.recipe.stages.iter().find_map(of).unwrap();
+    let name = stopped.recipe.training("clip").unwrap().data[0].clone();
     let mut trained = stopped.clone();
     trained.stages.iter_mut().for_each(|stage| stage.done = true);
     assert!(matches!(refuses(&trained, &with(&name)), Err(Refused::Weights(_))));

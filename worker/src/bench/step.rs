@@ -13,7 +13,10 @@ use crate::{
     trainer::{
         layout::clip_groups,
         parameters::FlatParameters,
-        step::{Cut, LossSettings, PairEncoder, StepBegun, StepOutput, StepSettings, contrastive_step},
+        step::{
+            Cut, LossSettings, StepBegun, StepOutput, StepSettings,
+            clip::{PairEncoder, clip_step},
+        },
         timeline::{Section, Timeline},
     },
 };
@@ -165,7 +168,7 @@ fn begin(setup: &mut Setup, step: u64, device: Device) -> anyhow::Result<StepBeg
         loss: LossSettings::default(),
     };
     let (rows, repeats) = ([setup.sizes.iter().sum()], Repeats::default());
-    Ok(contrastive_step(
+    Ok(clip_step(
         &setup.encoder,
         Cut { sizes: &setup.sizes, rows: &rows, repeats: &repeats },
         &Solo,

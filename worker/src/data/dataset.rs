@@ -1,7 +1,7 @@
 //! A data set: its shards' indices, the texts that were joined to them, and which samples are used.
 
 use super::{
-    DataError, Report,
+    BrokenLimit, DataError, Report,
     blob::Found,
     files::Files,
     glob,
@@ -210,17 +210,9 @@ impl Dataset {
         &self.report
     }
 
-    /// Whether the recipe bears that so many of the samples turned out to be broken; `examples` are some of them.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub fn bear(&self, broken: u64, examples: &[String]) -> Result<(), DataError> {
-        let (total, limit) = (self.len(), self.broken_limit);
-        if broken as f64 <= limit * total as f64 {
-            return Ok(());
-        }
-        let (name, percent) = (self.name.clone(), 100.0 * broken as f64 / total as f64);
-        Err(DataError::TooManyBroken { name, skipped: broken, total, percent, limit, report: examples.join("\n") })
+    /// How many of the samples may turn out to be broken.
+    pub fn limit(&self) -> BrokenLimit {
+        BrokenLimit { name: self.name.clone(), samples: self.len(), share: self.broken_limit }
     }
 
     /// Reads the bytes of a sample's image into `bytes`.

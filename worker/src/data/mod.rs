@@ -44,8 +44,8 @@ pub use error::DataError;
 pub use index::Places;
 pub use labels::Labels;
 pub use loading::{
-    Bare, BareTimes, Batch, BatchRequest, BrokenSample, Loader, LoaderConfig, Normalise, OnBroken, Reserve,
-    SampleRequest, pixels_to_tensor,
+    Bare, BareTimes, Batch, BatchRequest, BrokenLimit, BrokenSample, Loader, LoaderConfig, Normalise, OnBroken,
+    Reserve, SampleRequest, pixels_to_tensor,
 };
 pub use pixels::Transform;
 pub use report::{Report, ShardFault, SkipReason, Skipped};

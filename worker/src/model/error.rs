@@ -120,6 +120,23 @@ pub enum ModelError {
         /// Tokens around the caption.
         overhead: usize,
     },
+    /// A model folder with the body alone.
+    #[error(
+        "{folder} has no lm_head.weight: masked next-token prediction needs the language model, not its body alone; take the \
+         folder of the `ForCausalLM` model"
+    )]
+    NoHead {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A mask token that the vocabulary does not have.
+    #[error("{token:?} is no token of {path}; set `mask.token` of the stage to one of its vocabulary")]
+    MaskToken {
+        /// The token.
+        token: String,
+        /// The tokenizer.
+        path: PathBuf,
+    },
     /// A caption of which nothing can be averaged.
     #[error("the caption {caption:?} has no token to average; leave it out of the data set")]
     EmptyCaption {

@@ -31,6 +31,17 @@ pub(super) fn load_file(store: &mut nn::VarStore, path: &Path, names: NameMap) -
     load_files(store, &[path.to_owned()], path, names)
 }
 
+/// The tensor of this name in a model folder; absent when there is none.
+pub(super) fn tensor(folder: &Path, name: &str) -> Result<Option<Tensor>, ModelError> {
+    for path in files(folder)? {
+        let mut file = WeightsFile::open(&path)?;
+        if file.names().iter().any(|found| found == name) {
+            return file.read(name).map(Some);
+        }
+    }
+    Ok(None)
+}
+
 fn load_files(store: &mut nn::VarStore, paths: &[PathBuf], folder: &Path, names: NameMap) -> Result<(), ModelError> {
     let mut files = paths.iter().map(|path| WeightsFile::open(path)).collect::<Result<Vec<_>, _>>()?;
     let variables = store.variables();

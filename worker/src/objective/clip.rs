@@ -8,8 +8,11 @@
 //! Shapes: B pairs over all ranks, R own pairs, D width, r by t a tile of logits. Rows are normalised, in fp64, fp32 or
 //! bf16; what is summed over them is fp32 at least.
 
-use super::repeats::Repeats;
-use tch::{Device, Kind, Tensor};
+use super::{
+    repeats::Repeats,
+    rows::{product, stretches, wide},
+};
+use tch::{Kind, Tensor};
 
 /// Own rows of one tower as queries, and the rows of the other that they are held against.
 pub struct Side<'a> {
@@ -25,25 +28,6 @@ pub struct Side<'a> {
     pub tile: i64,
     /// Pairs that are no negatives of each other.
     pub repeats: &'a Repeats,
-}
-
-/// Stretches of `tile`, the last one shorter: (start, length).
-fn stretches(all: i64, tile: i64) -> impl Iterator<Item = (i64, i64)> {
-    (0..all).step_by(tile.max(1) as usize).map(move |start| (start, tile.max(1).min(all - start)))
-}
-
-/// What is summed in: fp32 at least.
-fn wide(kind: Kind) -> Kind {
-    if kind == Kind::Double { kind } else { Kind::Float }
-}
-
-/// a·b, summed and given in fp32 when the factors are bf16.
-fn product(a: &Tensor, b: &Tensor) -> Tensor {
-    match (a.kind(), a.device()) {
-        (Kind::BFloat16, Device::Cpu) => a.to_kind(Kind::Float).mm(&b.to_kind(Kind::Float)),
-        (Kind::BFloat16, _) => a.mm_dtype(b, Kind::Float),
-        _ => a.mm(b),
-    }
 }
 
 impl Side<'_> {
@@ -131,6 +115,7 @@ pub fn loss(statistics_B3: &Tensor) -> Tensor {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tch::Device;
 
     fn close(found: &Tensor, expected: &Tensor, relative: f64) -> Result<(), TestCaseError> {
         let difference = (found - expected).norm().double_value(&[]);

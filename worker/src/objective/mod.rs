@@ -2,6 +2,9 @@
 //! no peer, no clock.
 
 pub mod clip;
+pub mod contrast;
+pub mod masked;
 mod repeats;
+mod rows;
 
 pub use repeats::Repeats;

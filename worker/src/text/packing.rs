@@ -3,19 +3,8 @@
 //! Which tokens block k holds is a function of the documents' lengths and k alone: no stream has to be read up to it, so
 //! a resume costs a binary search, and the order of blocks is the sampler's, by (seed, position), as for images.
 
+use common::recipe::Remainder;
 use std::ops::Range;
-
-/// What becomes of tokens that fill no block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Remainder {
-    /// Only the last tokens of all are dropped, fewer than a block.
-    Once,
-    /// At the end of every `rows` documents, as the reference's map over batches of 1,000 rows does: up to a block each.
-    Every {
-        /// Documents a batch.
-        rows: usize,
-    },
-}
 
 /// Tokens of one document in a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,7 +40,7 @@ impl Packing {
     /// # Panics
     /// When a block or a batch is empty.
     pub fn new(lengths: impl IntoIterator<Item = u32>, block: u32, remainder: Remainder) -> Self {
-        assert!(block > 0 && !matches!(remainder, Remainder::Every { rows: 0 }), "blocks and batches hold something");
+        assert!(block > 0 && remainder != Remainder::Every(0), "blocks and batches hold something");
         let mut starts = vec![0];
         let mut tokens = 0;
         for length in lengths {
@@ -61,7 +50,7 @@ impl Packing {
         let documents = starts.len() - 1;
         let rows = match remainder {
             Remainder::Once => documents.max(1),
-            Remainder::Every { rows } => rows,
+            Remainder::Every(rows) => rows as usize,
         };
         let block = u64::from(block);
         let mut batches = Vec::new();
@@ -139,7 +128,7 @@ mod tests {
 
     #[test]
     fn blocks_are_the_references_with_its_loss_at_every_1000_rows() {
-        let packing = check(Remainder::Every { rows: 1000 }, &golden().reference);
+        let packing = check(Remainder::Every(1000), &golden().reference);
         assert!(packing.dropped() > 512, "three batches end here");
     }
 
@@ -151,11 +140,11 @@ mod tests {
 
     #[test]
     fn no_documents_and_documents_shorter_than_a_block_make_no_block() {
-        for remainder in [Remainder::Once, Remainder::Every { rows: 2 }] {
+        for remainder in [Remainder::Once, Remainder::Every(2)] {
             assert_eq!(Packing::new([], 8, remainder).blocks(), 0);
             let short = Packing::new([3, 4], 8, remainder);
             assert_eq!((short.blocks(), short.dropped()), (0, 7));
         }
-        assert_eq!(Packing::new([4, 4, 3, 4], 8, Remainder::Every { rows: 2 }).blocks(), 1);
+        assert_eq!(Packing::new([4, 4, 3, 4], 8, Remainder::Every(2)).blocks(), 1);
     }
 }

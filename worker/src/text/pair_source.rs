@@ -90,6 +90,22 @@ impl PairSource {
         }
     }
 
+    /// What a pair is called in messages.
+    pub fn key(&self, sample: SampleIndex) -> Result<String, DataError> {
+        match self {
+            Self::Captions { data, .. } => data.key(sample),
+            Self::File(_) => Ok(format!("row {}", sample.0)),
+        }
+    }
+
+    /// Whether a pair may bring a text that is not its own.
+    pub fn has_negatives(&self) -> bool {
+        match self {
+            Self::Captions { data, .. } => data.len() > 1,
+            Self::File(file) => file.negative.is_some(),
+        }
+    }
+
     /// The texts of a pair; `None` when its query or its positive is empty, so that it teaches nothing: the caller takes its
     /// stand-in (`Order::reserve`) and counts it.
     ///

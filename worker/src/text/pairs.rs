@@ -9,6 +9,7 @@ use crate::model::{
 };
 use common::{
     ids::{Epoch, SampleIndex},
+    recipe::{self, CaptionColumn},
     sampler::{CounterRng, Purpose},
 };
 
@@ -32,6 +33,11 @@ pub enum PairRule {
         weights: Vec<u32>,
         /// Before the query.
         instruction: Option<String>,
+    },
+    /// One caption twice, its column drawn by weight.
+    Views {
+        /// One weight a column.
+        weights: Vec<u32>,
     },
 }
 
@@ -59,11 +65,36 @@ pub struct DrawnPair<'a> {
 }
 
 impl PairRule {
+    /// A recipe's rule over the columns of its data set.
+    ///
+    /// # Panics
+    /// When the rule names a column that is not there; a valid recipe does not.
+    pub fn of(rule: &recipe::PairRule, columns: &[CaptionColumn]) -> Self {
+        let place = |name: &String| {
+            let place = columns.iter().position(|column| column.name == *name);
+            place.expect("a valid recipe names columns that are there")
+        };
+        let weights = || columns.iter().map(|column| column.weight).collect();
+        match rule {
+            recipe::PairRule::ShortLong { short, long, seeks_long, seeks_short } => Self::ShortLong {
+                short: place(short),
+                long: place(long),
+                seeks_long: seeks_long.clone(),
+                seeks_short: seeks_short.clone(),
+            },
+            recipe::PairRule::TwoOf { instruction } => {
+                Self::TwoOf { weights: weights(), instruction: instruction.clone() }
+            }
+            recipe::PairRule::Views => Self::Views { weights: weights() },
+        }
+    }
+
     /// Whether there are two captions to draw.
     pub fn is_possible(&self) -> bool {
         match self {
             Self::ShortLong { short, long, .. } => short != long,
             Self::TwoOf { weights, .. } => weights.iter().filter(|weight| **weight > 0).count() >= 2,
+            Self::Views { weights } => weights.iter().any(|weight| *weight > 0),
         }
     }
 
@@ -84,6 +115,10 @@ impl PairRule {
                 let mut others = weights.clone();
                 others[query] = 0;
                 (instruction, query, weighted(&mut rng, &others))
+            }
+            Self::Views { weights } => {
+                let column = weighted(&mut rng, weights);
+                (&None, column, column)
             }
         };
         let negative = (samples > 1).then(|| {
@@ -212,6 +247,30 @@ mod tests {
         for other in [(8, 0, 0), (7, 1, 0), (7, 0, 1)] {
             assert_ne!(base.negative, rule.draw(other.0, other.1, SampleIndex(1), Epoch(other.2), 1 << 40).negative);
         }
+    }
+
+    #[test]
+    fn two_views_are_of_one_caption_and_their_negative_of_another_sample() {
+        let rule = PairRule::Views { weights: vec![0, 2, 1] };
+        let pair = draw(&rule, 4, 0, 9);
+        assert_eq!(pair.query, pair.positive);
+        assert!(pair.query.column > 0 && pair.negative.unwrap().sample != pair.query.sample);
+    }
+
+    #[test]
+    fn a_recipes_rule_finds_its_columns() {
+        let column = |(name, weight): (&str, u32)| CaptionColumn { name: name.to_owned(), weight };
+        let columns = [(".txt", 1), ("url", 0), ("long", 3)].map(column);
+        let rule = recipe::PairRule::ShortLong {
+            short: ".txt".to_owned(),
+            long: "long".to_owned(),
+            seeks_long: None,
+            seeks_short: None,
+        };
+        let found = PairRule::of(&rule, &columns);
+        assert_eq!(found, PairRule::ShortLong { short: 0, long: 2, seeks_long: None, seeks_short: None });
+        let found = PairRule::of(&recipe::PairRule::TwoOf { instruction: None }, &columns);
+        assert_eq!(found, PairRule::TwoOf { weights: vec![1, 0, 3], instruction: None });
     }
 
     #[test]

@@ -7,7 +7,6 @@ use common::{
     ids::Step,
     manifest::{Manifest, paths, retention},
     plan::TrainPlan,
-    recipe::Stage,
 };
 use std::{
     path::Path,
@@ -89,12 +88,8 @@ pub fn obey(link: &Link, plan: &Mutex<Option<TrainPlan>>, committed: &Committed)
 
 fn commit(plan: &TrainPlan, step: Step, manifest: &Manifest) -> Result<(), TrainerError> {
     checkpoint::create_manifest(&paths::checkpoint_folder(&plan.output, &manifest.stage, step), manifest)?;
-    let keep = plan.recipe.stages.iter().find_map(|stage| match stage {
-        Stage::Clip(clip) if manifest.stage == "clip" => Some(clip.checkpoint.keep),
-        _ => None,
-    });
-    if let Some(keep) = keep {
-        retire(&paths::stage_folder(&plan.output, &manifest.stage), keep);
+    if let Some(training) = plan.recipe.training(&manifest.stage) {
+        retire(&paths::stage_folder(&plan.output, &manifest.stage), training.checkpoint.keep);
     }
     Ok(())
 }

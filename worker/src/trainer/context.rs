@@ -9,6 +9,7 @@ use crate::{
 use common::{
     ids::{Rank, Step, WorldSize},
     plan::TrainPlan,
+    recipe::TextModel,
     status::Progress,
 };
 use std::{sync::Arc, time::Instant};
@@ -51,6 +52,20 @@ impl Context<'_> {
     /// How many ranks there are.
     pub fn world(&self) -> WorldSize {
         self.plan.world()
+    }
+
+    /// The kind of the stage, which is its name.
+    pub fn stage_kind(&self) -> &'static str {
+        self.plan.recipe.stages[self.plan.stage].kind()
+    }
+
+    /// The LLM as this stage finds it.
+    ///
+    /// # Errors
+    /// When the recipe names none.
+    pub fn llm(&self) -> Result<TextModel, TrainerError> {
+        let (recipe, kind) = (&self.plan.recipe, self.stage_kind());
+        recipe.llm_before(self.plan.stage).ok_or_else(|| TrainerError::Plan(format!("`{kind}` needs [model.text]")))
     }
 
     /// Whether this rank writes what is written once.

@@ -11,6 +11,9 @@ pub enum TrainerError {
     /// Data.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Texts, and their tokens.
+    #[error(transparent)]
+    Blocks(#[from] crate::text::BlocksError),
     /// Models, weights, tokenizer.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -10,8 +10,24 @@ pub const VARIABLE: &str = "LLM2CLIP_FAILPOINTS";
 /// Where a trainer can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
-    /// `clip.step`: before the optimizer step of that number, from 1.
+    /// `mntp.step`: before the optimizer step of that number, from 1.
+    MntpStep,
+    /// `contrast.step`.
+    ContrastStep,
+    /// `clip.step`.
     ClipStep,
+}
+
+impl Point {
+    /// Before an optimizer step of a stage that trains.
+    pub fn step(stage: &str) -> Option<Self> {
+        match stage {
+            "mntp" => Some(Self::MntpStep),
+            "contrast" => Some(Self::ContrastStep),
+            "clip" => Some(Self::ClipStep),
+            _ => None,
+        }
+    }
 }
 
 /// What happens there.
@@ -61,7 +77,7 @@ impl FromStr for Failpoints {
         let one = |text: &str| {
             let (point, what) = text.split_once('=')?;
             let (action, at) = what.split_once('@')?;
-            let point = (point == "clip.step").then_some(Point::ClipStep)?;
+            let point = Point::step(point.strip_suffix(".step")?)?;
             let action = match action {
                 "panic" => Action::Panic,
                 "kill" => Action::Kill,

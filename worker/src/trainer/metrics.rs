@@ -24,8 +24,9 @@ pub struct StepMetrics {
     pub learning_rate: f64,
     /// Norm of the gradient before clipping.
     pub grad_norm: f64,
-    /// exp of the logit scale after it.
-    pub logit_scale: f64,
+    /// exp of the logit scale after it; absent when none is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logit_scale: Option<f64>,
     /// Seconds from the end of the step before to the end of this one.
     pub step_s: f64,
     /// Of these, seconds spent waiting for data.
@@ -86,7 +87,7 @@ mod tests {
             loss,
             learning_rate: 1e-3,
             grad_norm: 1.0,
-            logit_scale: 14.0,
+            logit_scale: Some(14.0),
             step_s: 0.1,
             data_wait_s: 0.0,
             exposed_communication_s: 0.0,

@@ -1,8 +1,10 @@
 //! The trainer: one process, one device. It runs the stages of a recipe as plans tell it, and knows nothing of jobs.
 //!
-//! `session` is the process's life, `stages` what it does, `step` the contrastive step; `link` is its end of the agent's
-//! socket.
+//! `session` is the process's life, `stages` what it does, `training` the loop of those that train, `step` an optimizer step;
+//! `link` is its end of the agent's socket.
 
+pub mod agreement;
+pub mod ahead;
 pub mod buckets;
 pub mod commits;
 pub mod context;
@@ -20,3 +22,4 @@ pub mod stages;
 pub mod step;
 pub mod timeline;
 pub mod trace;
+pub mod training;

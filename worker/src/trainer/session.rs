@@ -138,6 +138,8 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
     let mut context =
         Context { plan, collective: collective.as_ref(), link, committed, device, threads, failpoints, storage };
     let result = match stage {
+        Stage::Mntp(stage) => stages::mntp::run(stage, &mut context),
+        Stage::Contrast(stage) => stages::contrast::run(stage, &mut context),
         Stage::Embed(stage) => stages::embed::run(stage, &mut context),
         Stage::Clip(stage) => stages::clip::run(stage, &mut context),
         Stage::Eval(stage) => stages::eval::run(stage, &mut context),

@@ -84,7 +84,7 @@ mod tests {
         timeline.lap(Section::Encode);
         let spans = timeline.spans().unwrap();
         let times = StepTimes::default();
-        StepOutput { loss: 1.0, grad_norm: 1.0, logit_scale: 1.0, updated: true, times, spans, timeline }
+        StepOutput { loss: 1.0, grad_norm: 1.0, logit_scale: Some(1.0), updated: true, times, spans, timeline }
     }
 
     #[test]

@@ -10,6 +10,9 @@ use std::{
 /// How captions are read: it changes when the same settings give other vectors. 2: a caption's tokens are counted alone.
 const READING: &str = "2";
 
+/// What a PEFT folder consists of.
+const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+
 /// Everything that a caption's vector depends on, by the name under which the file's header states it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provenance(BTreeMap<String, String>);
@@ -21,10 +24,13 @@ impl Provenance {
             Init::Random => format!("random, seed {seed}"),
             Init::Pretrained => digest(&safetensors(&spec.folder)?)?,
         };
+        let files = spec.adapters.iter().flat_map(|folder| ADAPTER.map(|file| folder.join(file))).collect::<Vec<_>>();
+        let adapters = if files.is_empty() { "none".to_owned() } else { digest(&files)? };
         let name = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         Ok(Self::new([
             ("reading", READING.to_owned()),
             ("weights", weights),
+            ("adapters", adapters),
             ("config", digest(&[spec.folder.join("config.json")])?),
             ("tokenizer", digest(&[spec.folder.join("tokenizer.json")])?),
             ("template", spec.template.clone()),

@@ -2,7 +2,7 @@
 //! rank's samples.
 
 use super::SampleRequest;
-use crate::data::SkipReason;
+use crate::data::{DataError, SkipReason};
 use common::{ids::SampleIndex, sampler::Order};
 use std::{fmt::Debug, sync::Arc};
 
@@ -39,4 +39,30 @@ pub struct BrokenSample {
     pub reason: SkipReason,
     /// What the decoder said.
     pub detail: String,
+}
+
+/// How many samples of a data set may be broken.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BrokenLimit {
+    /// The data set's name.
+    pub name: String,
+    /// How many samples it has.
+    pub samples: u64,
+    /// The largest share that may be broken.
+    pub share: f64,
+}
+
+impl BrokenLimit {
+    /// Whether the recipe bears that so many turned out to be broken; `examples` are some of them.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn bear(&self, broken: u64, examples: &[String]) -> Result<(), DataError> {
+        let (total, limit) = (self.samples, self.share);
+        if broken as f64 <= limit * total as f64 {
+            return Ok(());
+        }
+        let (name, percent) = (self.name.clone(), 100.0 * broken as f64 / total as f64);
+        Err(DataError::TooManyBroken { name, skipped: broken, total, percent, limit, report: examples.join("\n") })
+    }
 }

@@ -13,5 +13,5 @@ mod slab;
 
 pub use bare::{Bare, BareTimes};
 pub use batch::{Batch, BatchRequest, Normalise, SampleRequest, pixels_to_tensor};
-pub use broken::{BrokenSample, OnBroken, Reserve};
+pub use broken::{BrokenLimit, BrokenSample, OnBroken, Reserve};
 pub use loader::{Loader, LoaderConfig};

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use batch::Listing;
 use common::{
     ids::WorldSize,
-    recipe::{ClipStage, Recipe, RecipeError, Source, Stage, parse},
+    recipe::{Recipe, RecipeError, Source, Stage, Training, parse},
     sampler::{Order, OrderError},
 };
 use sample::Found;
@@ -96,7 +96,7 @@ fn left_out(skipped: u64) -> String {
 /// A stage, open: what training has before its first step, without models.
 struct Opened {
     seed: u64,
-    stage: ClipStage,
+    stage: Training,
     datasets: Vec<Dataset>,
     order: Order,
     /// How many steps the stage has.
@@ -161,9 +161,9 @@ fn read(path: &Path, overrides: &[String]) -> Result<Recipe, OrderQuestionError>
     Ok(parse(source, overrides)?)
 }
 
-fn stage(recipe: &Recipe, wanted: &str) -> Result<ClipStage, OrderQuestionError> {
+fn stage(recipe: &Recipe, wanted: &str) -> Result<Training, OrderQuestionError> {
     match recipe.stages.iter().find(|stage| stage.kind() == wanted) {
-        Some(Stage::Clip(clip)) => Ok((**clip).clone()),
+        Some(Stage::Clip(clip)) => Ok(clip.training.clone()),
         Some(_) => Err(OrderQuestionError::NoOrder(wanted.to_owned())),
         None => {
             let stages: Vec<&str> = recipe.stages.iter().map(Stage::kind).collect();

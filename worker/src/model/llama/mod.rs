@@ -9,18 +9,22 @@
 //! of a run, D width, H heads, E head width.
 
 mod config;
+mod head;
 mod rope;
 
 pub use config::LlamaConfig;
+pub use head::Head;
 pub use rope::Scaling;
 
 use super::{
     layers::{Linear, Widths},
     lora::Adaptable,
 };
+use crate::torch::recompute::recompute;
 use common::recipe::Attention;
 use rope::Angles;
-use tch::{Kind, Tensor, nn};
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor, nn};
 
 /// x / rms(x) · w, in fp32 whatever the kind of x.
 #[derive(Debug)]
@@ -159,9 +163,19 @@ impl Block {
         }
     }
 
-    fn forward(&self, x_TD: &Tensor, angles: &Angles, runs: &[Texts]) -> Tensor {
+    /// `seed` is of what the block draws, so that it draws the same whenever it runs.
+    fn forward(&self, x_TD: &Tensor, (angles, runs): (&Angles, &[Texts]), seed: Option<i64>) -> Tensor {
+        if let Some(seed) = seed {
+            tch::manual_seed(seed);
+        }
         let x_TD = x_TD + self.self_attn.forward(&self.input_layernorm.forward(x_TD), angles, runs);
         &x_TD + self.mlp.forward(&self.post_attention_layernorm.forward(&x_TD))
+    }
+
+    fn draws(&self) -> bool {
+        let SelfAttention { q_proj, k_proj, v_proj, o_proj, .. } = &self.self_attn;
+        let Mlp { gate_proj, up_proj, down_proj } = &self.mlp;
+        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj].iter().any(|linear| linear.draws())
     }
 
     /// The linear layers and their paths below the block.
@@ -182,33 +196,63 @@ impl Block {
 #[derive(Debug)]
 pub struct Llama {
     embed_tokens: Tensor,
-    layers: Vec<Block>,
+    layers: Vec<Arc<Block>>,
     norm: RmsNorm,
     frequencies: Tensor,
     config: LlamaConfig,
     compute: Kind,
+    recompute: bool,
 }
 
 impl Llama {
     /// Adds the body's parameters below `path`; `init::random` or `weights::load` fills them.
+    #[expect(
+        clippy::arc_with_non_send_sync,
+        reason = "libtorch's threads drop handles; nobody else uses the blocks then"
+    )]
     pub fn new(path: &nn::Path, config: &LlamaConfig, attention: Attention) -> Self {
         let table = path / "embed_tokens";
         Self {
             embed_tokens: table.var("weight", &[config.vocab_size, config.hidden_size], nn::Init::Const(0.0)),
             layers: (0..config.num_hidden_layers)
-                .map(|i| Block::new(&(path / "layers" / i), config, attention))
+                .map(|i| Arc::new(Block::new(&(path / "layers" / i), config, attention)))
                 .collect(),
             norm: RmsNorm::new(&(path / "norm"), config),
             // Not a parameter: no checkpoint holds it, and no change of kind may round it.
             frequencies: rope::frequencies(config.head_dim, config.rope_theta, config.rope_scaling, path.device()),
             config: config.clone(),
             compute: path.kind(),
+            recompute: false,
         }
     }
 
     /// Computes in another kind than that of the parameters.
     pub fn compute_in(&mut self, kind: Kind) {
         self.compute = kind;
+    }
+
+    /// Whether the backward pass runs each block again instead of keeping what it computed.
+    pub fn recompute_blocks(&mut self, recompute: bool) {
+        self.recompute = recompute;
+    }
+
+    /// Blocks.
+    pub fn layers(&self) -> i64 {
+        self.layers.len() as i64
+    }
+
+    /// How far a parameter is from the input: 0 for the token table, i + 1 for block i, one more than blocks for the rest.
+    pub fn layer_id(&self, name: &str) -> i64 {
+        if name.starts_with("embed_tokens.") {
+            return 0;
+        }
+        let block = name.strip_prefix("layers.").and_then(|rest| rest.split('.').next()?.parse::<i64>().ok());
+        block.map_or(self.layers() + 1, |block| block + 1)
+    }
+
+    /// The token table [vocabulary, D].
+    pub fn token_table(&self) -> &Tensor {
+        &self.embed_tokens
     }
 
     /// Floating-point operations of the forward pass over texts of these lengths; a product of [a, b] with [b, c] counts
@@ -225,21 +269,38 @@ impl Llama {
 
     /// Token ids [T] int64 of texts of these lengths, one after the other, to hidden states after the final norm [T, D]. A
     /// text sees itself only.
+    #[expect(
+        clippy::arc_with_non_send_sync,
+        reason = "libtorch's threads drop handles; nobody else uses the angles then"
+    )]
     pub fn forward(&self, ids_T: &Tensor, lengths: &[i64]) -> Tensor {
         assert_eq!(ids_T.size(), [lengths.iter().sum::<i64>()], "the lengths are those of the texts");
         let mut x_TD = Tensor::embedding(&self.embed_tokens, ids_T, -1, false, false).to_kind(self.compute);
-        let (angles, runs) = (Angles::new(&self.frequencies, lengths, x_TD.kind()), runs(lengths));
-        for layer in &self.layers {
-            x_TD = layer.forward(&x_TD, &angles, &runs);
+        let around = Arc::new((Angles::new(&self.frequencies, lengths, x_TD.kind()), runs(lengths)));
+        let seed = self.layers.iter().any(|layer| layer.draws()).then(draw);
+        for (layer, number) in self.layers.iter().zip(0..) {
+            let seed = seed.map(|seed: i64| seed.wrapping_add(number));
+            x_TD = if self.recompute {
+                let (layer, around) = (layer.clone(), around.clone());
+                recompute(&x_TD, move |x_TD| layer.forward(x_TD, (&around.0, &around.1), seed))
+            } else {
+                layer.forward(&x_TD, (&around.0, &around.1), seed)
+            };
         }
         self.norm.forward(&x_TD)
     }
+}
+
+/// A number from libtorch's generator.
+fn draw() -> i64 {
+    Tensor::randint(i64::MAX, [1], (Kind::Int64, Device::Cpu)).int64_value(&[0])
 }
 
 impl Adaptable for Llama {
     fn linears(&mut self) -> Vec<(String, &mut Linear)> {
         let mut linears = Vec::new();
         for (i, block) in self.layers.iter_mut().enumerate() {
+            let block = Arc::get_mut(block).expect("blocks are shared with backward passes only, and none is waiting");
             linears.extend(block.linears().map(|(name, linear)| (format!("layers.{i}.{name}"), linear)));
         }
         linears
@@ -249,6 +310,46 @@ impl Adaptable for Llama {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn recomputed_blocks_drop_what_they_dropped_and_give_the_same_gradients_in_every_bit() {
+        use crate::model::lora::{Lora, LoraConfig};
+        let config: LlamaConfig = serde_json::from_value(serde_json::json!({
+            "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+        }))
+        .unwrap();
+        let store = nn::VarStore::new(Device::Cpu);
+        let mut llama = Llama::new(&store.root(), &config, Attention::Bidirectional);
+        crate::model::init::random(&store, 1, &config);
+        let targets = ["q_proj", "o_proj", "down_proj"].map(str::to_owned).to_vec();
+        let settings =
+            LoraConfig { rank: 4, alpha: 8.0, dropout: 0.3, target_modules: targets, rank_stabilised: false };
+        let lora = Lora::new(&mut llama, &settings, 5).unwrap();
+        for (name, mut b) in lora.store().variables() {
+            if name.ends_with("lora_B.weight") {
+                tch::no_grad(|| _ = b.fill_(0.02));
+            }
+        }
+        lora.train(true);
+        let ids = Tensor::arange(11, (Kind::Int64, Device::Cpu));
+        let mut run = |recompute: bool| {
+            llama.recompute_blocks(recompute);
+            tch::manual_seed(9);
+            let y = llama.forward(&ids, &[3, 3, 5]);
+            y.square().sum(Kind::Float).backward();
+            let take = |(name, tensor): (String, Tensor)| {
+                let gradient = tensor.grad().copy();
+                let _ = tensor.grad().zero_();
+                (name, gradient)
+            };
+            let gradients: std::collections::BTreeMap<_, _> = lora.store().variables().into_iter().map(take).collect();
+            (y.detach(), gradients)
+        };
+        let (plain, again) = (run(false), run(true));
+        assert_eq!(plain, again);
+        assert_ne!(plain.0, llama.forward(&ids, &[3, 3, 5]).detach(), "another draw drops others");
+    }
 
     #[test]
     fn texts_of_one_length_that_stand_together_are_one_run() {

@@ -62,6 +62,17 @@ impl TextTokenizer {
         Ok([self.first.as_slice(), &self.tokens(text)?, &self.last].concat())
     }
 
+    /// The id of a token of the vocabulary, spelt as the vocabulary spells it, or of a text that is one token. `vocabulary` is
+    /// how many ids there are.
+    pub fn id(&self, token: &str, vocabulary: u32) -> Option<u32> {
+        let model = self.pipeline.get_model();
+        let spelt = (0..vocabulary).find(|id| model.id_to_token(*id).is_some_and(|found| found == token));
+        spelt.or_else(|| match self.tokens(token).ok()?[..] {
+            [id] => Some(id),
+            _ => None,
+        })
+    }
+
     /// The text of tokens, special ones too.
     pub fn text(&self, ids: &[u32]) -> Result<String, ModelError> {
         self.pipeline.decode(ids, false).map_err(|error| self.failed(&format!("{ids:?}"), error.as_ref()))

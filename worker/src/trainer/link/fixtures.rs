@@ -26,7 +26,7 @@ pub fn plan(generation: u64) -> Order {
     let faults = Faults { max_failures: 0, max_no_progress: 3 };
     let model = Models { text: None, vision: None, adapter: None };
     let (name, output) = ("demo".to_owned(), "/nowhere".into());
-    let recipe = Recipe { name, seed: 0, output, data: [].into(), model, stages: vec![], faults };
+    let recipe = Recipe { name, seed: 0, output, data: [].into(), text: [].into(), model, stages: vec![], faults };
     Order::Plan(Box::new(TrainPlan {
         schema: 1,
         job: "demo-1".parse().unwrap(),

@@ -7,7 +7,7 @@ use crate::{
     data::Dataset,
     supervisor::ipc::Report,
     torch::{self, memory, peak},
-    trainer::{context::Context, context::Outcome, error::TrainerError},
+    trainer::{agreement, context::Context, context::Outcome, error::TrainerError},
     vectors::{Expected, Provenance, ShardFile, shard_path, write_shard},
 };
 use common::recipe::EmbedStage;
@@ -27,9 +27,9 @@ pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, Tra
     let datasets = context.datasets(&stage.data)?;
     context.activity("loading the LLM");
     let recipe = &context.plan.recipe;
-    let spec = recipe.model.text.as_ref().ok_or_else(|| TrainerError::Plan("`embed` needs [model.text]".to_owned()))?;
-    let encoder = CaptionEncoder::open(spec, recipe.seed, stage.precision, context.device)?;
-    let provenance = Provenance::of_encoder(spec, recipe.seed, stage.precision)?;
+    let spec = context.llm()?;
+    let encoder = CaptionEncoder::open(&spec, recipe.seed, stage.precision, context.device)?;
+    let provenance = Provenance::of_encoder(&spec, recipe.seed, stage.precision)?;
 
     let units = units(&datasets, context);
     let mine: Vec<&Unit> = units.iter().skip(context.rank().0 as usize).step_by(context.world().0 as usize).collect();
@@ -46,7 +46,7 @@ pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, Tra
         }
         embed_unit(unit, &encoder, &provenance, stage.batch_tokens, context, &mut meter)?;
     }
-    let stopped = super::clip::agree(context.collective, stopped)?;
+    let stopped = agreement::agree(context.collective, stopped)?;
     Ok(Outcome { summary: (!stopped).then(|| summary(&datasets, &encoder, started)), stopped })
 }
 

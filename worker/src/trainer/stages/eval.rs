@@ -42,8 +42,8 @@ struct Figures {
 pub fn run(stage: &EvalStage, context: &mut Context<'_>) -> Result<Outcome, TrainerError> {
     let datasets = context.datasets(&stage.data)?;
     let recipe = &context.plan.recipe;
-    let spec = recipe.model.text.as_ref().ok_or_else(|| TrainerError::Plan("`eval` needs [model.text]".to_owned()))?;
-    let provenance = Provenance::of_encoder(spec, recipe.seed, recipe.embed_precision())?;
+    let spec = recipe.encoder().ok_or_else(|| TrainerError::Plan("`eval` needs [model.text]".to_owned()))?;
+    let provenance = Provenance::of_encoder(&spec, recipe.seed, recipe.embed_precision())?;
     let stores =
         datasets.iter().map(|data| clip::open_vectors(data, &provenance, context)).collect::<Result<Vec<_>, _>>()?;
     let width = stores.first().map_or(0, VectorStore::width);
@@ -158,7 +158,7 @@ impl Features {
         let whole = |sample: &u64| samples.binary_search(&(*sample as i64)).is_ok();
         let broken = (0..dataset.len()).filter(|sample| !whole(sample)).take(EXAMPLES);
         let broken = broken.map(|sample| dataset.key(SampleIndex(sample))).collect::<Result<Vec<_>, _>>()?;
-        dataset.bear(dataset.len() - samples.len() as u64, &broken)?;
+        dataset.limit().bear(dataset.len() - samples.len() as u64, &broken)?;
         let kept_M = Tensor::from_slice(&samples).to_device(context.device);
         let gather = |parts: Vec<Tensor>| -> Result<Tensor, TrainerError> {
             let mine = if parts.is_empty() {

@@ -91,11 +91,6 @@ impl Towers {
         self.adapter.forward(&vectors_BD.to_kind(self.compute))
     }
 
-    /// What the towers compute in.
-    pub fn kind(&self) -> Kind {
-        self.compute
-    }
-
     /// Floating-point operations of a training step per pair when `patches` of an image are seen: three times those of a
     /// forward pass (Kaplan et al. 2020, section 2.1). What recomputation adds does not count.
     pub fn flops_per_pair(&self, patches: i64) -> f64 {
@@ -122,7 +117,10 @@ mod tests {
         trainer::{
             layout::clip_groups,
             parameters::FlatParameters,
-            step::{Cut, LossSettings, PairEncoder, StepSettings, contrastive_step},
+            step::{
+                Cut, LossSettings, StepSettings,
+                clip::{PairEncoder, clip_step},
+            },
             timeline::Timeline,
         },
     };
@@ -187,7 +185,7 @@ mod tests {
             };
             let cut = Cut { sizes: &[PAIRS], rows: &[PAIRS], repeats: &Repeats::default() };
             let time = Timeline::begin(Device::Cpu);
-            let begun = contrastive_step(&batch, cut, &Solo, &mut parameters, &towers.log_scale, &settings, time);
+            let begun = clip_step(&batch, cut, &Solo, &mut parameters, &towers.log_scale, &settings, time);
             begun.unwrap().wait().unwrap().loss
         };
         (1..=8).map(step).collect()

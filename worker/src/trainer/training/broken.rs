@@ -1,7 +1,7 @@
-//! Broken images that the training meets: a line of JSON each in `OUTPUT/clip/broken-rank-000.jsonl`, and the first ones in
-//! the log. After a resume the images of steps that are computed again are named again.
+//! Broken samples that the training meets: a line of JSON each in `OUTPUT/STAGE/broken-rank-000.jsonl`, and the first ones in
+//! the log. After a resume the samples of steps that are computed again are named again.
 
-use super::Run;
+use super::Training;
 use crate::{data::BrokenSample, trainer::error::TrainerError};
 use common::{ids::Step, manifest::paths};
 use std::{collections::BTreeMap, fs::File, io::Write as _};
@@ -11,7 +11,7 @@ const LOGGED: u64 = 10;
 /// How many of a data set an error names.
 const EXAMPLES: usize = 5;
 
-/// See the file's text. It is made when the first image is broken.
+/// See the file's text. It is made when the first sample is broken.
 #[derive(Debug, Default)]
 pub(super) struct BrokenFile {
     file: Option<File>,
@@ -30,13 +30,18 @@ impl BrokenFile {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub(super) fn write(&mut self, run: &Run<'_, '_>, step: Step, broken: &[BrokenSample]) -> Result<(), TrainerError> {
+    pub(super) fn write(
+        &mut self,
+        run: &Training<'_, '_>,
+        step: Step,
+        broken: &[BrokenSample],
+    ) -> Result<(), TrainerError> {
         if broken.is_empty() {
             return Ok(());
         }
         let context = run.context;
         let name = format!("broken-rank-{:03}.jsonl", context.rank().0);
-        let folder = paths::stage_folder(&context.plan.output, "clip");
+        let folder = paths::stage_folder(&context.plan.output, context.stage_kind());
         let path = folder.join(name);
         let failed = |source| TrainerError::Io { operation: "write", path: path.clone(), source };
         // Another rank makes it, too, some time.
@@ -46,7 +51,7 @@ impl BrokenFile {
             none => none.insert(File::options().create(true).append(true).open(&path).map_err(failed)?),
         };
         for sample in broken {
-            let data = run.datasets[sample.wanted.source as usize].name();
+            let data = run.sources[sample.wanted.source as usize].limit.name.as_str();
             let line = serde_json::json!({
                 "step": step, "data": data, "key": sample.key, "epoch": sample.wanted.epoch, "reason": sample.detail,
             });
@@ -58,7 +63,7 @@ impl BrokenFile {
             }
             if self.written <= LOGGED {
                 let (key, reason) = (&sample.key, &sample.detail);
-                tracing::warn!(data, key, reason, file = %path.display(), "a broken image was replaced by another");
+                tracing::warn!(data, key, reason, file = %path.display(), "a broken sample was replaced by another");
             }
         }
         Ok(())

@@ -1,9 +1,9 @@
 //! What is said of steps: a line each in the metrics file, a report now and then, the trace, the summary at the end.
 
-use super::Run;
+use super::Training;
 use crate::{
     supervisor::ipc::Report,
-    torch::{memory, peak},
+    torch::{self, memory, peak},
     trainer::{
         commits,
         error::TrainerError,
@@ -32,6 +32,8 @@ pub(super) struct Begun {
     pub learning_rate: f64,
     /// How long it waited for data.
     pub data_wait: Duration,
+    /// Floating-point operations of this rank's part.
+    pub flops: f64,
 }
 
 /// Steps since some moment.
@@ -40,15 +42,18 @@ struct Window {
     steps: u64,
     wait: Duration,
     exposed: Duration,
+    /// Of all ranks, as this one's samples have it.
+    flops: f64,
 }
 
 impl Window {
     fn new() -> Self {
-        Self { began: Instant::now(), steps: 0, wait: Duration::ZERO, exposed: Duration::ZERO }
+        Self { began: Instant::now(), steps: 0, wait: Duration::ZERO, exposed: Duration::ZERO, flops: 0.0 }
     }
 
-    fn add(&mut self, data_wait: Duration, times: &StepTimes) {
+    fn add(&mut self, data_wait: Duration, times: &StepTimes, flops: f64) {
         self.steps += 1;
+        self.flops += flops;
         self.wait += data_wait;
         self.exposed += times.exposed_communication();
     }
@@ -63,7 +68,8 @@ pub(super) struct Ledger {
     path: PathBuf,
     file: Option<MetricsFile>,
     trace: Option<Trace>,
-    flops_per_pair: f64,
+    /// Of the global batch's samples per sample of this rank.
+    share: f64,
     peak_flop_per_s: Option<f64>,
     first_step: u64,
     step_began: Instant,
@@ -76,23 +82,23 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    pub(super) fn open(run: &Run<'_, '_>) -> Result<Self, TrainerError> {
+    pub(super) fn open(run: &Training<'_, '_>) -> Result<Self, TrainerError> {
         let context = run.context;
-        let folder = paths::stage_folder(&context.plan.output, "clip");
+        let folder = paths::stage_folder(&context.plan.output, context.stage_kind());
         let path = folder.join("metrics.jsonl");
         let file = context.speaks().then(|| MetricsFile::open(&path, Step(run.step))).transpose();
         let file = file.map_err(|source| TrainerError::Io { operation: "open", path: path.clone(), source })?;
-        let trace = (run.stage.profile_steps > 0).then(|| {
+        let trace = (run.settings.profile_steps > 0).then(|| {
             let name = format!("trace-rank-{:03}.json", context.rank().0);
-            Trace::new(context.rank(), run.stage.profile_steps, folder.join(name))
+            Trace::new(context.rank(), run.settings.profile_steps, folder.join(name))
         });
         memory::reset_peak(context.device);
         Ok(Self {
             path,
             file,
             trace,
-            flops_per_pair: run.towers.flops_per_pair(i64::from(run.patches_seen())),
-            peak_flop_per_s: peak::flop_per_s(context.device, run.towers.kind()),
+            share: run.settings.global_batch as f64 / (run.slots.end - run.slots.start) as f64,
+            peak_flop_per_s: peak::flop_per_s(context.device, torch::kind(run.settings.precision)),
             first_step: run.step,
             step_began: Instant::now(),
             all: Window::new(),
@@ -119,8 +125,8 @@ impl Ledger {
     ///
     /// # Errors
     /// When the step failed, or the loss is no number.
-    pub(super) fn read(&mut self, run: &Run<'_, '_>, begun: Begun) -> Result<(), TrainerError> {
-        let Begun { step, output, learning_rate, data_wait } = begun;
+    pub(super) fn read(&mut self, run: &Training<'_, '_>, begun: Begun) -> Result<(), TrainerError> {
+        let Begun { step, output, learning_rate, data_wait, flops } = begun;
         let output = output.wait()?;
         if !output.updated {
             run.context.collective.finish()?;
@@ -142,8 +148,9 @@ impl Ledger {
             exposed_communication_s: output.times.exposed_communication().as_secs_f64(),
             checkpoint_stall_s: std::mem::take(&mut self.stall).as_secs_f64(),
         };
-        self.all.add(data_wait, &output.times);
-        self.recent.add(data_wait, &output.times);
+        let flops = flops * self.share;
+        self.all.add(data_wait, &output.times, flops);
+        self.recent.add(data_wait, &output.times, flops);
         self.last_loss = row.loss;
         if let Some(file) = &mut self.file {
             let failed = |source| TrainerError::Io { operation: "write", path: self.path.clone(), source };
@@ -165,48 +172,48 @@ impl Ledger {
         Ok(())
     }
 
-    fn report(&mut self, run: &Run<'_, '_>, row: &StepMetrics) {
+    fn report(&mut self, run: &Training<'_, '_>, row: &StepMetrics) {
         let recent = std::mem::replace(&mut self.recent, Window::new());
         let seconds = recent.seconds();
         let mut progress = run.context.progress(row.step.0, run.total);
         progress.loss = Some(row.loss);
         progress.learning_rate = Some(row.learning_rate);
         progress.grad_norm = Some(row.grad_norm);
-        progress.logit_scale = Some(row.logit_scale);
+        progress.logit_scale = row.logit_scale;
         progress.samples_per_s = Some(samples(run, recent.steps) / seconds);
         progress.data_wait_share = Some(recent.wait.as_secs_f64() / seconds);
         progress.exposed_communication_share = Some(recent.exposed.as_secs_f64() / seconds);
         progress.step_s = Some(seconds / recent.steps as f64);
-        progress.model_flop_per_s = Some(self.flops_per_pair * samples(run, recent.steps) / seconds);
-        progress.mfu = self.mfu(run, recent.steps, seconds);
+        progress.model_flop_per_s = Some(recent.flops / seconds);
+        progress.mfu = self.mfu(run, &recent);
         progress.peak_memory_bytes = memory::peak_bytes(run.context.device);
         progress.skipped_samples = self.skipped;
         progress.checkpoint = commits::newest(run.context);
         run.context.link.report(Report::Progress(Box::new(progress)));
     }
 
-    fn mfu(&self, run: &Run<'_, '_>, steps: u64, seconds: f64) -> Option<f64> {
+    fn mfu(&self, run: &Training<'_, '_>, window: &Window) -> Option<f64> {
         let most = self.peak_flop_per_s? * f64::from(run.context.world().0);
-        Some(self.flops_per_pair * samples(run, steps) / seconds / most)
+        Some(window.flops / window.seconds() / most)
     }
 
-    pub(super) fn summary(&self, run: &Run<'_, '_>) -> serde_json::Value {
+    pub(super) fn summary(&self, run: &Training<'_, '_>) -> serde_json::Value {
         let (seconds, steps) = (self.all.seconds(), run.step - self.first_step);
         let share = |part: Duration| format!("{:.1} %", 100.0 * part.as_secs_f64() / seconds);
         let mut columns = vec![
             ("loss", format!("{:.4}", self.last_loss)),
             ("samples/s", format!("{:.0}", samples(run, steps) / seconds)),
             ("s/step", format!("{:.3}", seconds / steps.max(1) as f64)),
-            ("model TFLOP/s", format!("{:.3}", self.flops_per_pair * samples(run, steps) / seconds / 1e12)),
+            ("model TFLOP/s", format!("{:.3}", self.all.flops / seconds / 1e12)),
         ];
-        if let Some(mfu) = self.mfu(run, steps, seconds) {
+        if let Some(mfu) = self.mfu(run, &self.all) {
             columns.push(("MFU", format!("{:.1} %", 100.0 * mfu)));
         }
         columns.push(("waiting for data", share(self.all.wait)));
         columns.push(("exposed communication", share(self.all.exposed)));
         columns.push(("checkpoint stall", share(self.all_stall)));
         if self.skipped > 0 {
-            columns.push(("broken images replaced", self.skipped.to_string()));
+            columns.push(("broken samples replaced", self.skipped.to_string()));
         }
         if let Some(bytes) = memory::peak_bytes(run.context.device) {
             columns.push(("peak memory", format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))));
@@ -217,7 +224,7 @@ impl Ledger {
     }
 }
 
-/// How many pairs so many steps take over all ranks.
-fn samples(run: &Run<'_, '_>, steps: u64) -> f64 {
-    (steps * run.stage.global_batch) as f64
+/// How many samples so many steps take over all ranks.
+fn samples(run: &Training<'_, '_>, steps: u64) -> f64 {
+    (steps * run.settings.global_batch) as f64
 }

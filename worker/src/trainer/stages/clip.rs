@@ -1,0 +1,265 @@
+//! Stage `clip`: the vision tower and the adapter learn against the stored text vectors, with negatives of all ranks.
+
+use super::towers::{TowerSettings, Towers};
+use crate::{
+    checkpoint::Loaded,
+    data::{
+        Batch, BatchRequest, BrokenSample, Dataset, Loader, LoaderConfig, Normalise, OnBroken, SampleRequest, Transform,
+    },
+    torch::transfer::Uploader,
+    trainer::{
+        context::{Context, Outcome},
+        error::TrainerError,
+        layout::clip_groups,
+        parameters::FlatParameters,
+        step::{
+            StepBegun,
+            clip::{PairEncoder, clip_step},
+        },
+        training::{Source, Taken, Task, Training},
+    },
+    vectors::{Provenance, VectorStore},
+};
+use common::{ids::Step, recipe::ClipStage, sampler};
+use half::bf16;
+use std::{sync::Arc, time::Duration};
+use tch::{Device, Kind, Tensor};
+
+/// Batches decoded ahead.
+const PREFETCH: usize = 4;
+
+/// Runs the stage.
+pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, TrainerError> {
+    let recipe = &context.plan.recipe;
+    let datasets = context.datasets(&stage.training.data)?;
+    let spec = recipe.encoder().ok_or_else(|| TrainerError::Plan("`clip` needs [model.text]".to_owned()))?;
+    let provenance = Provenance::of_encoder(&spec, recipe.seed, recipe.embed_precision())?;
+    let vectors =
+        datasets.iter().map(|data| open_vectors(data, &provenance, context)).collect::<Result<Vec<_>, _>>()?;
+    context.activity("building the towers");
+    let width = vectors.first().map_or(0, VectorStore::width);
+    let towers = Towers::build(recipe, tower_settings(stage, width), context.device)?;
+    let samples: Vec<u64> = datasets.iter().map(|data| data.len()).collect();
+    let order = recipe.order(&stage.training, &samples).map_err(|error| TrainerError::Plan(error.to_string()))?;
+    let (optimizer, layers) = (&stage.training.optimizer, towers.vision.layers());
+    let groups =
+        clip_groups(optimizer.weight_decay, optimizer.layer_decay, layers, |name| towers.vision.layer_id(name));
+    let variables = towers.store.variables().into_iter().collect();
+    let parameters = FlatParameters::new(variables, groups, context.device)?;
+    let sources = datasets.iter().map(|data| Source { limit: data.limit(), fingerprint: data.fingerprint() }).collect();
+    let mut training = Training::prepare(&stage.training, context, sources, order, parameters)?;
+    let mut pairs = Pairs::open(stage, context, &training, (datasets, vectors, towers))?;
+    training.run(&mut pairs)
+}
+
+/// The towers that a stage trains, for text vectors of width `text_width`.
+pub(super) fn tower_settings(stage: &ClipStage, text_width: usize) -> TowerSettings {
+    TowerSettings {
+        text_width,
+        log_scale_init: stage.logit_scale_init,
+        precision: stage.training.precision,
+        activation_checkpointing: stage.training.activation_checkpointing,
+    }
+}
+
+/// The vectors of a data set.
+pub(super) fn open_vectors(
+    dataset: &Dataset,
+    provenance: &Provenance,
+    context: &Context<'_>,
+) -> Result<VectorStore, TrainerError> {
+    let shards = dataset.shards().iter().map(|shard| (shard.stem.as_str(), shard.samples.clone()));
+    let provenance = provenance.over(dataset.fingerprint());
+    Ok(VectorStore::open(context.storage, &context.plan.output, dataset.name(), shards, &provenance)?)
+}
+
+/// The vectors of samples' captions, each with the store of its data set, one after the other.
+fn rows_of<'a>(wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>) -> Result<Vec<bf16>, TrainerError> {
+    let mut numbers: Vec<bf16> = Vec::new();
+    for (vectors, sample, column) in wanted {
+        let start = numbers.len();
+        numbers.resize(start + vectors.width(), bf16::ZERO);
+        if !vectors.read(sample, column, &mut numbers[start..])? {
+            return Err(TrainerError::Plan(format!(
+                "the embedding store has no vector of sample {sample}, caption column `{column}`"
+            )));
+        }
+    }
+    Ok(numbers)
+}
+
+/// The vectors of samples' captions, each with the store of its data set, as one tensor [n, `width`] in fp32.
+pub(super) fn gather_vectors<'a>(
+    wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>,
+    width: usize,
+    device: Device,
+) -> Result<Tensor, TrainerError> {
+    let numbers = rows_of(wanted)?;
+    // Not `from_slice`: tch 0.24 takes bf16 for fp16.
+    let shape = [(numbers.len() / width) as i64, width as i64];
+    let tensor = Tensor::f_from_data_size(bytemuck::cast_slice(&numbers), &shape, Kind::BFloat16)?;
+    Ok(tensor.to_device(device).to_kind(Kind::Float))
+}
+
+/// Puts a checkpoint's parameters into the variables of the same names.
+pub(super) fn load_parameters(store: &mut tch::nn::VarStore, loaded: &Loaded) -> Result<(), TrainerError> {
+    for (name, mut variable) in store.variables() {
+        let tensor = loaded.tensor(&format!("param.{name}"))?;
+        if tensor.size() != variable.size() {
+            return Err(TrainerError::Plan(format!(
+                "the checkpoint's `{name}` has shape {:?}, this recipe's model has {:?}: config.json was changed since it was written",
+                tensor.size(),
+                variable.size()
+            )));
+        }
+        tch::no_grad(|| variable.copy_(&tensor));
+    }
+    Ok(())
+}
+
+/// Images and text vectors as the training's task.
+struct Pairs<'a> {
+    stage: &'a ClipStage,
+    seed: u64,
+    datasets: Vec<Arc<Dataset>>,
+    vectors: Vec<VectorStore>,
+    towers: Towers,
+    loader: Loader,
+    uploads: Uploads,
+    normalise: Normalise,
+}
+
+/// What goes to the device for each step.
+struct Uploads {
+    pixels: Uploader,
+    text: Uploader,
+    kept: Uploader,
+}
+
+impl<'a> Pairs<'a> {
+    fn open(
+        stage: &'a ClipStage,
+        context: &Context<'_>,
+        training: &Training<'_, '_>,
+        (datasets, vectors, towers): (Vec<Arc<Dataset>>, Vec<VectorStore>, Towers),
+    ) -> Result<Self, TrainerError> {
+        let (order, slots) = (training.order().clone(), training.slots());
+        let config = LoaderConfig {
+            datasets: datasets.clone(),
+            image_size: towers.image_size as u32,
+            transform: Transform::Train { augment: stage.augment },
+            pixels: stage.pixels,
+            convert: stage.convert_to_rgb,
+            on_broken: OnBroken::Replace(order.clone()),
+            seed: context.plan.recipe.seed,
+            threads: context.threads,
+            prefetch_batches: PREFETCH,
+        };
+        let request = move |step| BatchRequest::of_step(&order, Step(step), slots.clone());
+        let upload = || Uploader::new(context.device);
+        Ok(Self {
+            stage,
+            seed: context.plan.recipe.seed,
+            datasets,
+            vectors,
+            towers,
+            loader: Loader::start(config, training.steps().map(request)),
+            uploads: Uploads { pixels: upload()?, text: upload()?, kept: upload()? },
+            normalise: Normalise::new(context.device),
+        })
+    }
+
+    /// How many patches of an image a step sees.
+    fn patches_seen(&self) -> u32 {
+        let patches = u32::try_from(self.towers.vision.patches()).expect("an image has fewer than 2^32 patches");
+        sampler::kept_patches(patches, self.stage.patch_dropout)
+    }
+
+    /// The patches that are seen of each image of a batch, [b, K], drawn by (seed, data set, sample, epoch); absent when
+    /// all are.
+    fn kept(&mut self, batch: &Batch) -> Result<Option<Tensor>, TrainerError> {
+        if self.stage.patch_dropout == 0.0 {
+            return Ok(None);
+        }
+        let seed = self.seed;
+        let patches = u32::try_from(self.towers.vision.patches()).expect("an image has fewer than 2^32 patches");
+        let kept = self.patches_seen();
+        let choose = |sample: &SampleRequest| {
+            sampler::choose_patches(seed, sample.source, sample.index, sample.epoch, (kept, patches))
+        };
+        let numbers: Vec<i64> = batch.samples.iter().flat_map(choose).map(i64::from).collect();
+        let shape = [batch.samples.len() as i64, i64::from(kept)];
+        Ok(Some(self.uploads.kept.upload(bytemuck::cast_slice(&numbers), &shape, Kind::Int64)?))
+    }
+
+    /// The text vectors of a batch, one caption a sample, chosen by (seed, data set, sample, epoch).
+    fn text(&mut self, batch: &Batch) -> Result<Tensor, TrainerError> {
+        let seed = self.seed;
+        let weights = |data: &Arc<Dataset>| data.columns().iter().map(|column| column.weight).collect();
+        let weights: Vec<Vec<u32>> = self.datasets.iter().map(weights).collect();
+        let wanted = batch.samples.iter().map(|sample| {
+            let source = sample.source as usize;
+            let column = sampler::choose_caption(seed, sample.source, sample.index, sample.epoch, &weights[source]);
+            (&self.vectors[source], sample.index.0, self.datasets[source].columns()[column].name.as_str())
+        });
+        let numbers = rows_of(wanted)?;
+        let width = self.vectors.first().map_or(0, VectorStore::width);
+        let shape = [batch.samples.len() as i64, width as i64];
+        let text_BD = self.uploads.text.upload(bytemuck::cast_slice(&numbers), &shape, Kind::BFloat16)?;
+        Ok(text_BD.to_kind(Kind::Float))
+    }
+}
+
+impl Task for Pairs<'_> {
+    type Batch = Batch;
+
+    fn next(&mut self) -> Option<Result<Batch, TrainerError>> {
+        Some(self.loader.next()?.map_err(TrainerError::from))
+    }
+
+    fn waited(&self) -> Duration {
+        self.loader.wait_time()
+    }
+
+    fn broken<'b>(&self, batch: &'b Batch) -> &'b [BrokenSample] {
+        &batch.broken
+    }
+
+    fn flops(&self, batch: &Batch) -> f64 {
+        self.towers.flops_per_pair(i64::from(self.patches_seen())) * batch.samples.len() as f64
+    }
+
+    fn step(&mut self, batch: &Batch, taken: Taken<'_>) -> Result<StepBegun, TrainerError> {
+        let pixels = self.uploads.pixels.upload(&batch.pixels, &batch.shape(), Kind::Uint8)?;
+        let text = self.text(batch)?;
+        let kept = self.kept(batch)?;
+        let sizes = taken.cut.sizes;
+        let encoder = Chunks {
+            towers: &self.towers,
+            pixels: pixels.split_with_sizes(sizes, 0),
+            text: text.split_with_sizes(sizes, 0),
+            kept: kept.map(|kept| kept.split_with_sizes(sizes, 0)),
+            normalise: &self.normalise,
+        };
+        let Taken { cut, settings, collective, parameters, timeline, .. } = taken;
+        clip_step(&encoder, cut, collective, parameters, &self.towers.log_scale, &settings, timeline)
+    }
+}
+
+/// A local slice in chunks.
+struct Chunks<'a> {
+    towers: &'a Towers,
+    pixels: Vec<Tensor>,
+    text: Vec<Tensor>,
+    kept: Option<Vec<Tensor>>,
+    normalise: &'a Normalise,
+}
+
+impl PairEncoder for Chunks<'_> {
+    fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
+        let kept = self.kept.as_ref().map(|kept| &kept[chunk]);
+        // Bytes until here: a chunk's pixels are numbers while it is encoded.
+        let pixels = self.normalise.apply(&self.pixels[chunk]);
+        (self.towers.image_features(&pixels, kept), self.towers.text_features(&self.text[chunk]))
+    }
+}

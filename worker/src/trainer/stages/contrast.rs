@@ -1,0 +1,203 @@
+//! Stage `contrast`: the LLM learns to tell captions apart: a query seeks its positive among those of all ranks, and among
+//! texts that are nobody's.
+
+use super::tuning::{Tuning, seed_chunk};
+use crate::{
+    data::{BrokenLimit, BrokenSample, Places, SampleRequest, SkipReason},
+    model::tokenizer::{CaptionTokenizer, Encoded},
+    text::{EncodedPair, PairFile, PairRule, PairSource},
+    trainer::{
+        ahead::Ahead,
+        context::{Context, Outcome},
+        error::TrainerError,
+        step::{
+            StepBegun,
+            contrast::{Contrast, TextEncoder, contrast_step},
+        },
+        training::{Source, Taken, Task, Training},
+    },
+};
+use common::{
+    ids::Step,
+    recipe::{ContrastStage, TextKind},
+    sampler::{Draw, Order},
+};
+use std::{ops::Range, sync::Arc, time::Duration};
+use tch::{Device, Kind, Tensor};
+
+/// Batches of tokens made ahead.
+const PREFETCH: usize = 4;
+
+/// Runs the stage.
+pub fn run(stage: &ContrastStage, context: &mut Context<'_>) -> Result<Outcome, TrainerError> {
+    let recipe = &context.plan.recipe;
+    let (sources, limits) = sources(stage, context)?;
+    let tuning = Tuning::begin(&stage.training, stage.lora.as_ref(), context)?;
+    let spec = tuning.spec();
+    let tokenizer = CaptionTokenizer::open(&spec.folder, &spec.template, spec.max_length, spec.pooling)?;
+    let lengths: Vec<u64> = sources.iter().map(PairSource::len).collect();
+    let order = recipe.order(&stage.training, &lengths).map_err(|error| TrainerError::Plan(error.to_string()))?;
+    let parameters = tuning.parameters(&stage.training.optimizer, context)?;
+    let described = sources.iter().zip(limits);
+    let described = described.map(|(source, limit)| Source { limit, fingerprint: source.fingerprint() }).collect();
+    let mut training = Training::prepare(&stage.training, context, described, order, parameters)?;
+    let negatives = stage.negatives && sources.iter().any(PairSource::has_negatives);
+    let maker =
+        Maker { sources, order: training.order().clone(), slots: training.slots(), tokenizer, seed: recipe.seed };
+    let mut texts = Texts {
+        scale: stage.scale,
+        negatives,
+        seed: recipe.seed,
+        device: context.device,
+        batches: Ahead::start(training.steps(), PREFETCH, move |step| maker.batch(Step(step))),
+        tuning,
+    };
+    let outcome = training.run(&mut texts)?;
+    if !outcome.stopped && context.speaks() {
+        texts.tuning.write(None, context)?;
+    }
+    Ok(outcome)
+}
+
+/// The stage's pairs by data set, and how many may be broken.
+fn sources(stage: &ContrastStage, context: &Context<'_>) -> Result<(Vec<PairSource>, Vec<BrokenLimit>), TrainerError> {
+    let (recipe, mut sources) = (&context.plan.recipe, Vec::new());
+    let mut limits = Vec::new();
+    for name in &stage.training.data {
+        if let Some(set) = recipe.text.get(name) {
+            let TextKind::Pairs { instruction } = &set.kind else {
+                return Err(TrainerError::Plan(format!("data set `{name}` has no pairs")));
+            };
+            context.activity(&format!("reading the pairs of {name}"));
+            let places = Places::new(&set.index);
+            let file = PairFile::open(context.storage, &set.files, instruction.as_deref(), &places)?;
+            let source = PairSource::File(Box::new(file));
+            limits.push(BrokenLimit { name: name.clone(), samples: source.len(), share: set.broken_limit });
+            sources.push(source);
+            continue;
+        }
+        let data = context.datasets(std::slice::from_ref(name))?.remove(0);
+        let rule = stage.pairs.get(name).map(|rule| PairRule::of(rule, data.columns()));
+        let rule =
+            rule.ok_or_else(|| TrainerError::Plan(format!("no rule says how captions of `{name}` make pairs")))?;
+        limits.push(data.limit());
+        sources.push(PairSource::Captions { data, rule });
+    }
+    Ok((sources, limits))
+}
+
+/// Makes a rank's part of global batches.
+struct Maker {
+    sources: Vec<PairSource>,
+    order: Arc<Order>,
+    slots: Range<u64>,
+    tokenizer: CaptionTokenizer,
+    seed: u64,
+}
+
+/// A rank's part of a global batch.
+struct PairBatch {
+    pairs: Vec<EncodedPair>,
+    broken: Vec<BrokenSample>,
+}
+
+impl Maker {
+    fn batch(&self, step: Step) -> Result<PairBatch, TrainerError> {
+        let mut batch = PairBatch { pairs: Vec::new(), broken: Vec::new() };
+        for draw in self.order.draws(step, self.slots.clone()) {
+            batch.pairs.push(self.pair(draw, &mut batch.broken)?);
+        }
+        Ok(batch)
+    }
+
+    /// The pair of a slot, or of what stands in for it when one of its texts is empty.
+    fn pair(&self, draw: Draw, broken: &mut Vec<BrokenSample>) -> Result<EncodedPair, TrainerError> {
+        let (source, mut sample) = (&self.sources[draw.source], draw.index);
+        for attempt in 0.. {
+            if let Some(pair) = source.pair(self.seed, draw.source as u32, sample, draw.epoch)? {
+                return Ok(pair.encode(&self.tokenizer)?);
+            }
+            if attempt == 0 {
+                let wanted = SampleRequest { source: draw.source as u32, index: draw.index, epoch: draw.epoch };
+                let (key, detail) = (source.key(draw.index)?, "its query or its positive is empty".to_owned());
+                broken.push(BrokenSample { wanted, key, reason: SkipReason::EmptyCaption, detail });
+            }
+            match self.order.reserve(draw.source, draw.epoch, draw.index, attempt) {
+                Some(reserve) => sample = reserve,
+                None => break,
+            }
+        }
+        let key = source.key(draw.index)?;
+        Err(TrainerError::Plan(format!(
+            "the pair {key} has an empty text, and so has everything that could stand in for it"
+        )))
+    }
+}
+
+/// Pairs of texts as the training's task.
+struct Texts {
+    tuning: Tuning,
+    scale: f64,
+    negatives: bool,
+    seed: u64,
+    device: Device,
+    batches: Ahead<PairBatch>,
+}
+
+impl Texts {
+    /// The texts of some pairs: queries, positives, negatives. A pair without a negative has its positive there, which the
+    /// loss does not see.
+    fn texts<'a>(&self, pairs: &'a [EncodedPair]) -> Vec<&'a Encoded> {
+        let negatives = if self.negatives { pairs } else { &[] };
+        let negatives = negatives.iter().map(|pair| pair.negative.as_ref().unwrap_or(&pair.positive));
+        let queries = pairs.iter().map(|pair| &pair.query);
+        queries.chain(pairs.iter().map(|pair| &pair.positive)).chain(negatives).collect()
+    }
+}
+
+impl Task for Texts {
+    type Batch = PairBatch;
+
+    fn next(&mut self) -> Option<Result<PairBatch, TrainerError>> {
+        self.batches.next()
+    }
+
+    fn waited(&self) -> Duration {
+        self.batches.waited()
+    }
+
+    fn broken<'b>(&self, batch: &'b PairBatch) -> &'b [BrokenSample] {
+        &batch.broken
+    }
+
+    fn flops(&self, batch: &PairBatch) -> f64 {
+        let lengths: Vec<i64> = self.texts(&batch.pairs).iter().map(|text| text.ids.len() as i64).collect();
+        self.tuning.passes() * self.tuning.llm.llama.flops(&lengths)
+    }
+
+    fn step(&mut self, batch: &PairBatch, taken: Taken<'_>) -> Result<StepBegun, TrainerError> {
+        let lacking: Vec<bool> = batch.pairs.iter().map(|pair| pair.negative.is_none()).collect();
+        let lacking_R = self.negatives.then(|| Tensor::from_slice(&lacking).to_kind(Kind::Bool).to_device(self.device));
+        let Taken { step, chunks, cut, settings, collective, parameters, timeline } = taken;
+        let encoder = Chunks { texts: self, pairs: &batch.pairs, chunks, step };
+        let contrast = Contrast { scale: self.scale, lacking_R: lacking_R.as_ref() };
+        contrast_step(&encoder, cut, contrast, collective, parameters, &settings, timeline)
+    }
+}
+
+/// A local slice in chunks.
+struct Chunks<'a> {
+    texts: &'a Texts,
+    pairs: &'a [EncodedPair],
+    chunks: &'a [Range<u64>],
+    step: Step,
+}
+
+impl TextEncoder for Chunks<'_> {
+    fn encode(&self, chunk: usize) -> Tensor {
+        let (first, slots) = (self.chunks[0].start, &self.chunks[chunk]);
+        let pairs = &self.pairs[(slots.start - first) as usize..(slots.end - first) as usize];
+        seed_chunk(self.texts.seed, self.step, slots.start);
+        self.texts.tuning.llm.vectors(&self.texts.texts(pairs))
+    }
+}

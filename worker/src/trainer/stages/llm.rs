@@ -1,0 +1,86 @@
+//! The LLM of a recipe as a stage finds it: its weights with what was merged into them, in the kinds that the stage asks for.
+
+use crate::{
+    model::{
+        config,
+        llama::{Llama, LlamaConfig},
+        lora::{self, Lora},
+        pooling,
+        tokenizer::Encoded,
+        weights,
+    },
+    trainer::error::TrainerError,
+};
+use common::recipe::{Init, TextModel};
+use tch::{Device, Kind, Tensor, nn};
+
+/// What numbers are kept and computed in.
+#[derive(Debug, Clone, Copy)]
+pub struct Kinds {
+    /// The weights.
+    pub weights: Kind,
+    /// Forward and backward passes.
+    pub compute: Kind,
+}
+
+/// The LLM.
+#[derive(Debug)]
+pub struct Llm {
+    /// The body.
+    pub llama: Llama,
+    /// Its sizes.
+    pub config: LlamaConfig,
+    /// Its weights.
+    pub store: nn::VarStore,
+}
+
+impl Llm {
+    /// Builds the LLM and merges its adapters, one after the other.
+    ///
+    /// # Errors
+    /// When a folder lacks something, or an adapter is of another model.
+    pub fn open(spec: &TextModel, seed: u64, kinds: Kinds, device: Device) -> Result<Self, TrainerError> {
+        let config: LlamaConfig = config::read(&spec.folder)?;
+        let mut store = nn::VarStore::new(device);
+        store.set_kind(kinds.weights);
+        let mut llama = Llama::new(&store.root(), &config, spec.attention);
+        match spec.init {
+            Init::Random => crate::model::init::random(&store, seed, &config),
+            Init::Pretrained => weights::load(&mut store, &spec.folder, weights::NameMap::Llama)?,
+        }
+        for folder in &spec.adapters {
+            Lora::read(&mut llama, folder)?;
+            lora::merge(&mut llama);
+        }
+        llama.compute_in(kinds.compute);
+        Ok(Self { llama, config, store })
+    }
+
+    /// The vectors' width D.
+    pub fn width(&self) -> usize {
+        usize::try_from(self.config.hidden_size).expect("a width fits in usize")
+    }
+
+    /// The mean over each text's span: [N, D] fp32, in the order given. Texts are read in order of length: attention goes over
+    /// runs of texts of one length.
+    pub fn vectors(&self, texts: &[&Encoded]) -> Tensor {
+        let device = self.store.device();
+        let mut sorted: Vec<usize> = (0..texts.len()).collect();
+        sorted.sort_by_key(|text| texts[*text].ids.len());
+        let ids: Vec<i64> = sorted.iter().flat_map(|text| &texts[*text].ids).map(|id| i64::from(*id)).collect();
+        let lengths: Vec<i64> = sorted.iter().map(|text| texts[*text].ids.len() as i64).collect();
+        let mut start = 0;
+        let span = |text: &usize| {
+            let Encoded { ids, span } = texts[*text];
+            let span = start + span.start as i64..start + span.end as i64;
+            start += ids.len() as i64;
+            span
+        };
+        let spans: Vec<_> = sorted.iter().map(span).collect();
+        let hidden_TD = self.llama.forward(&Tensor::from_slice(&ids).to_device(device), &lengths);
+        let pooled_ND = pooling::mean(&hidden_TD, &spans);
+        let mut places = vec![0i64; texts.len()];
+        (0..).zip(&sorted).for_each(|(place, text)| places[*text] = place);
+        pooled_ND.index_select(0, &Tensor::from_slice(&places).to_device(device))
+    }
+}

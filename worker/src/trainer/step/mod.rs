@@ -1,0 +1,149 @@
+//! One optimizer step over the global batch, a stage a file: encode in chunks, gather, stream the loss, backward, reduce; and
+//! what all of them end with, the update.
+
+pub mod clip;
+pub mod contrast;
+pub mod mntp;
+
+use super::{
+    error::TrainerError,
+    parameters::FlatParameters,
+    timeline::{Section, Span, StepTimes, Timeline},
+};
+use crate::{
+    collective::Collective,
+    objective::Repeats,
+    torch::{shim::AdamW, transfer::Fetch},
+};
+use tch::{Kind, Tensor};
+
+/// The largest logit scale's logarithm: exp of it is 100 (Radford et al. 2021, section 2.5).
+const LARGEST_LOG_SCALE: f64 = 4.605_170_185_988_092;
+
+/// Settings of one step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepSettings {
+    /// Which update this is, from 1.
+    pub step: u64,
+    /// The learning rate.
+    pub learning_rate: f64,
+    /// AdamW's decay rates.
+    pub betas: (f64, f64),
+    /// AdamW's epsilon.
+    pub eps: f64,
+    /// The largest gradient norm; absent means that gradients are not clipped.
+    pub clip_norm: Option<f64>,
+    /// How the loss is computed.
+    pub loss: LossSettings,
+}
+
+/// What the loss takes of memory: nothing here changes its value but by rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LossSettings {
+    /// Rows and columns of the logits that are computed at a time.
+    pub tile: i64,
+    /// Both towers' gathered rows are kept through the loss while they take no more bytes than this; beyond it they are in
+    /// memory one after the other, and the first is gathered once more.
+    pub kept_bytes: i64,
+}
+
+impl Default for LossSettings {
+    fn default() -> Self {
+        Self { tile: 4096, kept_bytes: 512 << 20 }
+    }
+}
+
+/// How a global batch is cut, and what stands in it twice.
+#[derive(Debug, Clone, Copy)]
+pub struct Cut<'a> {
+    /// The local chunks' pairs; at least one chunk.
+    pub sizes: &'a [i64],
+    /// Every rank's pairs.
+    pub rows: &'a [i64],
+    /// Places of the same sample.
+    pub repeats: &'a Repeats,
+}
+
+/// What a step says, once it is done.
+#[derive(Debug)]
+pub struct StepOutput {
+    /// Mean over the global batch, before the update.
+    pub loss: f64,
+    /// The gradients' norm before clipping.
+    pub grad_norm: f64,
+    /// exp of the logit scale, after the update; absent when none is trained.
+    pub logit_scale: Option<f64>,
+    /// Whether the parameters were changed; not when a collective failed on the way.
+    pub updated: bool,
+    /// Where the time went.
+    pub times: StepTimes,
+    /// The same, in order.
+    pub spans: Vec<Span>,
+    /// The same, to be held against another step's.
+    pub timeline: Timeline,
+}
+
+/// A step that was begun. On a GPU it is computed while the host goes on.
+#[derive(Debug)]
+pub struct StepBegun {
+    figures: Fetch,
+    scaled: bool,
+    timeline: Timeline,
+}
+
+impl StepBegun {
+    /// Waits until it is done.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn wait(self) -> Result<StepOutput, TrainerError> {
+        let figures = self.figures.wait()?;
+        let spans = self.timeline.spans()?;
+        let mut times = StepTimes::default();
+        spans.iter().for_each(|span| times.add(span.section, span.length));
+        let [loss, grad_norm, logit_scale, skipped] = figures[..] else { unreachable!("four were asked for") };
+        let logit_scale = self.scaled.then_some(logit_scale);
+        Ok(StepOutput { loss, grad_norm, logit_scale, updated: skipped == 0.0, times, spans, timeline: self.timeline })
+    }
+}
+
+/// Normalised rows: L2 norm 1 along the last dimension, in fp32 at least.
+pub fn normalise(x_BD: &Tensor) -> Tensor {
+    let x_BD = if x_BD.kind() == Kind::Double { x_BD.shallow_clone() } else { x_BD.to_kind(Kind::Float) };
+    let norm_B1 = x_BD.norm_scalaropt_dim(2.0, [-1i64], true).clamp_min(1e-12);
+    x_BD / norm_B1
+}
+
+/// Updates the parameters with the gradients that are summed in them, and fetches the figures of the step: `loss` is the mean
+/// over the global batch, `log_scale` a variable of the parameters.
+fn update(
+    loss: &Tensor,
+    log_scale: Option<&Tensor>,
+    parameters: &mut FlatParameters,
+    collective: &dyn Collective,
+    settings: &StepSettings,
+    mut timeline: Timeline,
+) -> Result<StepBegun, TrainerError> {
+    let norm = parameters.clip(collective, settings.clip_norm)?;
+    // An update with the sum of a collective that died is one that no peer has: the device itself holds it back.
+    let lost = collective.lost()?;
+    let constants = AdamW {
+        step: settings.step,
+        learning_rate: settings.learning_rate,
+        betas: settings.betas,
+        weight_decay: 0.0,
+        eps: settings.eps,
+    };
+    parameters.update(collective, lost.as_ref(), &constants)?;
+    let scale = match log_scale {
+        None => loss.zeros_like(),
+        Some(log_scale) => {
+            let _ = tch::no_grad(|| log_scale.shallow_clone().clamp_(0.0, LARGEST_LOG_SCALE));
+            log_scale.detach().exp()
+        }
+    };
+    timeline.lap(Section::Optimizer);
+    let skipped = lost.unwrap_or_else(|| loss.zeros_like());
+    let figures = Fetch::begin(&[loss, &norm, &scale, &skipped])?;
+    Ok(StepBegun { figures, scaled: log_scale.is_some(), timeline })
+}

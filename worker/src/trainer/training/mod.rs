@@ -1,0 +1,294 @@
+//! The loop of every stage that trains: batch after batch, a step, what is said of it, a checkpoint now and then, until the
+//! end or until somebody asks to stop. What a batch and a step are, the stage's [`Task`] knows.
+
+mod broken;
+mod ledger;
+mod tally;
+
+use crate::{
+    checkpoint::{self, HostCopy, Writer},
+    collective::{Collective, CollectiveError},
+    data::{BrokenLimit, BrokenSample},
+    objective::Repeats,
+    supervisor::ipc::Report,
+    trainer::{
+        agreement, commits,
+        context::{Context, Outcome},
+        error::TrainerError,
+        failpoints::Point,
+        parameters::FlatParameters,
+        schedule,
+        step::{Cut, LossSettings, StepBegun, StepSettings},
+        timeline::{Section, Timeline},
+    },
+};
+use broken::BrokenFile;
+use common::{
+    ids::Step,
+    manifest::{DataCursor, Share, paths},
+    recipe,
+    sampler::{self, Order},
+};
+use ledger::{Begun, Ledger};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tally::Tally;
+
+/// A data set of a training.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// How many of its samples may be broken.
+    pub limit: BrokenLimit,
+    /// BLAKE3 in hex of all that orders and describes its samples.
+    pub fingerprint: String,
+}
+
+/// What a stage does with the loop's steps.
+pub trait Task {
+    /// What a step is taken on: this rank's part of a global batch.
+    type Batch;
+
+    /// The next batch, made ahead of the training; absent when there is none, which is an error.
+    fn next(&mut self) -> Option<Result<Self::Batch, TrainerError>>;
+
+    /// How long [`Task::next`] waited so far.
+    fn waited(&self) -> Duration;
+
+    /// What of a batch was broken.
+    fn broken<'b>(&self, batch: &'b Self::Batch) -> &'b [BrokenSample];
+
+    /// Begins the optimizer step on a batch.
+    ///
+    /// # Errors
+    /// When a peer fails, or libtorch refuses.
+    fn step(&mut self, batch: &Self::Batch, taken: Taken<'_>) -> Result<StepBegun, TrainerError>;
+
+    /// Floating-point operations of a batch's forward and backward passes; what recomputation adds does not count.
+    fn flops(&self, batch: &Self::Batch) -> f64;
+}
+
+/// What a step is taken with.
+pub struct Taken<'a> {
+    /// How many steps were before it.
+    pub step: Step,
+    /// This rank's slots, chunk by chunk.
+    pub chunks: &'a [Range<u64>],
+    /// Their sizes, and what stands in the batch twice.
+    pub cut: Cut<'a>,
+    /// Of the optimizer and the loss.
+    pub settings: StepSettings,
+    /// The ranks.
+    pub collective: &'a dyn Collective,
+    /// What is trained.
+    pub parameters: &'a mut FlatParameters,
+    /// Where the time goes; the wait for the batch is in it.
+    pub timeline: Timeline,
+}
+
+/// A training on its way.
+pub struct Training<'a, 'b> {
+    settings: &'a recipe::Training,
+    context: &'a Context<'b>,
+    sources: Vec<Source>,
+    parameters: FlatParameters,
+    cursor: DataCursor,
+    order: Arc<Order>,
+    total: u64,
+    /// Committed steps.
+    step: u64,
+    slots: Range<u64>,
+    rows: Vec<i64>,
+}
+
+impl<'a, 'b> Training<'a, 'b> {
+    /// A training from its beginning, or from the plan's checkpoint; every rank has the same parameters then. `order` is
+    /// over `sources`.
+    ///
+    /// # Errors
+    /// When the checkpoint is of something else, a peer fails, or there are more ranks than samples in a batch.
+    pub fn prepare(
+        settings: &'a recipe::Training,
+        context: &'a Context<'b>,
+        sources: Vec<Source>,
+        mut order: Order,
+        mut parameters: FlatParameters,
+    ) -> Result<Self, TrainerError> {
+        let total = settings.length.steps(&order);
+        if settings.optimizer.sharded && context.world().0 > 1 {
+            parameters.shard(context.collective);
+        }
+        let mut cursor = cursor(&order, &sources);
+        let mut step = 0;
+        if let Some(point) = &context.plan.resume {
+            context.activity(&format!("loading the checkpoint of step {}", point.step));
+            let loaded = checkpoint::read(&point.folder)?;
+            let resumed = loaded.manifest.data.resume(&cursor, point.weights);
+            order = resumed.map_err(|error| TrainerError::Plan(error.to_string()))?;
+            cursor = self::cursor(&order, &sources);
+            parameters.load(|name| loaded.tensor(name))?;
+            step = loaded.manifest.step.0;
+        }
+        if context.speaks() {
+            let folder = paths::stage_folder(&context.plan.output, context.stage_kind());
+            checkpoint::set_aside(&folder, Step(step), context.plan.generation)?;
+        }
+        // No rank goes on before rank 0 is here, with a clean folder behind it.
+        parameters.broadcast(context.collective)?;
+        let (world, batch) = (context.world(), settings.global_batch);
+        if u64::from(world.0) > batch {
+            return Err(TrainerError::Plan(format!(
+                "a global batch of {batch} cannot be shared by {world} ranks: run with fewer, or raise `global_batch`"
+            )));
+        }
+        let slots = sampler::local_slots(context.rank(), world, batch);
+        let rows = sampler::rows(world, batch).into_iter().map(|n| n as i64).collect();
+        let order = Arc::new(order);
+        Ok(Self { settings, context, sources, parameters, cursor, order, total, step, slots, rows })
+    }
+
+    /// The order of samples.
+    pub fn order(&self) -> &Arc<Order> {
+        &self.order
+    }
+
+    /// The steps that are to be taken.
+    pub fn steps(&self) -> Range<u64> {
+        self.step..self.total
+    }
+
+    /// This rank's slots of each global batch.
+    pub fn slots(&self) -> Range<u64> {
+        self.slots.clone()
+    }
+
+    /// Takes all steps. What is trained stands in the variables afterwards.
+    ///
+    /// # Errors
+    /// When a peer, the device or storage fails, the loss is no number, or too much of the data is broken.
+    pub fn run<T: Task>(&mut self, task: &mut T) -> Result<Outcome, TrainerError> {
+        let mut ledger = Ledger::open(self)?;
+        let (mut broken, mut tally) = (BrokenFile::default(), Tally::new(self.sources.len()));
+        let mut writer = self.writer();
+        let mut saved = self.context.plan.resume.as_ref().map(|point| point.step.0);
+        let mut stopped = false;
+        // A step's figures are read while the next one is computed.
+        let mut begun: Option<Begun> = None;
+        while self.step < self.total && !stopped {
+            let mut timeline = Timeline::begin(self.context.device);
+            let waited = task.waited();
+            let ended = || TrainerError::Plan("the loader ended before the stage".to_owned());
+            let batch = task.next().ok_or_else(ended)??;
+            let data_wait = task.waited().saturating_sub(waited);
+            timeline.lap(Section::DataWait);
+            broken.write(self, Step(self.step + 1), task.broken(&batch))?;
+            if let Some(point) = Point::step(self.context.stage_kind()) {
+                self.context.failpoints.hit(point, self.step + 1);
+            }
+            let learning_rate = self.learning_rate();
+            let flops = task.flops(&batch);
+            let output = self.take_step(task, &batch, learning_rate, timeline)?;
+            self.step += 1;
+            let this = Begun { step: Step(self.step), output, learning_rate, data_wait, flops };
+            if let Some(before) = begun.replace(this) {
+                ledger.read(self, before)?;
+            }
+            let counts;
+            (stopped, counts) = self.tell_peers(task.broken(&batch))?;
+            ledger.skipped(counts.iter().sum::<i64>().cast_unsigned());
+            tally.add(&self.order.epochs(Step(self.step - 1)), &counts);
+            for (source, count) in self.sources.iter().zip(tally.most()) {
+                source.limit.bear(count, broken.examples(&source.limit.name))?;
+            }
+            let due =
+                self.step.is_multiple_of(self.settings.checkpoint.every_steps) || self.step == self.total || stopped;
+            if due {
+                // What is saved is known to be sound.
+                if let Some(this) = begun.take() {
+                    ledger.read(self, this)?;
+                }
+                ledger.stalled(self.save(&mut writer)?);
+                saved = Some(self.step);
+            }
+        }
+        writer.finish()?;
+        if let Some(step) = saved {
+            commits::wait(self.context, Step(step))?;
+        }
+        Ok(Outcome { summary: (!stopped).then(|| ledger.summary(self)), stopped })
+    }
+
+    fn learning_rate(&self) -> f64 {
+        let peak = self.settings.optimizer.learning_rate;
+        schedule::learning_rate(self.step, self.total, self.settings.schedule, peak)
+    }
+
+    fn take_step<T: Task>(
+        &mut self,
+        task: &mut T,
+        batch: &T::Batch,
+        learning_rate: f64,
+        timeline: Timeline,
+    ) -> Result<StepBegun, TrainerError> {
+        let chunks = sampler::chunks(self.slots.clone(), self.settings.chunk);
+        let sizes: Vec<i64> = chunks.iter().map(|chunk| (chunk.end - chunk.start) as i64).collect();
+        let repeats = self.order.repeats(Step(self.step));
+        let repeats = Repeats::new(repeats.into_iter().map(|repeat| (repeat.slot as i64, repeat.of as i64)));
+        let optimizer = &self.settings.optimizer;
+        let settings = StepSettings {
+            step: self.step + 1,
+            learning_rate,
+            betas: optimizer.betas,
+            eps: optimizer.eps,
+            clip_norm: optimizer.clip_norm,
+            loss: LossSettings::default(),
+        };
+        let taken = Taken {
+            step: Step(self.step),
+            chunks: &chunks,
+            cut: Cut { sizes: &sizes, rows: &self.rows, repeats: &repeats },
+            settings,
+            collective: self.context.collective,
+            parameters: &mut self.parameters,
+            timeline,
+        };
+        task.step(batch, taken)
+    }
+
+    /// Whether any rank is to stop after the step that was begun last, and what was broken in its global batch.
+    fn tell_peers(&self, broken: &[BrokenSample]) -> Result<(bool, Vec<i64>), CollectiveError> {
+        let mut mine = Tally::mine(&self.order.epochs(Step(self.step - 1)), broken);
+        mine.push(i64::from(self.context.link.stop_requested().is_some()));
+        let mut all = agreement::sums(self.context.collective, &mine)?;
+        let stops = all.pop().expect("every rank says whether it is to stop");
+        Ok((stops > 0, all))
+    }
+
+    fn writer(&self) -> Writer {
+        let link = self.context.link.clone();
+        let (generation, rank, cursor) = (self.context.plan.generation, self.context.rank(), self.cursor.clone());
+        let batch = self.settings.global_batch;
+        Writer::start(move |step: Step, part| {
+            let data = DataCursor { position: step.0 * batch, ..cursor.clone() };
+            let share = Box::new(Share { part, data });
+            link.report(Report::CheckpointWritten { generation, rank, step, share });
+        })
+    }
+
+    /// Copies this rank's share to host memory and hands it to the writer; returns how long the training stood still.
+    fn save(&self, writer: &mut Writer) -> Result<Duration, TrainerError> {
+        let started = Instant::now();
+        let named = self.parameters.named(self.context.collective)?;
+        let copy = HostCopy::take(&named, self.context.rank(), self.context.world());
+        let folder = paths::checkpoint_folder(&self.context.plan.output, self.context.stage_kind(), Step(self.step));
+        writer.submit(folder, Step(self.step), copy)?;
+        Ok(started.elapsed())
+    }
+}
+
+/// The data record of an order at its beginning.
+fn cursor(order: &Order, sources: &[Source]) -> DataCursor {
+    DataCursor::new(order.spec(), 0, |number| sources[number].fingerprint.clone())
+}
