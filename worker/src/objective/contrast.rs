@@ -136,7 +136,7 @@ impl How<'_> {
                 let logits_rt = self.logits((&queries_rD, start), (&own_tD, place), None, role);
                 let g_rt = (logits_rt - lse_B.narrow(0, start, rows).unsqueeze(1)).exp_();
                 if role == Role::Positive {
-                    let _ = g_rt.diagonal(place - start, 0, 1).g_sub_scalar_(1.0);
+                    let _ = g_rt.diagonal(start - place, 0, 1).g_sub_scalar_(1.0);
                 }
                 sum_tD += product(&g_rt.tr().to_kind(kind), &queries_rD);
             }

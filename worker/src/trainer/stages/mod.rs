@@ -6,6 +6,8 @@ pub mod embed;
 pub mod eval;
 mod llm;
 pub mod mntp;
+#[cfg(test)]
+mod parity;
 mod retrieval;
 mod text;
 mod towers;
