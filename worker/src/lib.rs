@@ -11,6 +11,8 @@ pub mod bench;
 pub mod checkpoint;
 pub mod collective;
 pub mod data;
+pub mod encode;
+pub mod export;
 #[cfg(test)]
 mod fuzzing;
 pub mod model;

@@ -278,6 +278,8 @@ pub enum Stage {
     Clip(Box<ClipStage>),
     /// Measure retrieval.
     Eval(EvalStage),
+    /// Write the result as other libraries take it.
+    Export,
 }
 
 impl Stage {
@@ -289,6 +291,7 @@ impl Stage {
             Stage::Embed(_) => "embed",
             Stage::Clip(_) => "clip",
             Stage::Eval(_) => "eval",
+            Stage::Export => "export",
         }
     }
 }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::sampler::Policy;
 
-const KINDS: [&str; 5] = ["mntp", "contrast", "embed", "clip", "eval"];
+const KINDS: [&str; 6] = ["mntp", "contrast", "embed", "clip", "eval", "export"];
 
 /// Reads `[[stage]]`.
 pub(super) fn read(table: &mut Table<'_>) -> Result<Vec<Stage>, RecipeError> {
@@ -33,6 +33,10 @@ fn stage(mut table: Table<'_>) -> Result<Stage, RecipeError> {
         let near = nearest(&kind, KINDS).map_or(String::new(), |near| format!(", did you mean `{near}`?"));
         Err(format!("is `{kind}`, it must be one of: {}{near}", KINDS.join(", ")))
     })?;
+    if kind == "export" {
+        // It reads what the other stages left, and has no settings.
+        return table.finish().map(|()| Stage::Export);
+    }
     let data = table.need("data", mix::data)?;
     let read = match kind.as_str() {
         "embed" => {

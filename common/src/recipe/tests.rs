@@ -240,3 +240,14 @@ fn urls_of_data_are_kept_as_typed_wherever_they_are_given() {
         "{error}"
     );
 }
+
+#[test]
+fn an_export_has_no_settings_and_comes_after_the_training() {
+    let export = "\n[[stage]]\nkind = \"export\"\n";
+    assert_eq!(read(&format!("{RECIPE}{export}"), &[]).unwrap().stages[2], Stage::Export);
+    let error = read(&format!("{RECIPE}{export}data = \"train\"\n"), &[]).unwrap_err().to_string();
+    assert!(error.contains("`data` is no key in `stage`"), "{error}");
+    let first = RECIPE.replacen("[[stage]]", "[[stage]]\nkind = \"export\"\n\n[[stage]]", 1);
+    let error = read(&first, &[]).unwrap_err().to_string();
+    assert!(error.contains("`export` needs a `clip` stage before it"), "{error}");
+}

@@ -129,7 +129,7 @@ impl Stage {
             Stage::Mntp(stage) => Some(&stage.training),
             Stage::Contrast(stage) => Some(&stage.training),
             Stage::Clip(stage) => Some(&stage.training),
-            Stage::Embed(_) | Stage::Eval(_) => None,
+            Stage::Embed(_) | Stage::Eval(_) | Stage::Export => None,
         }
     }
 
@@ -139,7 +139,7 @@ impl Stage {
             Stage::Mntp(stage) => Some(&mut stage.training),
             Stage::Contrast(stage) => Some(&mut stage.training),
             Stage::Clip(stage) => Some(&mut stage.training),
-            Stage::Embed(_) | Stage::Eval(_) => None,
+            Stage::Embed(_) | Stage::Eval(_) | Stage::Export => None,
         }
     }
 }

@@ -39,6 +39,7 @@ impl Stage {
             Stage::Embed(stage) => &stage.data,
             Stage::Clip(stage) => &stage.training.data,
             Stage::Eval(stage) => &stage.data,
+            Stage::Export => &[],
         }
     }
 }
@@ -53,7 +54,11 @@ fn order_of_stages(recipe: &Recipe) -> Result<(), String> {
             return Err(format!("stage `{first}` comes after `{then}`, which builds on it: exchange the two"));
         }
     }
-    Ok(())
+    match (place("clip"), place("export")) {
+        (Some(clip), Some(export)) if clip < export => Ok(()),
+        (_, Some(_)) => Err("stage `export` needs a `clip` stage before it".to_owned()),
+        _ => Ok(()),
+    }
 }
 
 fn training(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
@@ -162,8 +167,8 @@ fn models(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
     }
     match stage {
         Stage::Mntp(_) | Stage::Contrast(_) | Stage::Embed(_) => Ok(()),
-        Stage::Clip(_) | Stage::Eval(_) if recipe.model.vision.is_none() => missing("vision"),
-        Stage::Clip(_) | Stage::Eval(_) if recipe.model.adapter.is_none() => missing("adapter"),
-        Stage::Clip(_) | Stage::Eval(_) => Ok(()),
+        _ if recipe.model.vision.is_none() => missing("vision"),
+        _ if recipe.model.adapter.is_none() => missing("adapter"),
+        Stage::Clip(_) | Stage::Eval(_) | Stage::Export => Ok(()),
     }
 }

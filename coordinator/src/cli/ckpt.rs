@@ -79,7 +79,7 @@ fn print(found: &[Found], verified: bool) {
 }
 
 /// A job's output folder, or the path itself.
-fn root(path: &str) -> PathBuf {
+pub(super) fn root(path: &str) -> PathBuf {
     match locate::place(path) {
         locate::Place::Local { state, .. } if !Path::new(path).exists() => {
             state.parent().map_or_else(|| state.clone(), Path::to_owned)

@@ -75,6 +75,12 @@ enum Verb {
     /// Look at data sets
     #[command(disable_help_flag = true)]
     Data(pass::PassArgs),
+    /// Write a trained model as transformers, open_clip and peft load it
+    #[command(disable_help_flag = true)]
+    Export(pass::PassArgs),
+    /// Features of images and texts by an exported model
+    #[command(disable_help_flag = true)]
+    Encode(pass::PassArgs),
     /// Measure this machine
     #[command(disable_help_flag = true)]
     Bench(pass::PassArgs),
@@ -118,6 +124,8 @@ async fn dispatch(verb: Verb, common: &Common) -> Result<u8, CliError> {
         Verb::Workers => jobs::workers(common).await,
         Verb::Ckpt(command) => ckpt::main(&command, common).await,
         Verb::Data(args) => pass::to_trainer("data", &args, common),
+        Verb::Export(args) => pass::to_trainer("export", &args.with_jobs_as_folders(), common),
+        Verb::Encode(args) => pass::to_trainer("encode", &args, common),
         Verb::Bench(args) => pass::to_trainer("bench", &args, common),
     }
 }

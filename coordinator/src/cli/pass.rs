@@ -1,6 +1,6 @@
 //! Verbs that need tensors or pixels: the trainer does them.
 
-use super::{Common, error::CliError, output::Format};
+use super::{Common, ckpt, error::CliError, output::Format};
 use std::{ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
 /// Whatever the trainer's own command line takes.
@@ -8,6 +8,15 @@ use std::{ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, proc
 pub(super) struct PassArgs {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
     arguments: Vec<OsString>,
+}
+
+impl PassArgs {
+    /// The same, with the output folder in the place of a job's id.
+    pub(super) fn with_jobs_as_folders(&self) -> Self {
+        let folder =
+            |argument: &OsString| argument.to_str().map_or_else(|| argument.clone(), |job| ckpt::root(job).into());
+        Self { arguments: self.arguments.iter().map(folder).collect() }
+    }
 }
 
 /// A program of this installation: beside this one, or in the search path.

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 use worker::{
     bench,
     data::{arguments, inspect, order, verify},
+    encode, export,
     trainer::session,
 };
 
-/// The process that computes. `llm2clip-worker` starts it; `llm2clip bench` and `llm2clip data` pass on to it
+/// The process that computes. `llm2clip-worker` starts it; `llm2clip bench`, `data`, `export` and `encode` pass on to it
 #[derive(Debug, Parser)]
 #[command(name = "llm2clip-trainer", version)]
 struct Cli {
@@ -24,6 +25,10 @@ enum Command {
     /// Look at data sets
     #[command(subcommand)]
     Data(DataCommand),
+    /// Write a trained model as transformers, open_clip and peft load it
+    Export(export::ExportArgs),
+    /// Features of images and texts by an exported model
+    Encode(encode::EncodeArgs),
     /// Measure this machine; every figure is named with its unit
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -70,6 +75,8 @@ fn main() -> ExitCode {
         Command::Data(DataCommand::Index(args)) => end(verify::index(&args)),
         Command::Data(DataCommand::Verify(args)) => end(verify::main(&args)),
         Command::Data(DataCommand::Order(args)) => end(order::main(&args)),
+        Command::Export(args) => end(export::main(&args)),
+        Command::Encode(args) => end(encode::main(&args)),
         Command::Bench(command) => end(bench::main(&command)),
     }
 }

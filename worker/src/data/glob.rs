@@ -35,7 +35,8 @@ pub fn expand_all(storage: &Storage, patterns: &[DataPath]) -> Result<Vec<Found>
     Ok(found)
 }
 
-fn files(pattern: &Path) -> Result<Vec<PathBuf>, DataError> {
+/// As [`expand`], of files alone.
+pub fn files(pattern: &Path) -> Result<Vec<PathBuf>, DataError> {
     let no_match = || DataError::NoMatch { pattern: pattern.to_owned().into() };
     let name = pattern.file_name().and_then(|name| name.to_str()).ok_or_else(no_match)?;
     if !is_pattern(name) {

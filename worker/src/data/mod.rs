@@ -14,7 +14,7 @@ mod dataset;
 mod documents;
 mod error;
 mod files;
-mod glob;
+pub(crate) mod glob;
 mod images;
 mod index;
 pub mod inspect;
@@ -23,7 +23,7 @@ mod labels;
 mod loading;
 pub mod order;
 mod pixels;
-mod progress;
+pub(crate) mod progress;
 mod report;
 mod scan;
 mod select;
@@ -44,8 +44,8 @@ pub use error::DataError;
 pub use index::Places;
 pub use labels::Labels;
 pub use loading::{
-    Bare, BareTimes, Batch, BatchRequest, BrokenLimit, BrokenSample, Loader, LoaderConfig, Normalise, OnBroken,
-    Reserve, SampleRequest, pixels_to_tensor,
+    Bare, BareTimes, Batch, BatchRequest, BrokenLimit, BrokenSample, Loader, LoaderConfig, MEAN, Normalise, OnBroken,
+    Reserve, STD, SampleRequest, pixels_to_tensor,
 };
-pub use pixels::Transform;
+pub use pixels::{DecodeError, EvalImages, Transform};
 pub use report::{Report, ShardFault, SkipReason, Skipped};

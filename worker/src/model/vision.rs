@@ -107,6 +107,24 @@ impl VisionConfig {
         }
     }
 
+    /// What the architecture is called.
+    pub fn architecture(&self) -> &'static str {
+        match self {
+            VisionConfig::Clip(_) => "clip",
+            VisionConfig::Eva02(_) => "eva02",
+            VisionConfig::Siglip(_) => "siglip",
+        }
+    }
+
+    /// The activation of the MLPs, as Hugging Face names it.
+    pub fn activation(&self) -> &'static str {
+        match self {
+            VisionConfig::Clip(config) => config.hidden_act.name(),
+            VisionConfig::Eva02(_) => "silu",
+            VisionConfig::Siglip(config) => config.hidden_act.name(),
+        }
+    }
+
     /// Side of the square image in pixels.
     pub fn image_size(&self) -> i64 {
         match self {

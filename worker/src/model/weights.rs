@@ -27,7 +27,7 @@ pub fn load(store: &mut nn::VarStore, folder: &Path, names: NameMap) -> Result<(
 }
 
 /// As [`load`], from one file.
-pub(super) fn load_file(store: &mut nn::VarStore, path: &Path, names: NameMap) -> Result<(), ModelError> {
+pub(crate) fn load_file(store: &mut nn::VarStore, path: &Path, names: NameMap) -> Result<(), ModelError> {
     load_files(store, &[path.to_owned()], path, names)
 }
 

@@ -1,7 +1,8 @@
 //! Why a stage ended early.
 
 use crate::{
-    checkpoint::CheckpointError, collective::CollectiveError, data::DataError, model::ModelError, vectors::VectorsError,
+    checkpoint::CheckpointError, collective::CollectiveError, data::DataError, export::ExportError, model::ModelError,
+    vectors::VectorsError,
 };
 use std::path::PathBuf;
 
@@ -26,6 +27,9 @@ pub enum TrainerError {
     /// Checkpoints.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The exported folder.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// libtorch.
     #[error("libtorch: {0}")]
     Torch(#[from] tch::TchError),

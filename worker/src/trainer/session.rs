@@ -143,6 +143,7 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
         Stage::Embed(stage) => stages::embed::run(stage, &mut context),
         Stage::Clip(stage) => stages::clip::run(stage, &mut context),
         Stage::Eval(stage) => stages::eval::run(stage, &mut context),
+        Stage::Export => stages::export::run(&context),
     };
     let outcome = match result.and_then(|outcome| Ok(collective.barrier().map(|()| outcome)?)) {
         Ok(outcome) => outcome,

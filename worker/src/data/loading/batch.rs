@@ -9,9 +9,9 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 /// The mean of CLIP's images by channel, of values from 0 to 1.
-const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+pub const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// Their standard deviation.
-const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+pub const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// A sample of one of the loader's data sets, in one epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

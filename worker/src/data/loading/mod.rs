@@ -12,6 +12,6 @@ mod queue;
 mod slab;
 
 pub use bare::{Bare, BareTimes};
-pub use batch::{Batch, BatchRequest, Normalise, SampleRequest, pixels_to_tensor};
+pub use batch::{Batch, BatchRequest, MEAN, Normalise, STD, SampleRequest, pixels_to_tensor};
 pub use broken::{BrokenLimit, BrokenSample, OnBroken, Reserve};
 pub use loader::{Loader, LoaderConfig};

@@ -4,6 +4,7 @@
 
 mod crop;
 mod decode;
+mod eval;
 mod geometry;
 mod jpeg;
 mod picture;
@@ -15,6 +16,7 @@ mod tests;
 mod transform;
 
 pub use decode::{DecodeError, Decoder, ImageKind};
+pub use eval::EvalImages;
 pub use geometry::Geometry;
 pub use random::SampleDraws;
 pub use transform::{Resampler, Transform};

@@ -203,6 +203,11 @@ impl Eva02Config {
         config::divisible(("image_size", self.image_size), ("patch_size", self.patch_size))
     }
 
+    /// timm's tower that is this one but for the width of the head, if it has one.
+    pub fn timm_name(&self) -> Option<&'static str> {
+        TIMM.iter().map(|(name, _)| *name).find(|name| of_timm(name, self.projection_dim).as_ref() == Ok(self))
+    }
+
     pub(super) fn grid(&self) -> i64 {
         self.image_size / self.patch_size
     }

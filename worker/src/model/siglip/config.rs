@@ -25,6 +25,14 @@ impl Gelu {
         }
     }
 
+    /// As Hugging Face names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Gelu::Exact => "gelu",
+            Gelu::Tanh => "gelu_pytorch_tanh",
+        }
+    }
+
     /// As libtorch names it.
     pub(super) fn approximation(self) -> &'static str {
         match self {
@@ -168,6 +176,11 @@ impl SiglipConfig {
         ])?;
         config::divisible(("hidden_size", self.hidden_size), ("num_attention_heads", self.num_attention_heads))?;
         config::divisible(("image_size", self.image_size), ("patch_size", self.patch_size))
+    }
+
+    /// timm's tower that is this one, if it has one.
+    pub fn timm_name(&self) -> Option<&'static str> {
+        TIMM.iter().map(|(name, ..)| *name).find(|name| of_timm(name, None).as_ref() == Ok(self))
     }
 
     pub(super) fn grid(&self) -> i64 {

@@ -23,6 +23,14 @@ impl Activation {
             other => Err(format!("hidden_act {other:?} is not supported; supported: quick_gelu, gelu")),
         }
     }
+
+    /// As Hugging Face names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Activation::QuickGelu => "quick_gelu",
+            Activation::Gelu => "gelu",
+        }
+    }
 }
 
 /// Sizes of the tower: `config.json` of a `CLIPVisionModelWithProjection`, or of a whole `CLIPModel`, whose

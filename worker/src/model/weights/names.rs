@@ -19,6 +19,8 @@ pub enum NameMap {
     Siglip,
     /// A LoRA as PEFT writes it, put on the body or on the language model.
     Lora,
+    /// LLM2CLIP's adapter and logit scale, as the released models and the research code name them; other parts are ignored.
+    Adapter,
 }
 
 /// All rows of a tensor: rows are counted in thirds, because packed projections hold three.
@@ -111,6 +113,7 @@ impl NameMap {
         match self {
             NameMap::Llama => llama(name),
             NameMap::Lora => lora(name),
+            NameMap::Adapter => adapter(name),
             _ if BESIDE_VISION.iter().any(|begin| name.starts_with(begin)) => Vec::new(),
             NameMap::ClipVision => clip(name),
             NameMap::Eva02 => eva02(name),
@@ -253,4 +256,14 @@ fn siglip(name: &str) -> Vec<Use> {
 fn lora(name: &str) -> Vec<Use> {
     let module = name.strip_prefix("base_model.model.").map(|module| module.strip_prefix("model.").unwrap_or(module));
     Use::whole(module.unwrap_or(name))
+}
+
+/// From the released models, or from the research code (`text.`).
+fn adapter(name: &str) -> Vec<Use> {
+    let inside = ["text_adapter.adaptor.", "text.text_adaptor."].iter().find_map(|begin| name.strip_prefix(begin));
+    match inside {
+        Some(inside) => Use::whole(format!("adapter.{inside}")),
+        None if name == "logit_scale" => Use::whole(name),
+        None => Vec::new(),
+    }
 }

@@ -6,6 +6,7 @@ use crate::{
     data::{
         Batch, BatchRequest, BrokenSample, Dataset, Loader, LoaderConfig, Normalise, OnBroken, SampleRequest, Transform,
     },
+    export::recipe_file,
     torch::transfer::Uploader,
     trainer::{
         context::{Context, Outcome},
@@ -20,7 +21,7 @@ use crate::{
     },
     vectors::{Provenance, VectorStore},
 };
-use common::{ids::Step, recipe::ClipStage, sampler};
+use common::{ids::Step, manifest::paths, recipe::ClipStage, sampler};
 use half::bf16;
 use std::{sync::Arc, time::Duration};
 use tch::{Device, Kind, Tensor};
@@ -47,6 +48,10 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let variables = towers.store.variables().into_iter().collect();
     let parameters = FlatParameters::new(variables, groups, context.device)?;
     let sources = datasets.iter().map(|data| Source { limit: data.limit(), fingerprint: data.fingerprint() }).collect();
+    if context.speaks() {
+        // Checkpoints know the fingerprint alone; `export` needs the whole.
+        recipe_file::write(&paths::stage_folder(&context.plan.output, context.stage_kind()), recipe)?;
+    }
     let mut training = Training::prepare(&stage.training, context, sources, order, parameters)?;
     let mut pairs = Pairs::open(stage, context, &training, (datasets, vectors, towers))?;
     training.run(&mut pairs)

@@ -4,11 +4,12 @@ pub mod clip;
 pub mod contrast;
 pub mod embed;
 pub mod eval;
+pub mod export;
 mod llm;
 pub mod mntp;
 #[cfg(test)]
 mod parity;
 mod retrieval;
-mod text;
+pub(crate) mod text;
 mod towers;
 mod tuning;

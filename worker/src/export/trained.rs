@@ -1,0 +1,137 @@
+//! What is exported: a checkpoint of the `clip` stage and the recipe it was trained with.
+
+use super::{ExportError, error::io, recipe_file};
+use crate::{
+    checkpoint::{self, Loaded},
+    model::vision::VisionConfig,
+};
+use common::{
+    manifest::paths,
+    recipe::{AdapterModel, Recipe, TextModel, VisionModel},
+};
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+const STAGE: &str = "clip";
+/// What a checkpoint puts before the names of parameters.
+const PARAMETER: &str = "param.";
+
+/// A verified checkpoint with its recipe.
+#[derive(Debug)]
+pub struct Trained {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// The checkpoint.
+    pub checkpoint: Loaded,
+    /// The job's output folder, in which results and tuned LLMs are.
+    pub output: PathBuf,
+}
+
+impl Trained {
+    /// Opens what a path names: a job's output folder, whose newest checkpoint is taken, its `clip` folder, or one
+    /// checkpoint. `recipe` is used where the job did not leave its own.
+    ///
+    /// # Errors
+    /// When there is no checkpoint that verifies, no recipe, or they do not belong together.
+    pub fn open(path: &Path, recipe: Option<Recipe>) -> Result<Self, ExportError> {
+        let absolute = std::fs::canonicalize(path).map_err(io("open", path))?;
+        let name = absolute.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let none = || ExportError::NoCheckpoint { path: path.to_owned() };
+        let parent = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
+        let (output, folder) = if paths::parse_step_folder(name).is_some() {
+            (parent(&parent(&absolute)), Some(absolute.clone()))
+        } else if name == STAGE && !absolute.join(STAGE).is_dir() {
+            (parent(&absolute), None)
+        } else {
+            (absolute.clone(), None)
+        };
+        let checkpoint = match folder {
+            Some(folder) if !folder.join(paths::MANIFEST_FILE).is_file() => return Err(none()),
+            Some(folder) => checkpoint::read(&folder)?,
+            None => checkpoint::newest(&output, STAGE)?.ok_or_else(none)?,
+        };
+        if checkpoint.manifest.stage != STAGE {
+            return Err(none());
+        }
+        let stage = paths::stage_folder(&output, STAGE);
+        let (recipe, of) = match recipe {
+            Some(recipe) => (recipe, "the recipe that was named".to_owned()),
+            None => (recipe_file::read(&stage)?, stage.join(recipe_file::FILE).display().to_string()),
+        };
+        let (theirs, ours) = (&checkpoint.manifest.recipe_fingerprint, recipe.fingerprint());
+        if *theirs != ours {
+            let short = |digest: &str| digest.chars().take(12).collect();
+            let checkpoint = paths::checkpoint_folder(&output, STAGE, checkpoint.manifest.step);
+            return Err(ExportError::OtherRecipe { checkpoint, recipe: of, theirs: short(theirs), ours: short(&ours) });
+        }
+        Ok(Self { recipe, checkpoint, output })
+    }
+
+    /// The vision tower's settings.
+    pub fn vision(&self) -> Result<&VisionModel, ExportError> {
+        self.recipe.model.vision.as_ref().ok_or(ExportError::Incomplete("[model.vision]"))
+    }
+
+    /// The LLM that made the text vectors, with what stages before made of it.
+    pub fn encoder(&self) -> Result<TextModel, ExportError> {
+        let mut spec = self.recipe.encoder().ok_or(ExportError::Incomplete("[model.text]"))?;
+        spec.folder = self.moved(&spec.folder);
+        spec.adapters.iter_mut().for_each(|folder| *folder = self.moved(folder));
+        Ok(spec)
+    }
+
+    /// The adapter's settings.
+    pub fn adapter(&self) -> Result<&AdapterModel, ExportError> {
+        self.recipe.model.adapter.as_ref().ok_or(ExportError::Incomplete("[model.adapter]"))
+    }
+
+    /// A folder that the recipe names, where it is now: a job's output may have been moved since.
+    pub fn moved(&self, folder: &Path) -> PathBuf {
+        folder.strip_prefix(&self.recipe.output).map_or_else(|_| folder.to_owned(), |below| self.output.join(below))
+    }
+
+    /// The sizes of the vision tower.
+    pub fn vision_config(&self) -> Result<VisionConfig, ExportError> {
+        Ok(VisionConfig::read(&self.vision()?.folder)?)
+    }
+
+    /// Every parameter by our own name, sorted.
+    pub fn parameters(&self) -> Result<Vec<(String, Tensor)>, ExportError> {
+        let all = self.checkpoint.manifest.parts.iter().flat_map(|part| part.tensors.keys());
+        let mut names: Vec<&str> = all.filter_map(|name| name.strip_prefix(PARAMETER)).collect();
+        names.sort_unstable();
+        names.into_iter().map(|name| Ok((name.to_owned(), self.parameter(name)?))).collect()
+    }
+
+    /// One parameter.
+    pub fn parameter(&self, name: &str) -> Result<Tensor, ExportError> {
+        Ok(self.checkpoint.tensor(&format!("{PARAMETER}{name}"))?)
+    }
+
+    /// D, the width of the text vectors.
+    pub fn text_width(&self) -> Result<i64, ExportError> {
+        // The adapter's last norm has it.
+        let name = format!("adapter.{}.weight", self.adapter()?.blocks);
+        Ok(self.parameter(&name)?.size().first().copied().unwrap_or_default())
+    }
+
+    /// What `eval` found out, if it did.
+    pub fn results(&self) -> Option<serde_json::Value> {
+        serde_json::from_slice(&std::fs::read(self.output.join("eval/results.json")).ok()?).ok()
+    }
+
+    /// Everything that the export is made of, as one digest.
+    pub fn digest(&self) -> Result<String, ExportError> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
+        hasher.update(self.recipe.fingerprint().as_bytes());
+        for part in &self.checkpoint.manifest.parts {
+            hasher.update(part.blake3.as_bytes());
+        }
+        hasher.update(self.results().map(|results| results.to_string()).unwrap_or_default().as_bytes());
+        for file in super::llm::Llm::of(self)?.files()? {
+            hasher.update(super::files::digest(&file)?.as_bytes());
+        }
+        Ok(hasher.finalize().to_string())
+    }
+}
