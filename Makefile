@@ -3,13 +3,14 @@
 # make setup   only fetch what Cargo cannot bring (libtorch, cmake)
 # make libtorch-cuda   libtorch's CUDA half too, for a machine with a GPU and no CUDA PyTorch of its own
 # make fuzz    damaged files against the readers, FUZZ_SECONDS each (default 60)
+# make peers   transformers, open_clip and peft, in which `make test` then loads an export (6 GB)
 # make s3-server   the S3 server that the tests of object storage run against
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: demo test setup libtorch-cuda s3-server build lint fuzz clean-demo
+.PHONY: demo test setup libtorch-cuda s3-server peers build lint fuzz clean-demo
 
 setup:
 	@python3 deploy/setup/fetch_deps.py
@@ -19,6 +20,9 @@ libtorch-cuda:
 
 s3-server:
 	@python3 deploy/setup/fetch_s3_server.py
+
+peers:
+	@python3 deploy/setup/fetch_peers.py
 
 build: setup
 	$(CARGO) build --release --workspace --bins

@@ -30,7 +30,11 @@ pub struct Recipe {
     pub every_steps: u64,
     /// Restarts.
     pub max_failures: u32,
-    /// More lines for the `clip` stage.
+    /// More lines for the data set.
+    pub data: String,
+    /// Stages before `embed`.
+    pub first: String,
+    /// More lines for the `clip` stage, and stages after it.
     pub clip: String,
 }
 
@@ -48,6 +52,8 @@ impl Default for Recipe {
             chunk: 16,
             every_steps: 4,
             max_failures: 0,
+            data: String::new(),
+            first: String::new(),
             clip: String::new(),
         }
     }
@@ -66,6 +72,7 @@ output = {output:?}
 kind = "webdataset"
 shards = {shards:?}
 captions = {{ table = {table:?}, key = {key:?}, columns = {{ ".txt" = 1, long_caption = 1 }} }}
+{data}
 
 [model.text]
 folder = {text:?}
@@ -78,6 +85,8 @@ init = {init:?}
 
 [model.adapter]
 blocks = 1
+
+{first}
 
 [[stage]]
 kind = "embed"
@@ -108,6 +117,8 @@ max_failures = {max_failures}
             chunk = self.chunk,
             steps = self.steps,
             every_steps = self.every_steps,
+            data = self.data,
+            first = self.first,
             clip = self.clip,
             max_failures = self.max_failures,
         );
