@@ -50,6 +50,16 @@ def with_transformers():
     assert (scores - cosines).abs().max().item() < TOLERANCE
 
 
+def with_siglip():
+    from transformers import CLIPImageProcessor, SiglipVisionModel
+
+    model, info = SiglipVisionModel.from_pretrained(EXPORT, output_loading_info=True)
+    beside = [name for name in info["unexpected_keys"] if not name.startswith(("text_adapter.", "logit_scale"))]
+    assert not info["missing_keys"] and not beside, info
+    pixels = CLIPImageProcessor.from_pretrained(EXPORT)(images=images, return_tensors="pt").pixel_values
+    compare("transformers, images", model.eval()(pixels).pooler_output, tensors["image"])
+
+
 def with_open_clip():
     import open_clip
 
@@ -76,6 +86,9 @@ def with_peft():
 done = []
 if description["image"]["architecture"] == "clip":
     with_transformers()
+    done.append("transformers")
+if description["image"]["architecture"] == "siglip":
+    with_siglip()
     done.append("transformers")
 if (EXPORT / "open_clip").is_dir():
     with_open_clip()

@@ -115,7 +115,13 @@ fn features_of_an_export_are_those_that_were_evaluated() {
     let description = Path::new(other).join("llm2clip.json");
     let text = fs::read_to_string(&description).unwrap();
     fs::write(&description, text.replace("\"{caption}\"", "\"a photo of {caption}\"")).unwrap();
-    bad(&job, &encode, &["template is `a photo of {caption}` here and was `{caption}`"]);
+    bad(&job, &encode, &["llm2clip.json", "it was changed since it was written"]);
+    fs::write(&description, text).unwrap();
+    let weights = Path::new(other).join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    bad(&job, &encode, &["model.safetensors", "BLAKE3"]);
 
     // The tower goes on being trained from the export.
     let on = Recipe { vision: export, init: "pretrained", steps: 1, ..Recipe::default() };

@@ -63,6 +63,14 @@ fn usage(description: &Description, open_clip: bool) -> String {
              cosines = images / images.norm(dim=-1, keepdim=True) @ (texts / texts.norm(dim=-1, keepdim=True)).T\n```\n\n",
         );
     }
+    if description.image.architecture == "siglip" {
+        text.push_str(
+            "The vision tower in Python; `text_adapter.*` and `logit_scale` are of the text side, and transformers leaves them out:\n\n\
+             ```python\nfrom transformers import CLIPImageProcessor, SiglipVisionModel\n\
+             pixels = CLIPImageProcessor.from_pretrained(\".\")(images=image, return_tensors=\"pt\").pixel_values\n\
+             images = SiglipVisionModel.from_pretrained(\".\").eval()(pixels).pooler_output\n```\n\n",
+        );
+    }
     if open_clip {
         text.push_str(
             "The vision tower alone in open_clip, `model.encode_image(pixels)`. Its text tower there is an empty stand-in, \

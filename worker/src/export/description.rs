@@ -159,9 +159,14 @@ impl Description {
             shared_width: config.width(),
             logit_scale: trained.parameter("logit_scale")?.exp().double_value(&[]),
         };
-        let json = serde_json::to_vec(&description).expect("a description is JSON");
-        description.fingerprint = blake3::hash(&json).to_string();
+        description.fingerprint = description.digest();
         Ok(description)
+    }
+
+    /// BLAKE3 of all but the fingerprint.
+    fn digest(&self) -> String {
+        let bare = Self { fingerprint: String::new(), ..self.clone() };
+        blake3::hash(&serde_json::to_vec(&bare).expect("a description is JSON")).to_string()
     }
 
     pub(super) fn write(&self, folder: &Path) -> Result<(), ExportError> {
@@ -211,7 +216,7 @@ fn texts(trained: &Trained, llm: &Llm) -> Result<Texts, ExportError> {
 /// Reads an export's description.
 ///
 /// # Errors
-/// When there is none, or it is damaged or of another version.
+/// When there is none, or it is damaged, was changed, or is of another version.
 pub fn read(folder: &Path) -> Result<Description, ExportError> {
     let path = folder.join(FILE);
     let text = match std::fs::read_to_string(&path) {
@@ -226,5 +231,13 @@ pub fn read(folder: &Path) -> Result<Description, ExportError> {
     if document["schema"] != SCHEMA {
         return Err(unfit(format!("its schema is {}, this program reads {SCHEMA}: update it", document["schema"])));
     }
-    serde_json::from_value(document).map_err(|error| unfit(error.to_string()))
+    let description: Description = serde_json::from_value(document).map_err(|error| unfit(error.to_string()))?;
+    if description.fingerprint != description.digest() {
+        return Err(unfit(
+            "it was changed since it was written, and its fingerprint does not fit any more. Export the model again; where \
+             the LLM lies is said by --llm"
+                .to_owned(),
+        ));
+    }
+    Ok(description)
 }

@@ -1,6 +1,6 @@
 //! An export read back: both sides of the model, ready to make features.
 
-use super::{Description, ExportError, description, hugging_face::WEIGHTS};
+use super::{Description, ExportError, description, files, hugging_face::WEIGHTS};
 use crate::model::{
     adapter::{Adapter, AdapterConfig},
     vision::{VisionConfig, VisionTower},
@@ -20,7 +20,7 @@ pub struct ExportedModel {
 }
 
 impl ExportedModel {
-    /// Reads a folder; every weight must be there and fit.
+    /// Reads a folder; every weight must be there, fit, and be what the description says.
     ///
     /// # Errors
     /// When the description, the configuration or the weights do not hold or not fit each other.
@@ -28,6 +28,10 @@ impl ExportedModel {
         let description = description::read(folder)?;
         let config = VisionConfig::read(folder)?;
         let weights = folder.join(WEIGHTS);
+        if files::digest(&weights)? != description.weights_blake3 {
+            let reason = "its BLAKE3 digest is not that of llm2clip.json: fetch or export it again".to_owned();
+            return Err(ExportError::Document { path: weights, reason });
+        }
         let mut vision_store = nn::VarStore::new(device);
         let vision = config.build(&vision_store.root());
         weights::load_file(&mut vision_store, &weights, config.names())?;
