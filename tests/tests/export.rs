@@ -124,7 +124,7 @@ fn features_of_an_export_are_those_that_were_evaluated() {
     bad(&job, &encode, &["model.safetensors", "BLAKE3"]);
 
     // The tower goes on being trained from the export.
-    let on = Recipe { vision: export, init: "pretrained", steps: 1, ..Recipe::default() };
+    let on = Recipe { vision: export, init: "pretrained", steps: 3, every_steps: 3, clip: String::new(), ..recipe() };
     Job::new(&on).run(1);
 }
 
