@@ -64,6 +64,8 @@ impl Job {
     pub fn around(&self, mut command: Command) -> Command {
         command.current_dir(self.folder.path()).env("XDG_STATE_HOME", self.folder.path().join("state"));
         command.env("LLM2CLIP_CACHE", self.folder.path().join("cache"));
+        // Scenarios share few cores: a thread that waits for another must not keep it from running.
+        command.env("OMP_WAIT_POLICY", "passive");
         command.env_remove("LLM2CLIP_COORDINATOR").stdin(Stdio::null());
         command
     }
@@ -109,9 +111,14 @@ impl Job {
         (done.status.code(), text(&done))
     }
 
-    /// Every step that was computed, in the file's order.
+    /// Every step of `clip` that was computed, in the file's order.
     pub fn steps(&self) -> Vec<Step> {
-        let text = std::fs::read_to_string(self.output().join("clip/metrics.jsonl")).unwrap_or_default();
+        self.steps_of("clip")
+    }
+
+    /// Every step of a stage that was computed, in the file's order.
+    pub fn steps_of(&self, stage: &str) -> Vec<Step> {
+        let text = std::fs::read_to_string(self.output().join(stage).join("metrics.jsonl")).unwrap_or_default();
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 

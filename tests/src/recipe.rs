@@ -32,9 +32,11 @@ pub struct Recipe {
     pub max_failures: u32,
     /// More lines for the data set.
     pub data: String,
-    /// Stages before `embed`.
-    pub first: String,
-    /// More lines for the `clip` stage, and stages after it.
+    /// More lines for `[model.text]`.
+    pub text: String,
+    /// Stages before `embed`, and the data that they need.
+    pub tuning: String,
+    /// More lines for the `clip` stage.
     pub clip: String,
 }
 
@@ -53,7 +55,8 @@ impl Default for Recipe {
             every_steps: 4,
             max_failures: 0,
             data: String::new(),
-            first: String::new(),
+            text: String::new(),
+            tuning: String::new(),
             clip: String::new(),
         }
     }
@@ -62,7 +65,6 @@ impl Default for Recipe {
 impl Recipe {
     /// Writes the recipe to `folder/recipe.toml`, its output being `folder/output`.
     pub fn write(&self, folder: &Path) -> PathBuf {
-        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models");
         let text = format!(
             r#"name = "scenario"
 seed = 7
@@ -78,6 +80,7 @@ captions = {{ table = {table:?}, key = {key:?}, columns = {{ ".txt" = 1, long_ca
 folder = {text:?}
 init = "random"
 max_length = 64
+{text_model}
 
 [model.vision]
 folder = {vision:?}
@@ -86,7 +89,7 @@ init = {init:?}
 [model.adapter]
 blocks = 1
 
-{first}
+{tuning}
 
 [[stage]]
 kind = "embed"
@@ -110,7 +113,7 @@ max_failures = {max_failures}
             shards = self.shards,
             table = self.table,
             key = self.key,
-            text = models.join("llama-tiny"),
+            text = small_llm(folder),
             vision = self.vision,
             init = self.init,
             global_batch = self.global_batch,
@@ -118,7 +121,8 @@ max_failures = {max_failures}
             steps = self.steps,
             every_steps = self.every_steps,
             data = self.data,
-            first = self.first,
+            text_model = self.text,
+            tuning = self.tuning,
             clip = self.clip,
             max_failures = self.max_failures,
         );
@@ -126,4 +130,18 @@ max_failures = {max_failures}
         std::fs::write(&path, text).unwrap();
         path
     }
+}
+
+/// A folder of an LLM with the demo's tokenizer and an eighth of its width: scenarios are not about what it learns.
+fn small_llm(folder: &Path) -> PathBuf {
+    let (demo, small) =
+        (Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models/llama-tiny"), folder.join("llm"));
+    std::fs::create_dir_all(&small).unwrap();
+    std::fs::copy(demo.join("tokenizer.json"), small.join("tokenizer.json")).unwrap();
+    let config = serde_json::json!({
+        "model_type": "llama", "vocab_size": 4096, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+    });
+    std::fs::write(small.join("config.json"), config.to_string()).unwrap();
+    small
 }

@@ -106,7 +106,7 @@ fn features_of_an_export_are_those_that_were_evaluated() {
         &["llm2clip.json", "nothing is written over it"],
     );
 
-    let llm = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/model/llama");
+    let llm = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models/llama-tiny");
     let texts = texts.to_str().unwrap();
     let encode = ["encode", "--model", other, "--texts", texts, "--out", golden];
     bad(&job, &[&encode[..], &["--llm", llm.to_str().unwrap()]].concat(), &["vectors of", "--llm"]);
@@ -140,7 +140,7 @@ lora = { rank = 4 }
 optimizer = { learning_rate = 1e-2 }
 schedule = { warmup_steps = 0 }
 "#;
-    let job = Job::new(&Recipe { first: contrast.to_owned(), ..recipe() });
+    let job = Job::new(&Recipe { tuning: contrast.to_owned(), ..recipe() });
     job.run(1);
     let (_, texts) = unpacked(&job);
     let (export, out) = (job.output().join("export"), job.folder().join("features.safetensors"));

@@ -35,8 +35,10 @@ pub enum TextKind {
     },
     /// A pair in columns `query`, `positive` and perhaps `negative`, as in E5's files.
     Pairs {
-        /// What stands before a query.
-        instruction: Option<String>,
+        /// What stands before a query: of several that of the row's number, round and round, as E5's files with two tasks
+        /// have it.
+        #[serde(default)]
+        instructions: Vec<String>,
     },
 }
 
@@ -45,9 +47,9 @@ pub(super) fn text_set(mut table: Table<'_>, folder: &Path) -> Result<TextSet, R
     let kinds = [("documents", false), ("pairs", true)];
     let pairs = table.get("kind", |value| choice(value, &kinds))?.unwrap_or(false);
     let column = table.get("column", text)?;
-    let instruction = table.get("instruction", text)?;
-    let kind = match (pairs, column, instruction) {
-        (true, None, instruction) => TextKind::Pairs { instruction },
+    let instructions = table.get("instruction", |value| one_or_more(value, text))?;
+    let kind = match (pairs, column, instructions) {
+        (true, None, instructions) => TextKind::Pairs { instructions: instructions.unwrap_or_default() },
         (true, Some(_), _) => {
             return Err(table.error("pairs are in the columns query, positive and negative: leave `column` out"));
         }

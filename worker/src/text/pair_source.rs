@@ -28,19 +28,20 @@ pub struct PairFile {
     query: Documents,
     positive: Documents,
     negative: Option<Documents>,
-    instruction: Option<String>,
+    instructions: Vec<String>,
 }
 
 impl PairFile {
     /// Opens the pairs of all files that match the patterns. Each column is copied once into a file that any row can be read
-    /// of, as for [`Documents`]. Without a field `negative` there are no negatives; `instruction` is before every query.
+    /// of, as for [`Documents`]. Without a field `negative` there are no negatives. `instructions` are before the queries; of
+    /// several that of the row's number, round and round.
     ///
     /// # Errors
     /// When a file is missing, is no table or lacks `query` or `positive`, or when the copies cannot be kept.
     pub fn open(
         storage: &Arc<Storage>,
         patterns: &[DataPath],
-        instruction: Option<&str>,
+        instructions: Vec<String>,
         places: &Places,
     ) -> Result<Self, DataError> {
         let column = |name: &str| Documents::open(storage, patterns, name, places);
@@ -49,14 +50,14 @@ impl PairFile {
             Err(DataError::MissingColumn { .. }) => None,
             Err(error) => return Err(error),
         };
-        let instruction = instruction.map(str::to_owned);
-        Ok(Self { query: column("query")?, positive: column("positive")?, negative, instruction })
+        Ok(Self { query: column("query")?, positive: column("positive")?, negative, instructions })
     }
 
     fn pair(&self, row: u64) -> Result<Pair, DataError> {
         let negative = self.negative.as_ref().map(|negative| negative.text(row)).transpose()?;
+        let round = (row % self.instructions.len().max(1) as u64) as usize;
         Ok(Pair {
-            instruction: self.instruction.clone(),
+            instruction: self.instructions.get(round).cloned(),
             query: self.query.text(row)?,
             positive: self.positive.text(row)?,
             negative: negative.filter(|text| !text.trim().is_empty()),
@@ -142,15 +143,16 @@ mod tests {
     fn pairs_of_a_file_are_its_rows() {
         let folder = tempfile::tempdir().unwrap();
         let places = Places::new(&IndexPlace::Folder(folder.path().join("index")));
-        let open = |name: &str, text: &str, instruction| {
+        let open = |name: &str, text: &str, instructions: &[&str]| {
+            let instructions = instructions.iter().map(|text| (*text).to_owned()).collect();
             std::fs::write(folder.path().join(name), text).unwrap();
-            PairFile::open(&storage(), &[folder.path().join(name).into()], instruction, &places)
+            PairFile::open(&storage(), &[folder.path().join(name).into()], instructions, &places)
                 .map(|file| PairSource::File(Box::new(file)))
         };
         let rows = "{\"query\": \"q0\", \"positive\": \"p0\", \"negative\": \"n0\"}\n\
                     {\"query\": \"q1\", \"positive\": \"p1\", \"negative\": null}\n\
                     {\"query\": \" \", \"positive\": \"p2\", \"negative\": \"n2\"}\n";
-        let source = open("nq.jsonl", rows, Some("Given a question, retrieve")).unwrap();
+        let source = open("nq.jsonl", rows, &["Given a question, retrieve", "Find"]).unwrap();
         let pair = |row| source.pair(1, 0, SampleIndex(row), Epoch(0)).unwrap();
         let first = pair(0).unwrap();
         assert_eq!(first.instruction.as_deref(), Some("Given a question, retrieve"));
@@ -158,12 +160,14 @@ mod tests {
             (first.query.as_str(), first.positive.as_str(), first.negative.as_deref()),
             ("q0", "p0", Some("n0"))
         );
-        assert_eq!(pair(1).unwrap().negative, None);
+        let second = pair(1).unwrap();
+        assert_eq!((second.negative, second.instruction.as_deref()), (None, Some("Find")));
         assert_eq!((pair(2), source.len()), (None, 3));
-        let bare = open("bare.jsonl", "{\"query\": \"q\", \"positive\": \"p\"}\n", None).unwrap();
-        assert_eq!(bare.pair(1, 0, SampleIndex(0), Epoch(0)).unwrap().unwrap().negative, None);
+        let bare = open("bare.jsonl", "{\"query\": \"q\", \"positive\": \"p\"}\n", &[]).unwrap();
+        let pair = bare.pair(1, 0, SampleIndex(0), Epoch(0)).unwrap().unwrap();
+        assert_eq!((pair.negative, pair.instruction), (None, None));
         assert_ne!(bare.fingerprint(), source.fingerprint());
-        let error = open("wrong.jsonl", "{\"question\": \"q\"}\n", None).err().unwrap().to_string();
+        let error = open("wrong.jsonl", "{\"question\": \"q\"}\n", &[]).err().unwrap().to_string();
         assert!(error.contains("no column `query`; it has: question"), "{error}");
     }
 

@@ -65,12 +65,12 @@ fn sources(stage: &ContrastStage, context: &Context<'_>) -> Result<(Vec<PairSour
     let mut limits = Vec::new();
     for name in &stage.training.data {
         if let Some(set) = recipe.text.get(name) {
-            let TextKind::Pairs { instruction } = &set.kind else {
+            let TextKind::Pairs { instructions } = &set.kind else {
                 return Err(TrainerError::Plan(format!("data set `{name}` has no pairs")));
             };
             context.activity(&format!("reading the pairs of {name}"));
             let places = Places::new(&set.index);
-            let file = PairFile::open(context.storage, &set.files, instruction.as_deref(), &places)?;
+            let file = PairFile::open(context.storage, &set.files, instructions.clone(), &places)?;
             let source = PairSource::File(Box::new(file));
             limits.push(BrokenLimit { name: name.clone(), samples: source.len(), share: set.broken_limit });
             sources.push(source);
