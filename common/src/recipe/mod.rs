@@ -46,6 +46,11 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// Whether the LLM must read captions of these data sets.
+    pub fn needs_text_model(&self, data: &[String]) -> bool {
+        data.iter().any(|name| self.data.get(name).is_none_or(|set| set.vectors.is_none()))
+    }
+
     /// What the text vectors are computed in: `embed`'s precision, fp32 when the recipe has no such stage.
     pub fn embed_precision(&self) -> Precision {
         let of = |stage: &Stage| if let Stage::Embed(embed) = stage { Some(embed.precision) } else { None };
@@ -83,6 +88,10 @@ pub struct DataSet {
     /// Where the index of the shards is kept.
     #[serde(default)]
     pub index: IndexPlace,
+    /// The folder in which the captions' text vectors lie already: another job's `embed/NAME`, or one of LLM2CLIP's
+    /// `SHARD_text_embeddings.tar`. Absent means that the `embed` stage makes them.
+    #[serde(default)]
+    pub vectors: Option<DataPath>,
 }
 
 /// A part of a data set's samples, in their order.

@@ -90,6 +90,7 @@ fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError>
     let image_column = table.get("image_column", text)?;
     let rows = rows(table.table("rows")?)?;
     let only = table.table("only")?.map(only).transpose()?.unwrap_or_default();
+    let vectors = table.get("vectors", |value| data_path(value, folder))?;
     let index = table.get("index", text)?.map_or(IndexPlace::Cache, |place| match place.as_str() {
         "cache" => IndexPlace::Cache,
         "beside" => IndexPlace::Beside,
@@ -103,7 +104,7 @@ fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError>
     }
     let captions = captions(table.table("captions")?, folder)?;
     table.finish()?;
-    Ok(DataSet { kind, shards, captions, broken_limit, shuffle, images, image_column, rows, only, index })
+    Ok(DataSet { kind, shards, captions, broken_limit, shuffle, images, image_column, rows, only, index, vectors })
 }
 
 fn data_path(value: &Value, folder: &Path) -> Result<DataPath, String> {

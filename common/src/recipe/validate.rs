@@ -65,7 +65,12 @@ fn known_data(recipe: &Recipe, stage: &str, name: &str) -> Result<(), String> {
 
 fn models(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
     let missing = |section: &str| Err(format!("stage `{}` needs `[model.{section}]`", stage.kind()));
-    if recipe.model.text.is_none() {
+    let data = match stage {
+        Stage::Embed(embed) => &embed.data,
+        Stage::Clip(clip) => &clip.data,
+        Stage::Eval(eval) => &eval.data,
+    };
+    if recipe.model.text.is_none() && recipe.needs_text_model(data) {
         return missing("text");
     }
     match stage {

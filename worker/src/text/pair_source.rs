@@ -172,6 +172,7 @@ mod tests {
             rows: RowRange::default(),
             only: BTreeMap::new(),
             index: IndexPlace::Folder(folder.path().to_owned()),
+            vectors: None,
             shuffle: common::sampler::Shuffle::Full,
         };
         let data = Arc::new(Dataset::open(&storage(), "val", &spec).unwrap());

@@ -1,7 +1,11 @@
 //! Why a stage ended early.
 
 use crate::{
-    checkpoint::CheckpointError, collective::CollectiveError, data::DataError, model::ModelError, vectors::VectorsError,
+    checkpoint::CheckpointError,
+    collective::CollectiveError,
+    data::{DataError, storage::StorageError},
+    model::ModelError,
+    vectors::VectorsError,
 };
 use std::path::PathBuf;
 
@@ -17,6 +21,9 @@ pub enum TrainerError {
     /// The embedding store.
     #[error(transparent)]
     Vectors(#[from] VectorsError),
+    /// Files and objects.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// Peers.
     #[error(transparent)]
     Collective(#[from] CollectiveError),

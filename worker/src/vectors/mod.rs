@@ -31,7 +31,12 @@ use std::path::{Path, PathBuf};
 /// The ending of files of version 1.
 const V1_EXTENSION: &str = "safetensors";
 
-/// Where the vectors of a data shard lie. `shard` is the data shard's file stem; `index` keeps equal stems apart.
-pub fn shard_path(output: &Path, data: &str, index: usize, shard: &str) -> PathBuf {
-    output.join("embed").join(data).join(format!("{index:05}-{shard}.vectors"))
+/// Where a job keeps the vectors of a data set.
+pub fn shard_folder(output: &Path, data: &str) -> PathBuf {
+    output.join("embed").join(data)
+}
+
+/// The file of a data shard's vectors there. `shard` is the data shard's file stem; `index` keeps equal stems apart.
+pub fn shard_name(index: usize, shard: &str) -> String {
+    format!("{index:05}-{shard}.vectors")
 }

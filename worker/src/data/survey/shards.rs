@@ -44,6 +44,7 @@ impl Shards {
             rows: RowRange::default(),
             only: BTreeMap::new(),
             index: self.index.clone(),
+            vectors: None,
             shuffle: Shuffle::Full,
         };
         Ok((found, spec))

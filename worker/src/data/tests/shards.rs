@@ -61,6 +61,7 @@ pub fn spec(folder: &Path, broken_limit: f64) -> DataSet {
         rows: RowRange::default(),
         only: BTreeMap::new(),
         index: IndexPlace::Folder(folder.join("index")),
+        vectors: None,
         shuffle: Shuffle::Full,
     }
 }

@@ -1,37 +1,48 @@
 //! Stage `embed`: the frozen LLM reads every caption once.
 //!
-//! Shards are dealt out to ranks; a shard whose file is there already, made of the same things, is skipped.
+//! Shards are dealt out to ranks; a shard whose file is there already, made of the same things, is skipped. Of data sets
+//! whose vectors LLM2CLIP made, its tars are made into such files; those that another job made stay where they are.
 
-use super::text::CaptionEncoder;
+use super::{
+    text::CaptionEncoder,
+    text_vectors::{Origin, TextVectors, tar_name},
+};
 use crate::{
-    data::Dataset,
+    data::{Blob, Dataset, storage::Location},
     supervisor::ipc::Report,
     torch::{self, memory, peak},
     trainer::{context::Context, context::Outcome, error::TrainerError},
-    vectors::{Expected, Provenance, ShardFile, shard_path, write_shard},
+    vectors::{Expected, Provenance, ShardFile, import, shard_folder, shard_name, write_shard},
 };
-use common::recipe::EmbedStage;
+use common::{ids::SampleIndex, recipe::EmbedStage};
 use half::bf16;
 use std::{ops::Range, path::PathBuf, sync::Arc, time::Instant};
 
 /// One shard of one data set.
 struct Unit {
     dataset: Arc<Dataset>,
+    stem: String,
     rows: Range<u64>,
     path: PathBuf,
+    origin: Origin,
+    provenance: Provenance,
 }
 
 /// Runs the stage.
 pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, TrainerError> {
     let started = Instant::now();
     let datasets = context.datasets(&stage.data)?;
-    context.activity("loading the LLM");
+    let sources = TextVectors::of(context, &stage.data)?;
     let recipe = &context.plan.recipe;
-    let spec = recipe.model.text.as_ref().ok_or_else(|| TrainerError::Plan("`embed` needs [model.text]".to_owned()))?;
-    let encoder = CaptionEncoder::open(spec, recipe.seed, stage.precision, context.device)?;
-    let provenance = Provenance::of_encoder(spec, recipe.seed, stage.precision)?;
+    let encoder = match &recipe.model.text {
+        Some(spec) if recipe.needs_text_model(&stage.data) => {
+            context.activity("loading the LLM");
+            Some(CaptionEncoder::open(spec, recipe.seed, stage.precision, context.device)?)
+        }
+        _ => None,
+    };
 
-    let units = units(&datasets, context);
+    let units = units(&datasets, &sources, context)?;
     let mine: Vec<&Unit> = units.iter().skip(context.rank().0 as usize).step_by(context.world().0 as usize).collect();
     let captions: u64 =
         mine.iter().map(|unit| (unit.rows.end - unit.rows.start) * columns(&unit.dataset).count() as u64).sum();
@@ -44,10 +55,11 @@ pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, Tra
             stopped = true;
             break;
         }
-        embed_unit(unit, &encoder, &provenance, stage.batch_tokens, context, &mut meter)?;
+        make(unit, encoder.as_ref(), stage.batch_tokens, context, &mut meter)?;
     }
     let stopped = super::clip::agree(context.collective, stopped)?;
-    Ok(Outcome { summary: (!stopped).then(|| summary(&datasets, &encoder, started)), stopped })
+    let summary = if stopped { None } else { Some(summary(&datasets, &sources, started)?) };
+    Ok(Outcome { summary, stopped })
 }
 
 /// Columns whose vectors are needed: those that are drawn.
@@ -60,15 +72,32 @@ pub(super) fn columns(dataset: &Dataset) -> impl Iterator<Item = (usize, &str)> 
         .map(|(i, column)| (i, column.name.as_str()))
 }
 
-fn units(datasets: &[Arc<Dataset>], context: &Context<'_>) -> Vec<Unit> {
+/// The shards whose vectors are to be made.
+fn units(
+    datasets: &[Arc<Dataset>],
+    sources: &TextVectors<'_, '_>,
+    context: &Context<'_>,
+) -> Result<Vec<Unit>, TrainerError> {
     let mut units = Vec::new();
     for dataset in datasets {
-        for (index, shard) in dataset.shards().iter().enumerate() {
-            let path = shard_path(&context.plan.output, dataset.name(), index, &shard.stem);
-            units.push(Unit { dataset: dataset.clone(), rows: shard.samples.clone(), path });
+        let origin = sources.origin(dataset)?;
+        if let Origin::Store(_) = origin {
+            continue;
+        }
+        let (folder, provenance) =
+            (shard_folder(&context.plan.output, dataset.name()), sources.provenance(dataset, &origin));
+        for (index, shard) in dataset.shards().iter().enumerate().filter(|(_, shard)| !shard.samples.is_empty()) {
+            units.push(Unit {
+                dataset: dataset.clone(),
+                stem: shard.stem.clone(),
+                rows: shard.samples.clone(),
+                path: folder.join(shard_name(index, &shard.stem)),
+                origin: origin.clone(),
+                provenance: provenance.clone(),
+            });
         }
     }
-    units
+    Ok(units)
 }
 
 /// How far this rank is, in captions.
@@ -82,30 +111,65 @@ struct Meter {
     peak_flop_per_s: Option<f64>,
 }
 
-fn embed_unit(
+/// Makes the vectors of a shard, unless they are there.
+fn make(
     unit: &Unit,
-    encoder: &CaptionEncoder,
-    provenance: &Provenance,
+    encoder: Option<&CaptionEncoder>,
     batch_tokens: usize,
     context: &Context<'_>,
     meter: &mut Meter,
 ) -> Result<(), TrainerError> {
     let rows = usize::try_from(unit.rows.end - unit.rows.start).expect("a shard's rows fit in memory");
-    let provenance = provenance.over(unit.dataset.fingerprint());
-    if rows == 0 {
-        return Ok(());
-    }
-    let expected = Expected { provenance: &provenance, rows, width: Some(encoder.width()) };
+    let expected = Expected { provenance: &unit.provenance, rows, width: encoder.map(CaptionEncoder::width) };
+    let expected = if let Origin::Llm2clip(_) = unit.origin { Expected { width: None, ..expected } } else { expected };
     if ShardFile::open(context.storage, &unit.path.clone().into(), expected)?.is_some() {
         meter.done += (rows * columns(&unit.dataset).count()) as u64;
         report(context, meter);
         return Ok(());
     }
+    match (&unit.origin, encoder) {
+        (Origin::Llm2clip(folder), _) => take_over(unit, folder, context, meter),
+        (_, Some(encoder)) => embed(unit, rows, encoder, batch_tokens, context, meter),
+        (_, None) => Err(TrainerError::Plan("text vectors need [model.text]".to_owned())),
+    }
+}
+
+/// Makes a shard's file of LLM2CLIP's tar. A sample without a vector could not be trained on: it is an error.
+fn take_over(unit: &Unit, folder: &Location, context: &Context<'_>, meter: &mut Meter) -> Result<(), TrainerError> {
+    let tar = folder.join(&tar_name(&unit.stem))?;
+    let blob = Blob::named(context.storage, &tar)?;
+    let keys = unit.rows.clone().map(|sample| unit.dataset.key(SampleIndex(sample)));
+    let keys = keys.collect::<Result<Vec<_>, _>>()?;
+    let columns: Vec<&str> = columns(&unit.dataset).map(|(_, name)| name).collect();
+    let taken = import(&blob, keys.iter().map(String::as_str), &columns, &unit.provenance, &unit.path)?;
+    if taken.missing.count + taken.not_finite.count > 0 {
+        let io = |source| TrainerError::Io { operation: "delete", path: unit.path.clone(), source };
+        std::fs::remove_file(&unit.path).map_err(io)?;
+        return Err(TrainerError::Plan(format!(
+            "{tar} has not a vector for every sample of its shard:\n{taken}\nfetch it again, or leave `data.{}.vectors` out to \
+             let the LLM read the captions",
+            unit.dataset.name()
+        )));
+    }
+    meter.done += taken.taken;
+    report(context, meter);
+    Ok(())
+}
+
+/// The LLM reads a shard's captions.
+fn embed(
+    unit: &Unit,
+    rows: usize,
+    encoder: &CaptionEncoder,
+    batch_tokens: usize,
+    context: &Context<'_>,
+    meter: &mut Meter,
+) -> Result<(), TrainerError> {
     let mut written = Vec::new();
     for (column, name) in columns(&unit.dataset) {
         let mut out = vec![bf16::ZERO; rows * encoder.width()];
         let captions = unit.rows.clone().enumerate().map(|(row, sample)| {
-            let caption = unit.dataset.caption(common::ids::SampleIndex(sample), column)?;
+            let caption = unit.dataset.caption(SampleIndex(sample), column)?;
             encoder.tokens(row, &caption)
         });
         for batch in CaptionEncoder::batches(captions.collect::<Result<_, TrainerError>>()?, batch_tokens) {
@@ -117,7 +181,7 @@ fn embed_unit(
         }
         written.push((name.to_owned(), out));
     }
-    write_shard(&unit.path, &provenance, encoder.width(), &written)?;
+    write_shard(&unit.path, &unit.provenance, encoder.width(), &written)?;
     Ok(())
 }
 
@@ -132,18 +196,26 @@ fn report(context: &Context<'_>, meter: &Meter) {
     context.link.report(Report::Progress(Box::new(progress)));
 }
 
-fn summary(datasets: &[Arc<Dataset>], encoder: &CaptionEncoder, started: Instant) -> serde_json::Value {
-    let rows: Vec<_> = datasets
-        .iter()
-        .map(|data| {
-            let names: Vec<&str> = columns(data).map(|(_, name)| name).collect();
-            serde_json::json!([data.name(), data.len().to_string(), names.join(", "), encoder.width().to_string()])
-        })
-        .collect();
+fn summary(
+    datasets: &[Arc<Dataset>],
+    sources: &TextVectors<'_, '_>,
+    started: Instant,
+) -> Result<serde_json::Value, TrainerError> {
+    let row = |data: &Arc<Dataset>| {
+        let names: Vec<&str> = columns(data).map(|(_, name)| name).collect();
+        let from = match sources.origin(data)? {
+            Origin::Encoder => "the LLM".to_owned(),
+            Origin::Store(folder) | Origin::Llm2clip(folder) => folder.to_string(),
+        };
+        // All ranks are done: every shard is there.
+        let width = sources.open(data)?.width().to_string();
+        Ok(serde_json::json!([data.name(), data.len().to_string(), names.join(", "), width, from]))
+    };
+    let rows = datasets.iter().map(row).collect::<Result<Vec<_>, TrainerError>>()?;
     let table = serde_json::json!({
         "title": format!("text vectors ({:.1} s)", started.elapsed().as_secs_f64()),
-        "columns": ["data set", "samples", "captions", "width"],
+        "columns": ["data set", "samples", "captions", "width", "from"],
         "rows": rows,
     });
-    serde_json::json!({ "tables": [table] })
+    Ok(serde_json::json!({ "tables": [table] }))
 }

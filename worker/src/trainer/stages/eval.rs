@@ -3,13 +3,13 @@
 //! What was ranked is left in `OUTPUT/eval/DATA_SET.safetensors` (`image`, and `text/COLUMN`, each [N, width] fp32,
 //! normalised), and the figures in `OUTPUT/eval/results.json`, so that anyone can compute the table again.
 
-use super::{clip, embed, retrieval, towers::Towers};
+use super::{clip, embed, retrieval, text_vectors::TextVectors, towers::Towers};
 use crate::{
     checkpoint,
     data::{BatchRequest, Dataset, Loader, LoaderConfig, OnBroken, SampleRequest, Transform, pixels_to_tensor},
     supervisor::ipc::Report,
     trainer::{context::Context, context::Outcome, error::TrainerError},
-    vectors::{Provenance, VectorStore},
+    vectors::VectorStore,
 };
 use common::{
     ids::{Epoch, SampleIndex, Step},
@@ -39,11 +39,8 @@ struct Figures {
 /// Runs the stage.
 pub fn run(stage: &EvalStage, context: &mut Context<'_>) -> Result<Outcome, TrainerError> {
     let datasets = context.datasets(&stage.data)?;
-    let recipe = &context.plan.recipe;
-    let spec = recipe.model.text.as_ref().ok_or_else(|| TrainerError::Plan("`eval` needs [model.text]".to_owned()))?;
-    let provenance = Provenance::of_encoder(spec, recipe.seed, recipe.embed_precision())?;
-    let stores =
-        datasets.iter().map(|data| clip::open_vectors(data, &provenance, context)).collect::<Result<Vec<_>, _>>()?;
+    let sources = TextVectors::of(context, &stage.data)?;
+    let stores = datasets.iter().map(|data| sources.open(data)).collect::<Result<Vec<_>, _>>()?;
     let width = stores.first().map_or(0, VectorStore::width);
     let (towers, step) = trained(width, context)?;
     let mut figures = Vec::new();

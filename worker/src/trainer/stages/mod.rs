@@ -5,4 +5,5 @@ pub mod embed;
 pub mod eval;
 mod retrieval;
 mod text;
+mod text_vectors;
 mod towers;

@@ -3,7 +3,10 @@
 mod broken;
 mod ledger;
 
-use super::towers::{TowerSettings, Towers};
+use super::{
+    text_vectors::TextVectors,
+    towers::{TowerSettings, Towers},
+};
 use crate::{
     checkpoint::{self, HostCopy, Loaded, Writer},
     collective::{Collective, CollectiveError},
@@ -22,7 +25,7 @@ use crate::{
         step::{Cut, LossSettings, PairEncoder, StepBegun, StepSettings, contrastive_step},
         timeline::{Section, Timeline},
     },
-    vectors::{Provenance, VectorStore},
+    vectors::VectorStore,
 };
 use broken::BrokenFile;
 use common::{
@@ -47,10 +50,8 @@ const PREFETCH: usize = 4;
 pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, TrainerError> {
     let recipe = &context.plan.recipe;
     let datasets = context.datasets(&stage.data)?;
-    let spec = recipe.model.text.as_ref().ok_or_else(|| TrainerError::Plan("`clip` needs [model.text]".to_owned()))?;
-    let provenance = Provenance::of_encoder(spec, recipe.seed, recipe.embed_precision())?;
-    let vectors =
-        datasets.iter().map(|data| open_vectors(data, &provenance, context)).collect::<Result<Vec<_>, _>>()?;
+    let sources = TextVectors::of(context, &stage.data)?;
+    let vectors = datasets.iter().map(|data| sources.open(data)).collect::<Result<Vec<_>, _>>()?;
     context.activity("building the towers");
     let width = vectors.first().map_or(0, VectorStore::width);
     let towers = Towers::build(recipe, tower_settings(stage, width), context.device)?;
@@ -68,17 +69,6 @@ pub(super) fn tower_settings(stage: &ClipStage, text_width: usize) -> TowerSetti
         precision: stage.precision,
         activation_checkpointing: stage.activation_checkpointing,
     }
-}
-
-/// The vectors of a data set.
-pub(super) fn open_vectors(
-    dataset: &Dataset,
-    provenance: &Provenance,
-    context: &Context<'_>,
-) -> Result<VectorStore, TrainerError> {
-    let shards = dataset.shards().iter().map(|shard| (shard.stem.as_str(), shard.samples.clone()));
-    let provenance = provenance.over(dataset.fingerprint());
-    Ok(VectorStore::open(context.storage, &context.plan.output, dataset.name(), shards, &provenance)?)
 }
 
 /// The vectors of samples' captions, each with the store of its data set, one after the other.
