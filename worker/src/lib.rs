@@ -11,6 +11,8 @@ pub mod bench;
 pub mod checkpoint;
 pub mod collective;
 pub mod data;
+#[cfg(test)]
+mod fuzzing;
 pub mod model;
 pub mod objective;
 pub mod supervisor;

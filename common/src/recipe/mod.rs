@@ -387,7 +387,7 @@ pub struct Augment {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PixelMode {
-    /// The resize's weights have 16 bits: one byte in a hundred is a level beside Pillow's, in less time.
+    /// The resize's weights have 16 bits: one or two bytes in a hundred are a level beside Pillow's, in less time.
     Fast,
     /// Pillow's bytes.
     #[default]

@@ -86,6 +86,14 @@ impl Order {
         Draws { parts: self.parts(step), slots_to_rows: self.slots_to_rows(step), slots }
     }
 
+    /// The epoch of the first sample that a step takes of each data set, absent where it takes none; its others may be of the
+    /// epoch after that.
+    pub fn epochs(&self, step: Step) -> Vec<Option<Epoch>> {
+        let mut epochs = vec![None; self.spec.sources.len()];
+        self.leg(step).lots(step).for_each(|lot| epochs[lot.source] = Some(lot.epoch));
+        epochs
+    }
+
     /// The slots of a step whose sample an earlier slot of it has too, in ascending order: none with the tail dropped,
     /// and with `carry` only where a data set's epoch ends within the step. (An image that two data sets share, or
     /// that stands in for a broken one, is not known here.)
@@ -177,7 +185,6 @@ impl Order {
     }
 
     fn parts(&self, step: Step) -> Vec<Part> {
-        let leg = &self.legs[self.legs.partition_point(|leg| leg.first <= step) - 1];
         let mut first_row = 0;
         let part = |lot: Lot| {
             let samples = self.spec.sources[lot.source].samples;
@@ -192,7 +199,11 @@ impl Order {
             first_row += lot.count;
             part
         };
-        leg.lots(step).map(part).collect()
+        self.leg(step).lots(step).map(part).collect()
+    }
+
+    fn leg(&self, step: Step) -> &Leg {
+        &self.legs[self.legs.partition_point(|leg| leg.first <= step) - 1]
     }
 
     fn shuffled(&self, source: usize, epoch: Epoch) -> Shuffled {

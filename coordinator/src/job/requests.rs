@@ -49,6 +49,10 @@ pub fn check(state: &JobState, event: &Event) -> Result<(), Refused> {
     }
     if !resume.weights.is_empty() {
         state.recipe.clone().set_weights(&resume.weights).map_err(Refused::Weights)?;
+        let mixes = |stage: &Stage| matches!(stage, Stage::Clip(_));
+        if !state.recipe.stages.iter().skip(state.stage()).any(mixes) {
+            return Err(Refused::Weights("stage clip is done, and nothing is mixed after it".to_owned()));
+        }
     }
     let stage = state.recipe.stages.get(state.stage());
     match (resume.step, stage) {

@@ -261,6 +261,9 @@ fn weights_change_on_resume_and_the_trainers_are_told_that_they_may() {
     assert!(matches!(refuses(&stopped, &with("nothing")), Err(Refused::Weights(_))));
     let of = |stage: &Stage| if let Stage::Clip(clip) = stage { Some(clip.data[0].clone()) } else { None };
     let name = stopped.recipe.stages.iter().find_map(of).unwrap();
+    let mut trained = stopped.clone();
+    trained.stages.iter_mut().for_each(|stage| stage.done = true);
+    assert!(matches!(refuses(&trained, &with(&name)), Err(Refused::Weights(_))));
     let resumed = check(&stopped, with(&name), &[]);
     assert_eq!((resumed.weights, stopped.weights), (Weights::MayChange, Weights::AsWritten));
     assert_ne!(resumed.fingerprint, stopped.fingerprint);

@@ -210,9 +210,17 @@ impl Dataset {
         &self.report
     }
 
-    /// The share of broken samples that the recipe bears.
-    pub fn broken_limit(&self) -> f64 {
-        self.broken_limit
+    /// Whether the recipe bears that so many of the samples turned out to be broken; `examples` are some of them.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn bear(&self, broken: u64, examples: &[String]) -> Result<(), DataError> {
+        let (total, limit) = (self.len(), self.broken_limit);
+        if broken as f64 <= limit * total as f64 {
+            return Ok(());
+        }
+        let (name, percent) = (self.name.clone(), 100.0 * broken as f64 / total as f64);
+        Err(DataError::TooManyBroken { name, skipped: broken, total, percent, limit, report: examples.join("\n") })
     }
 
     /// Reads the bytes of a sample's image into `bytes`.

@@ -2,7 +2,6 @@
 
 use super::{
     Batch, BatchRequest, OnBroken,
-    broken::Tally,
     pipeline::Pipeline,
     queue::{Chunk, Part, Queue},
 };
@@ -47,9 +46,6 @@ pub struct Loader {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
     waited: Duration,
-    datasets: Vec<Arc<Dataset>>,
-    /// One a data set.
-    tallies: Vec<Tally>,
 }
 
 impl Loader {
@@ -66,35 +62,19 @@ impl Loader {
                 Err(error) => queue.fail(Box::new(format!("it could not start: {error}"))),
             }
         }
-        let (datasets, tallies) = (config.datasets.clone(), vec![Tally::default(); config.datasets.len()]);
-        Self { queue, threads, waited: Duration::ZERO, datasets, tallies }
+        Self { queue, threads, waited: Duration::ZERO }
     }
 
     /// The next batch; `None` after the last one, and after an error.
     ///
     /// # Errors
-    /// When an image cannot be read or replaced, or more are broken than the recipe's `broken_limit` bears.
+    /// When an image cannot be read, or nothing that may stand in for it can be decoded.
     #[expect(clippy::should_implement_trait, reason = "after an error there is nothing more: no adaptor is of use")]
     pub fn next(&mut self) -> Option<Result<Batch, DataError>> {
         let began = Instant::now();
         let batch = self.queue.next(PATIENCE);
         self.waited += began.elapsed();
-        let checked = batch?.and_then(|batch| self.count(&batch).map(|()| batch));
-        if checked.is_err() {
-            self.queue.stop();
-        }
-        Some(checked)
-    }
-
-    fn count(&mut self, batch: &Batch) -> Result<(), DataError> {
-        batch.samples.iter().for_each(|sample| self.tallies[sample.source as usize].ask());
-        for sample in &batch.broken {
-            let source = sample.wanted.source as usize;
-            let (tally, dataset) = (&mut self.tallies[source], &self.datasets[source]);
-            tally.broke(sample);
-            tally.check(dataset.name(), dataset.len(), dataset.broken_limit())?;
-        }
-        Ok(())
+        batch
     }
 
     /// How long [`Loader::next`] has waited in all.

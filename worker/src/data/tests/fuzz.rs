@@ -1,5 +1,5 @@
 //! Damaged tars and indices by the thousand: never a panic, never more memory than the file is large, and never a sample
-//! that was not there. `LLM2CLIP_FUZZ_SECONDS` says how long each runs, `LLM2CLIP_FUZZ_SEED` repeats a failure.
+//! that was not there.
 
 use super::{member, tar};
 use crate::data::{
@@ -9,49 +9,8 @@ use crate::data::{
     storage::Location,
     tar::Walk,
 };
-use std::{
-    sync::atomic::{AtomicUsize, Ordering},
-    time::{Duration, Instant},
-};
-
-/// How long each target runs unless the environment says otherwise.
-const SECONDS: f64 = 1.0;
-
-/// Numbers that look random (splitmix64).
-struct Draws(u64);
-
-impl Draws {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-}
-
-/// Runs `one` on draws of its own until the time is over; the seed of a failure is printed.
-fn for_a_while(one: impl Fn(&mut Draws)) {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<f64>().ok());
-    if let Some(seed) = number("LLM2CLIP_FUZZ_SEED") {
-        return one(&mut Draws(seed as u64));
-    }
-    let until = Instant::now() + Duration::from_secs_f64(number("LLM2CLIP_FUZZ_SECONDS").unwrap_or(SECONDS));
-    let mut seed = 0;
-    while Instant::now() < until {
-        let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| one(&mut Draws(seed))));
-        if let Err(panic) = run {
-            eprintln!("LLM2CLIP_FUZZ_SEED={seed} repeats it");
-            std::panic::resume_unwind(panic);
-        }
-        seed += 1;
-    }
-    eprintln!("{seed} inputs");
-}
+use crate::fuzzing::{Draws, for_a_while};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Damages bytes in one of the ways in which files are damaged, or in which somebody would attack.
 fn mutate(bytes: &mut Vec<u8>, draws: &mut Draws) {

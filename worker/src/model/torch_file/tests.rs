@@ -1,12 +1,9 @@
 //! What torch wrote is read, what is no tensor is refused by name, and damaged files never panic nor take more memory than
-//! they have bytes. `LLM2CLIP_FUZZ_SECONDS` says how long damaged files are made, `LLM2CLIP_FUZZ_SEED` repeats a failure.
+//! they have bytes.
 
 use super::*;
-use std::{
-    collections::HashMap,
-    io::Cursor,
-    time::{Duration, Instant},
-};
+use crate::fuzzing::{Draws, for_a_while};
+use std::{collections::HashMap, io::Cursor};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/model").join(name)
@@ -58,19 +55,6 @@ fn other_instructions_and_calls_are_refused() {
     assert!(message(b".").contains("not there"));
 }
 
-/// Numbers that look random (splitmix64).
-struct Draws(u64);
-
-impl Draws {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) % n.max(1) as u64) as usize
-    }
-}
-
 fn damage(bytes: &mut Vec<u8>, draws: &mut Draws) {
     for _ in 0..=draws.below(4) {
         let at = draws.below(bytes.len());
@@ -88,24 +72,6 @@ fn damage(bytes: &mut Vec<u8>, draws: &mut Draws) {
             _ => bytes[at..end].iter_mut().for_each(|byte| *byte = draws.below(256) as u8),
         }
     }
-}
-
-fn for_a_while(one: impl Fn(&mut Draws)) {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<f64>().ok());
-    if let Some(seed) = number("LLM2CLIP_FUZZ_SEED") {
-        return one(&mut Draws(seed as u64));
-    }
-    let until = Instant::now() + Duration::from_secs_f64(number("LLM2CLIP_FUZZ_SECONDS").unwrap_or(1.0));
-    let mut seed = 0;
-    while Instant::now() < until {
-        let run = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| one(&mut Draws(seed))));
-        if let Err(panic) = run {
-            eprintln!("LLM2CLIP_FUZZ_SEED={seed} repeats it");
-            std::panic::resume_unwind(panic);
-        }
-        seed += 1;
-    }
-    eprintln!("{seed} inputs");
 }
 
 #[test]

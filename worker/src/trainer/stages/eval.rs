@@ -31,6 +31,8 @@ struct Figures {
     captions: String,
     direction: &'static str,
     pairs: u64,
+    /// Images that could not be decoded, with their texts.
+    left_out: u64,
     recall_at_1: f64,
     recall_at_5: f64,
     recall_at_10: f64,
@@ -52,13 +54,6 @@ pub fn run(stage: &EvalStage, context: &mut Context<'_>) -> Result<Outcome, Trai
             if notes.is_empty() {
                 notes = examples;
             }
-        }
-        let broken = dataset.len() - features.samples.len() as u64;
-        if broken > 0 {
-            notes.push(format!(
-                "{broken} broken images of `{}` are left out: `llm2clip data verify` names them",
-                dataset.name()
-            ));
         }
         if context.speaks() {
             features
@@ -157,6 +152,10 @@ impl Features {
         // Between hosts; the rows are on the device.
         let whole_N: Vec<i64> = Vec::try_from(context.collective.all_gather_rows(&Tensor::from_slice(&whole), &rows)?)?;
         let samples: Vec<i64> = (0..).zip(whole_N).filter(|(_, whole)| *whole > 0).map(|(sample, _)| sample).collect();
+        let whole = |sample: &u64| samples.binary_search(&(*sample as i64)).is_ok();
+        let broken = (0..dataset.len()).filter(|sample| !whole(sample)).take(EXAMPLES);
+        let broken = broken.map(|sample| dataset.key(SampleIndex(sample))).collect::<Result<Vec<_>, _>>()?;
+        dataset.bear(dataset.len() - samples.len() as u64, &broken)?;
         let kept_M = Tensor::from_slice(&samples).to_device(context.device);
         let gather = |parts: Vec<Tensor>| -> Result<Tensor, TrainerError> {
             let mine = if parts.is_empty() {
@@ -207,6 +206,7 @@ fn rank_both(
             captions: column.to_owned(),
             direction,
             pairs,
+            left_out: dataset.len() - pairs,
             recall_at_1: share(0),
             recall_at_5: share(1),
             recall_at_10: share(2),
@@ -257,6 +257,7 @@ fn summary(figures: &[Figures], notes: Vec<String>, step: Step) -> serde_json::V
                 f.captions,
                 f.direction,
                 f.pairs.to_string(),
+                f.left_out.to_string(),
                 percent(f.recall_at_1),
                 percent(f.recall_at_5),
                 percent(f.recall_at_10),
@@ -266,7 +267,7 @@ fn summary(figures: &[Figures], notes: Vec<String>, step: Step) -> serde_json::V
         .collect();
     let table = serde_json::json!({
         "title": format!("retrieval with the checkpoint of step {step}"),
-        "columns": ["data set", "captions", "direction", "pairs", "R@1", "R@5", "R@10", "chance R@1"],
+        "columns": ["data set", "captions", "direction", "pairs", "left out as broken", "R@1", "R@5", "R@10", "chance R@1"],
         "rows": rows,
     });
     let mut lines = vec!["text -> the three nearest images, best first".to_owned()];

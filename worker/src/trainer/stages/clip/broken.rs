@@ -4,19 +4,28 @@
 use super::Run;
 use crate::{data::BrokenSample, trainer::error::TrainerError};
 use common::{ids::Step, manifest::paths};
-use std::{fs::File, io::Write as _};
+use std::{collections::BTreeMap, fs::File, io::Write as _};
 
 /// How many are logged, too.
 const LOGGED: u64 = 10;
+/// How many of a data set an error names.
+const EXAMPLES: usize = 5;
 
 /// See the file's text. It is made when the first image is broken.
 #[derive(Debug, Default)]
 pub(super) struct BrokenFile {
     file: Option<File>,
     written: u64,
+    /// The first of this rank by data set.
+    examples: BTreeMap<String, Vec<String>>,
 }
 
 impl BrokenFile {
+    /// A few of a data set that this rank met: the key and what the decoder said.
+    pub(super) fn examples(&self, data: &str) -> &[String] {
+        self.examples.get(data).map_or(&[], Vec::as_slice)
+    }
+
     /// Writes down what was broken in a step.
     ///
     /// # Errors
@@ -27,8 +36,11 @@ impl BrokenFile {
         }
         let context = run.context;
         let name = format!("broken-rank-{:03}.jsonl", context.rank().0);
-        let path = paths::stage_folder(&context.plan.output, "clip").join(name);
+        let folder = paths::stage_folder(&context.plan.output, "clip");
+        let path = folder.join(name);
         let failed = |source| TrainerError::Io { operation: "write", path: path.clone(), source };
+        // Another rank makes it, too, some time.
+        std::fs::create_dir_all(&folder).map_err(failed)?;
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(File::options().create(true).append(true).open(&path).map_err(failed)?),
@@ -40,6 +52,10 @@ impl BrokenFile {
             });
             file.write_all(format!("{line}\n").as_bytes()).map_err(failed)?;
             self.written += 1;
+            let examples = self.examples.entry(data.to_owned()).or_default();
+            if examples.len() < EXAMPLES {
+                examples.push(format!("{}: {}", sample.key, sample.detail));
+            }
             if self.written <= LOGGED {
                 let (key, reason) = (&sample.key, &sample.detail);
                 tracing::warn!(data, key, reason, file = %path.display(), "a broken image was replaced by another");

@@ -205,6 +205,9 @@ impl Ledger {
         columns.push(("waiting for data", share(self.all.wait)));
         columns.push(("exposed communication", share(self.all.exposed)));
         columns.push(("checkpoint stall", share(self.all_stall)));
+        if self.skipped > 0 {
+            columns.push(("broken images replaced", self.skipped.to_string()));
+        }
         if let Some(bytes) = memory::peak_bytes(run.context.device) {
             columns.push(("peak memory", format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))));
         }

@@ -2,6 +2,7 @@
 
 mod broken;
 mod ledger;
+mod tally;
 
 use super::{
     text_vectors::TextVectors,
@@ -41,6 +42,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tally::Tally;
 use tch::{Device, Kind, Tensor};
 
 /// Batches decoded ahead.
@@ -101,14 +103,14 @@ pub(super) fn gather_vectors<'a>(
 
 /// Whether any rank says yes. Every rank gets the same answer at the same step.
 pub(super) fn agree(collective: &dyn Collective, yes: bool) -> Result<bool, CollectiveError> {
-    Ok(sums(collective, [i64::from(yes)])?[0] > 0)
+    Ok(sums(collective, &[i64::from(yes)])?[0] > 0)
 }
 
 /// Sums over ranks, between hosts: no device waits for them.
-fn sums<const N: usize>(collective: &dyn Collective, mine: [i64; N]) -> Result<[i64; N], CollectiveError> {
-    let mut all = Tensor::from_slice(&mine);
+fn sums(collective: &dyn Collective, mine: &[i64]) -> Result<Vec<i64>, CollectiveError> {
+    let mut all = Tensor::from_slice(mine);
     collective.all_reduce_sum(&mut all)?;
-    Ok(std::array::from_fn(|i| all.int64_value(&[i as i64])))
+    Ok((0..mine.len()).map(|i| all.int64_value(&[i as i64])).collect())
 }
 
 /// Puts a checkpoint's parameters into the variables of the same names.
@@ -221,7 +223,7 @@ impl<'a, 'b> Run<'a, 'b> {
 
     fn train(&mut self) -> Result<Outcome, TrainerError> {
         let mut ledger = Ledger::open(self)?;
-        let mut broken = BrokenFile::default();
+        let (mut broken, mut tally) = (BrokenFile::default(), Tally::new(self.datasets.len()));
         let mut writer = self.writer();
         let mut loader = self.loader();
         let mut saved = self.context.plan.resume.as_ref().map(|point| point.step.0);
@@ -249,10 +251,13 @@ impl<'a, 'b> Run<'a, 'b> {
             if let Some(before) = begun.replace(this) {
                 ledger.read(self, before)?;
             }
-            let stop = i64::from(self.context.link.stop_requested().is_some());
-            let [stops, skipped] = sums(self.context.collective, [stop, batch.broken.len() as i64])?;
-            stopped = stops > 0;
-            ledger.skipped(skipped as u64);
+            let counts;
+            (stopped, counts) = self.tell_peers(&batch)?;
+            ledger.skipped(counts.iter().sum::<i64>().cast_unsigned());
+            tally.add(&self.order.epochs(Step(self.step - 1)), &counts);
+            for (dataset, count) in self.datasets.iter().zip(tally.most()) {
+                dataset.bear(count, broken.examples(dataset.name()))?;
+            }
             let due = self.step.is_multiple_of(self.stage.checkpoint.every_steps) || self.step == self.total || stopped;
             if due {
                 // What is saved is known to be sound.
@@ -268,6 +273,15 @@ impl<'a, 'b> Run<'a, 'b> {
             commits::wait(self.context, Step(step))?;
         }
         Ok(Outcome { summary: (!stopped).then(|| ledger.summary(self)), stopped })
+    }
+
+    /// Whether any rank is to stop after the step that was begun last, and what was broken in its global batch.
+    fn tell_peers(&self, batch: &Batch) -> Result<(bool, Vec<i64>), CollectiveError> {
+        let mut mine = Tally::mine(&self.order.epochs(Step(self.step - 1)), &batch.broken);
+        mine.push(i64::from(self.context.link.stop_requested().is_some()));
+        let mut all = sums(self.context.collective, &mine)?;
+        let stops = all.pop().expect("every rank says whether it is to stop");
+        Ok((stops > 0, all))
     }
 
     fn optimizer_step(
