@@ -16,6 +16,8 @@ pub struct Recipe {
     pub table: PathBuf,
     /// The caption table's key column.
     pub key: String,
+    /// Where the text vectors lie already; absent means that the recipe has an LLM and a stage `embed`.
+    pub vectors: Option<PathBuf>,
     /// Folder of the vision tower's config.json.
     pub vision: PathBuf,
     /// How the vision tower begins: `random` or `pretrained`.
@@ -41,6 +43,7 @@ impl Default for Recipe {
             shards: data("emoji-wds/train/00000.tar"),
             table: data("emoji-dense-train.parquet"),
             key: "key".to_owned(),
+            vectors: None,
             vision: models.join("vit-tiny"),
             init: "random",
             steps: 12,
@@ -57,6 +60,14 @@ impl Recipe {
     /// Writes the recipe to `folder/recipe.toml`, its output being `folder/output`.
     pub fn write(&self, folder: &Path) -> PathBuf {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models");
+        let (vectors, llm, embed) = match &self.vectors {
+            Some(folder) => (format!("vectors = {folder:?}"), String::new(), ""),
+            None => (
+                String::new(),
+                format!("[model.text]\nfolder = {:?}\ninit = \"random\"\nmax_length = 64\n", models.join("llama-tiny")),
+                "[[stage]]\nkind = \"embed\"\ndata = \"train\"\n",
+            ),
+        };
         let text = format!(
             r#"name = "scenario"
 seed = 7
@@ -66,12 +77,9 @@ output = {output:?}
 kind = "webdataset"
 shards = {shards:?}
 captions = {{ table = {table:?}, key = {key:?}, columns = {{ ".txt" = 1, long_caption = 1 }} }}
+{vectors}
 
-[model.text]
-folder = {text:?}
-init = "random"
-max_length = 64
-
+{llm}
 [model.vision]
 folder = {vision:?}
 init = {init:?}
@@ -79,10 +87,7 @@ init = {init:?}
 [model.adapter]
 blocks = 1
 
-[[stage]]
-kind = "embed"
-data = "train"
-
+{embed}
 [[stage]]
 kind = "clip"
 data = "train"
@@ -101,7 +106,6 @@ max_failures = {max_failures}
             shards = self.shards,
             table = self.table,
             key = self.key,
-            text = models.join("llama-tiny"),
             vision = self.vision,
             init = self.init,
             global_batch = self.global_batch,

@@ -220,6 +220,30 @@ fn data_sets_of_other_kinds_and_joins_by_other_fields() {
 }
 
 #[test]
+fn data_sets_whose_vectors_are_there_need_no_llm() {
+    let llm = "[model.text]\nfolder = \"llama\"\n";
+    let embed = "[[stage]]\nkind = \"embed\"\ndata = \"train\"\n";
+    assert!(RECIPE.contains(llm) && RECIPE.contains(embed));
+    let bare = RECIPE.replace(llm, "");
+    let error = read(&bare, &[]).unwrap_err().to_string();
+    assert!(error.contains("stage `embed` needs `[model.text]`"), "{error}");
+    assert!(error.contains("`data.train.vectors`"), "{error}");
+    for folder in ["../runs/a/embed/train", "s3://bucket/embed/train"] {
+        let set = format!("data.train.vectors={folder}");
+        let recipe = read(&bare.replace(embed, ""), &[&set]).unwrap();
+        let expected = if folder.starts_with("s3") { folder } else { "/home/me/runs/a/embed/train" };
+        assert_eq!(recipe.data["train"].vectors, Some(expected.into()));
+        assert!(!recipe.needs_text_model(&["train".to_owned()]));
+        // The stage may stay: it has nothing to do, or LLM2CLIP's tars to take over.
+        assert!(read(&bare, &[&set]).is_ok());
+    }
+    let other = bare.replace("data = [\"train\"]", "data = [\"train\", \"more\"]").replace(embed, "");
+    let other = format!("{other}\n[data.more]\nkind = \"webdataset\"\nshards = \"more.tar\"\n");
+    let error = read(&other, &["data.train.vectors=a"]).unwrap_err().to_string();
+    assert!(error.contains("data set `more`") && error.contains("`data.more.vectors`"), "{error}");
+}
+
+#[test]
 fn urls_of_data_are_kept_as_typed_wherever_they_are_given() {
     let text =
         RECIPE.replace("../data/*.tar", "s3://bucket/train/*.tar").replace("captions.parquet", "gs://b/c.parquet");

@@ -70,8 +70,14 @@ fn models(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
         Stage::Clip(clip) => &clip.data,
         Stage::Eval(eval) => &eval.data,
     };
-    if recipe.model.text.is_none() && recipe.needs_text_model(data) {
-        return missing("text");
+    if recipe.model.text.is_none()
+        && let Some(name) = data.iter().find(|name| recipe.data[*name].vectors.is_none())
+    {
+        return Err(format!(
+            "stage `{}` needs `[model.text]`, the LLM that reads the captions of data set `{name}`; or name the folder of \
+             vectors that are there already in `data.{name}.vectors`",
+            stage.kind()
+        ));
     }
     match stage {
         Stage::Embed(_) => Ok(()),

@@ -13,11 +13,12 @@ pub struct VectorStore {
 }
 
 impl VectorStore {
-    /// Opens the vectors of every shard in a folder; reads none. `shards` are the data shards' stems and sample ranges, in index order.
+    /// Opens the vectors of every shard in a folder; reads none. `shards` are the data shards' stems and sample ranges, in
+    /// index order.
     ///
     /// # Errors
-    /// When a shard was never embedded, is damaged, was made of something else than `provenance`, or is of another
-    /// width than the first.
+    /// When a shard was never embedded, is damaged, was made of something else than `provenance` or than the first, or is
+    /// of another width than the first.
     pub fn open<'a>(
         storage: &Arc<Storage>,
         folder: &Location,
@@ -32,7 +33,8 @@ impl VectorStore {
             if rows == 0 {
                 continue;
             }
-            let width = opened.first().map(|(_, shard)| shard.width());
+            let first = opened.first().map(|(_, shard)| shard);
+            let (width, provenance) = (first.map(ShardFile::width), first.map_or(provenance, ShardFile::made_of));
             let shard = ShardFile::open(storage, &location, Expected { provenance, rows, width })?;
             let shard =
                 shard.ok_or_else(|| VectorsError::Missing { place: location.to_string(), data: data.to_owned() })?;
@@ -45,6 +47,11 @@ impl VectorStore {
     /// The vectors' width D.
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// What they were made of; absent when there are none.
+    pub fn made_of(&self) -> Option<&Provenance> {
+        self.shards.first().map(|(_, shard)| shard.made_of())
     }
 
     /// Reads the vector of a sample's caption into `out`, of width D; `false` when there is none.

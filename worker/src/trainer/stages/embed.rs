@@ -55,11 +55,34 @@ pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, Tra
             stopped = true;
             break;
         }
-        make(unit, encoder.as_ref(), stage.batch_tokens, context, &mut meter)?;
+        make(unit, encoder.as_ref(), stage.batch_tokens, context, Some(&mut meter))?;
     }
     let stopped = super::clip::agree(context.collective, stopped)?;
     let summary = if stopped { None } else { Some(summary(&datasets, &sources, started)?) };
     Ok(Outcome { summary, stopped })
+}
+
+/// Makes files of what LLM2CLIP's tars hold of these data sets, each rank its share, unless they are there; returns when
+/// all ranks are done.
+///
+/// # Errors
+/// When a tar cannot be read or lacks a vector.
+pub(super) fn take_over_all(
+    datasets: &[Arc<Dataset>],
+    sources: &TextVectors<'_, '_>,
+    context: &Context<'_>,
+) -> Result<(), TrainerError> {
+    let mut units = units(datasets, sources, context)?;
+    units.retain(|unit| matches!(unit.origin, Origin::Llm2clip(_)));
+    if units.is_empty() {
+        return Ok(());
+    }
+    context.activity("taking over LLM2CLIP's text vectors");
+    for unit in units.iter().skip(context.rank().0 as usize).step_by(context.world().0 as usize) {
+        make(unit, None, 0, context, None)?;
+    }
+    super::clip::agree(context.collective, false)?;
+    Ok(())
 }
 
 /// Columns whose vectors are needed: those that are drawn.
@@ -111,31 +134,41 @@ struct Meter {
     peak_flop_per_s: Option<f64>,
 }
 
-/// Makes the vectors of a shard, unless they are there.
+/// Makes the vectors of a shard, unless they are there. Without a meter nothing is reported.
 fn make(
     unit: &Unit,
     encoder: Option<&CaptionEncoder>,
     batch_tokens: usize,
     context: &Context<'_>,
-    meter: &mut Meter,
+    meter: Option<&mut Meter>,
 ) -> Result<(), TrainerError> {
     let rows = usize::try_from(unit.rows.end - unit.rows.start).expect("a shard's rows fit in memory");
     let expected = Expected { provenance: &unit.provenance, rows, width: encoder.map(CaptionEncoder::width) };
     let expected = if let Origin::Llm2clip(_) = unit.origin { Expected { width: None, ..expected } } else { expected };
     if ShardFile::open(context.storage, &unit.path.clone().into(), expected)?.is_some() {
-        meter.done += (rows * columns(&unit.dataset).count()) as u64;
-        report(context, meter);
+        passed(unit, context, meter);
         return Ok(());
     }
-    match (&unit.origin, encoder) {
-        (Origin::Llm2clip(folder), _) => take_over(unit, folder, context, meter),
-        (_, Some(encoder)) => embed(unit, rows, encoder, batch_tokens, context, meter),
-        (_, None) => Err(TrainerError::Plan("text vectors need [model.text]".to_owned())),
+    match (&unit.origin, encoder, meter) {
+        (Origin::Llm2clip(folder), _, meter) => {
+            take_over(unit, folder, context)?;
+            passed(unit, context, meter);
+            Ok(())
+        }
+        (_, Some(encoder), Some(meter)) => embed(unit, rows, encoder, batch_tokens, context, meter),
+        _ => Err(TrainerError::Plan("text vectors need [model.text]".to_owned())),
     }
 }
 
+/// A shard whose captions the LLM did not have to read.
+fn passed(unit: &Unit, context: &Context<'_>, meter: Option<&mut Meter>) {
+    let Some(meter) = meter else { return };
+    meter.done += (unit.rows.end - unit.rows.start) * columns(&unit.dataset).count() as u64;
+    report(context, meter);
+}
+
 /// Makes a shard's file of LLM2CLIP's tar. A sample without a vector could not be trained on: it is an error.
-fn take_over(unit: &Unit, folder: &Location, context: &Context<'_>, meter: &mut Meter) -> Result<(), TrainerError> {
+fn take_over(unit: &Unit, folder: &Location, context: &Context<'_>) -> Result<(), TrainerError> {
     let tar = folder.join(&tar_name(&unit.stem))?;
     let blob = Blob::named(context.storage, &tar)?;
     let keys = unit.rows.clone().map(|sample| unit.dataset.key(SampleIndex(sample)));
@@ -151,8 +184,6 @@ fn take_over(unit: &Unit, folder: &Location, context: &Context<'_>, meter: &mut 
             unit.dataset.name()
         )));
     }
-    meter.done += taken.taken;
-    report(context, meter);
     Ok(())
 }
 

@@ -42,8 +42,7 @@ struct Figures {
 pub fn run(stage: &EvalStage, context: &mut Context<'_>) -> Result<Outcome, TrainerError> {
     let datasets = context.datasets(&stage.data)?;
     let sources = TextVectors::of(context, &stage.data)?;
-    let stores = datasets.iter().map(|data| sources.open(data)).collect::<Result<Vec<_>, _>>()?;
-    let width = stores.first().map_or(0, VectorStore::width);
+    let (stores, width) = sources.open_all(&datasets)?;
     let (towers, step) = trained(width, context)?;
     let mut figures = Vec::new();
     let mut notes = Vec::new();

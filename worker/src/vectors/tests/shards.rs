@@ -115,7 +115,7 @@ fn a_file_of_version_1_is_read_where_it_lies() {
             .unwrap()
     };
     let tensors = [("long".to_owned(), view(&values)), ("short".to_owned(), view(&values))];
-    let bytes = safetensors::serialize(tensors, Some(provenance("mean").to_metadata())).unwrap();
+    let bytes = safetensors::serialize(tensors, Some(provenance("mean").to_metadata().into_iter().collect())).unwrap();
     std::fs::write(folder.path().join("00000-a.safetensors"), &bytes).unwrap();
     let path = folder.path().join("00000-a.vectors");
     let shard = open(&path, 2, Some(3)).unwrap().unwrap();

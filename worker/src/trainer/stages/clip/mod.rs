@@ -53,9 +53,8 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let recipe = &context.plan.recipe;
     let datasets = context.datasets(&stage.data)?;
     let sources = TextVectors::of(context, &stage.data)?;
-    let vectors = datasets.iter().map(|data| sources.open(data)).collect::<Result<Vec<_>, _>>()?;
+    let (vectors, width) = sources.open_all(&datasets)?;
     context.activity("building the towers");
-    let width = vectors.first().map_or(0, VectorStore::width);
     let towers = Towers::build(recipe, tower_settings(stage, width), context.device)?;
     let samples: Vec<u64> = datasets.iter().map(|data| data.len()).collect();
     let order = recipe.order(stage, &samples).map_err(|error| TrainerError::Plan(error.to_string()))?;
