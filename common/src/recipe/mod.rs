@@ -7,6 +7,7 @@
 
 mod data_path;
 mod error;
+mod eval;
 mod fingerprint;
 mod mix;
 mod order;
@@ -20,6 +21,7 @@ mod tests;
 
 pub use data_path::DataPath;
 pub use error::RecipeError;
+pub use eval::{Benchmark, CaptionPair, EvalStage};
 pub use read::{Source, parse};
 
 use crate::sampler::{Policy, Shuffle, Tail};
@@ -92,6 +94,9 @@ pub struct DataSet {
     /// `SHARD_text_embeddings.tar`. Absent means that the `embed` stage makes them.
     #[serde(default)]
     pub vectors: Option<DataPath>,
+    /// Which benchmark it is: `eval` shows the paper's rows beside its own.
+    #[serde(default)]
+    pub benchmark: Option<Benchmark>,
 }
 
 /// A part of a data set's samples, in their order.
@@ -440,15 +445,6 @@ pub struct CheckpointPolicy {
     pub every_steps: u64,
     /// How many verified ones to keep, at least 2.
     pub keep: usize,
-}
-
-/// Settings of `eval`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EvalStage {
-    /// Data sets to rank, each by itself, with each caption column by itself.
-    pub data: Vec<String>,
-    /// Images per forward pass.
-    pub chunk: u64,
 }
 
 /// What a job bears before it stops.

@@ -1,8 +1,8 @@
 //! From the file as written to the validated recipe: all but the stages.
 
 use super::{
-    AdapterModel, Attention, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Faults, IndexPlace,
-    Init, Models, Pooling, Recipe, RowRange, TextModel, Unmatched, VisionModel,
+    AdapterModel, Attention, Benchmark, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Faults,
+    IndexPlace, Init, Models, Pooling, Recipe, RowRange, TextModel, Unmatched, VisionModel,
     error::{File, RecipeError},
     mix,
     raw::{self, Node, Table, Value},
@@ -90,6 +90,7 @@ fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError>
     let image_column = table.get("image_column", text)?;
     let rows = rows(table.table("rows")?)?;
     let only = table.table("only")?.map(only).transpose()?.unwrap_or_default();
+    let benchmark = table.get("benchmark", Benchmark::read)?;
     let vectors = table.get("vectors", |value| data_path(value, folder))?;
     let index = table.get("index", text)?.map_or(IndexPlace::Cache, |place| match place.as_str() {
         "cache" => IndexPlace::Cache,
@@ -104,7 +105,20 @@ fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError>
     }
     let captions = captions(table.table("captions")?, folder)?;
     table.finish()?;
-    Ok(DataSet { kind, shards, captions, broken_limit, shuffle, images, image_column, rows, only, index, vectors })
+    Ok(DataSet {
+        kind,
+        shards,
+        captions,
+        broken_limit,
+        shuffle,
+        images,
+        image_column,
+        rows,
+        only,
+        index,
+        vectors,
+        benchmark,
+    })
 }
 
 fn data_path(value: &Value, folder: &Path) -> Result<DataPath, String> {

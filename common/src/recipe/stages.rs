@@ -1,10 +1,10 @@
 //! The stages of a recipe.
 
 use super::{
-    Augment, CheckpointPolicy, ClipStage, ConvertToRgb, EmbedStage, EvalStage, Length, Optimizer, PixelMode, Precision,
-    Schedule, Stage,
+    Augment, CheckpointPolicy, ClipStage, ConvertToRgb, EmbedStage, Length, Optimizer, PixelMode, Precision, Schedule,
+    Stage,
     error::{RecipeError, nearest},
-    mix,
+    eval, mix,
     raw::{Table, Value},
     read::{boolean, choice, float, positive, text, unsigned, within},
 };
@@ -38,7 +38,7 @@ fn stage(mut table: Table<'_>) -> Result<Stage, RecipeError> {
             Stage::Embed(EmbedStage { data, batch_tokens, precision: precision(&mut table)? })
         }
         "clip" => Stage::Clip(Box::new(clip(&mut table, data)?)),
-        _ => Stage::Eval(EvalStage { data, chunk: table.get("chunk", positive)?.unwrap_or(64) }),
+        _ => Stage::Eval(eval::read(&mut table, data)?),
     };
     table.finish()?;
     Ok(read)

@@ -25,6 +25,9 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
         }
         models(recipe, stage)?;
         windows(recipe, stage)?;
+        if let Stage::Eval(eval) = stage {
+            super::eval::check(recipe, eval)?;
+        }
         if let Stage::Clip(clip) = stage
             && let Length::Steps(steps) = clip.length
             && clip.schedule.warmup_steps >= steps
@@ -81,6 +84,7 @@ fn models(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
     }
     match stage {
         Stage::Embed(_) => Ok(()),
+        Stage::Eval(eval) if !eval.image_retrieval => Ok(()),
         Stage::Clip(_) | Stage::Eval(_) if recipe.model.vision.is_none() => missing("vision"),
         Stage::Clip(_) | Stage::Eval(_) if recipe.model.adapter.is_none() => missing("adapter"),
         Stage::Clip(_) | Stage::Eval(_) => Ok(()),

@@ -133,6 +133,7 @@ fn spec(args: &LoaderArgs) -> DataSet {
         only: BTreeMap::new(),
         index: IndexPlace::Cache,
         vectors: None,
+        benchmark: None,
     }
 }
 

@@ -173,6 +173,7 @@ mod tests {
             only: BTreeMap::new(),
             index: IndexPlace::Folder(folder.path().to_owned()),
             vectors: None,
+            benchmark: None,
             shuffle: common::sampler::Shuffle::Full,
         };
         let data = Arc::new(Dataset::open(&storage(), "val", &spec).unwrap());

@@ -45,6 +45,7 @@ impl Shards {
             only: BTreeMap::new(),
             index: self.index.clone(),
             vectors: None,
+            benchmark: None,
             shuffle: Shuffle::Full,
         };
         Ok((found, spec))

@@ -62,6 +62,7 @@ pub fn spec(folder: &Path, broken_limit: f64) -> DataSet {
         only: BTreeMap::new(),
         index: IndexPlace::Folder(folder.join("index")),
         vectors: None,
+        benchmark: None,
         shuffle: Shuffle::Full,
     }
 }

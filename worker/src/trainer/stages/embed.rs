@@ -12,7 +12,7 @@ use crate::{
     supervisor::ipc::Report,
     torch::{self, memory, peak},
     trainer::{context::Context, context::Outcome, error::TrainerError},
-    vectors::{Expected, Provenance, ShardFile, import, shard_folder, shard_name, write_shard},
+    vectors::{Expected, Provenance, ShardFile, ShardWriter, import, nth, shard_folder, shard_name},
 };
 use common::{ids::SampleIndex, recipe::EmbedStage};
 use half::bf16;
@@ -196,24 +196,55 @@ fn embed(
     context: &Context<'_>,
     meter: &mut Meter,
 ) -> Result<(), TrainerError> {
-    let mut written = Vec::new();
-    for (column, name) in columns(&unit.dataset) {
-        let mut out = vec![bf16::ZERO; rows * encoder.width()];
-        let captions = unit.rows.clone().enumerate().map(|(row, sample)| {
-            let caption = unit.dataset.caption(SampleIndex(sample), column)?;
-            encoder.tokens(row, &caption)
-        });
-        for batch in CaptionEncoder::batches(captions.collect::<Result<_, TrainerError>>()?, batch_tokens) {
+    let readings = readings(unit)?;
+    let planned = (rows * columns(&unit.dataset).count()) as u64;
+    meter.total = meter.total - planned + readings.iter().map(|reading| reading.captions.len() as u64).sum::<u64>();
+    let (width, names) = (encoder.width(), readings.iter().map(|reading| reading.name.as_str()).collect::<Vec<_>>());
+    let mut writer = ShardWriter::create(&unit.path, &unit.provenance, [rows, width], &names)?;
+    for (column, reading) in readings.iter().enumerate() {
+        let mut out = vec![bf16::ZERO; rows * width];
+        let tokens = reading.captions.iter().map(|(row, caption)| encoder.tokens(*row, caption));
+        for batch in CaptionEncoder::batches(tokens.collect::<Result<_, TrainerError>>()?, batch_tokens) {
             encoder.encode_into(&batch, &mut out)?;
             meter.done += batch.len() as u64;
             meter.computed += batch.len() as u64;
             meter.flops += encoder.flops(&batch);
             report(context, meter);
         }
-        written.push((name.to_owned(), out));
+        if reading.captions.len() == rows {
+            writer.put_rows(column, 0, &out)?;
+        } else {
+            let mut present = reading.captions.iter().map(|(row, _)| *row);
+            present.try_for_each(|row| writer.put(column, row, &out[row * width..][..width]))?;
+        }
     }
-    write_shard(&unit.path, &unit.provenance, encoder.width(), &written)?;
+    writer.finish()?;
     Ok(())
+}
+
+/// What the LLM reads into one column of a shard's file.
+struct Reading {
+    name: String,
+    /// Row and caption.
+    captions: Vec<(usize, String)>,
+}
+
+/// The captions of a shard by column. Of a column of several captions, the first ones are a column, the second ones, and
+/// so on; samples with fewer have no vector there.
+fn readings(unit: &Unit) -> Result<Vec<Reading>, TrainerError> {
+    let mut readings: Vec<Reading> = Vec::new();
+    for (column, name) in columns(&unit.dataset) {
+        let first = readings.len();
+        for (row, sample) in unit.rows.clone().enumerate() {
+            for (n, caption) in unit.dataset.captions(SampleIndex(sample), column)?.into_iter().enumerate() {
+                if readings.len() == first + n {
+                    readings.push(Reading { name: nth(name, n), captions: Vec::new() });
+                }
+                readings[first + n].captions.push((row, caption));
+            }
+        }
+    }
+    Ok(readings)
 }
 
 fn report(context: &Context<'_>, meter: &Meter) {

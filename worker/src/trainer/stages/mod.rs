@@ -3,7 +3,6 @@
 pub mod clip;
 pub mod embed;
 pub mod eval;
-mod retrieval;
 mod text;
 mod text_vectors;
 mod towers;

@@ -26,7 +26,7 @@ use crate::{
         step::{Cut, LossSettings, PairEncoder, StepBegun, StepSettings, contrastive_step},
         timeline::{Section, Timeline},
     },
-    vectors::VectorStore,
+    vectors::{VectorStore, nth},
 };
 use broken::BrokenFile;
 use common::{
@@ -43,7 +43,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tally::Tally;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Batches decoded ahead.
 const PREFETCH: usize = 4;
@@ -78,26 +78,13 @@ fn rows_of<'a>(wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>
     for (vectors, sample, column) in wanted {
         let start = numbers.len();
         numbers.resize(start + vectors.width(), bf16::ZERO);
-        if !vectors.read(sample, column, &mut numbers[start..])? {
+        if !vectors.read(sample, &nth(column, 0), &mut numbers[start..])? {
             return Err(TrainerError::Plan(format!(
                 "the embedding store has no vector of sample {sample}, caption column `{column}`"
             )));
         }
     }
     Ok(numbers)
-}
-
-/// The vectors of samples' captions, each with the store of its data set, as one tensor [n, `width`] in fp32.
-pub(super) fn gather_vectors<'a>(
-    wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>,
-    width: usize,
-    device: Device,
-) -> Result<Tensor, TrainerError> {
-    let numbers = rows_of(wanted)?;
-    // Not `from_slice`: tch 0.24 takes bf16 for fp16.
-    let shape = [(numbers.len() / width) as i64, width as i64];
-    let tensor = Tensor::f_from_data_size(bytemuck::cast_slice(&numbers), &shape, Kind::BFloat16)?;
-    Ok(tensor.to_device(device).to_kind(Kind::Float))
 }
 
 /// Whether any rank says yes. Every rank gets the same answer at the same step.
