@@ -39,7 +39,7 @@ test: lint build s3-server
 	$(CARGO) test --release --workspace
 
 fuzz: setup
-	LLM2CLIP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release -p worker --lib --test 'fuzz_*' fuzz -- --nocapture
+	LLM2CLIP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release --workspace --lib --test 'fuzz_*' fuzz -- --nocapture
 
 clean-demo:
 	rm -rf runs/demo

@@ -16,6 +16,8 @@ pub struct Recipe {
     pub table: PathBuf,
     /// The caption table's key column.
     pub key: String,
+    /// Where the text vectors lie already; absent means that the recipe has an LLM and a stage `embed`.
+    pub vectors: Option<PathBuf>,
     /// Folder of the vision tower's config.json.
     pub vision: PathBuf,
     /// How the vision tower begins: `random` or `pretrained`.
@@ -47,6 +49,7 @@ impl Default for Recipe {
             shards: data("emoji-wds/train/00000.tar"),
             table: data("emoji-dense-train.parquet"),
             key: "key".to_owned(),
+            vectors: None,
             vision: models.join("vit-tiny"),
             init: "random",
             steps: 12,
@@ -65,6 +68,18 @@ impl Default for Recipe {
 impl Recipe {
     /// Writes the recipe to `folder/recipe.toml`, its output being `folder/output`.
     pub fn write(&self, folder: &Path) -> PathBuf {
+        let (vectors, llm, embed) = match &self.vectors {
+            Some(folder) => (format!("vectors = {folder:?}"), String::new(), ""),
+            None => (
+                String::new(),
+                format!(
+                    "[model.text]\nfolder = {:?}\ninit = \"random\"\nmax_length = 64\n{}\n",
+                    small_llm(folder),
+                    self.text
+                ),
+                "[[stage]]\nkind = \"embed\"\ndata = \"train\"\n",
+            ),
+        };
         let text = format!(
             r#"name = "scenario"
 seed = 7
@@ -74,14 +89,10 @@ output = {output:?}
 kind = "webdataset"
 shards = {shards:?}
 captions = {{ table = {table:?}, key = {key:?}, columns = {{ ".txt" = 1, long_caption = 1 }} }}
+{vectors}
 {data}
 
-[model.text]
-folder = {text:?}
-init = "random"
-max_length = 64
-{text_model}
-
+{llm}
 [model.vision]
 folder = {vision:?}
 init = {init:?}
@@ -91,10 +102,7 @@ blocks = 1
 
 {tuning}
 
-[[stage]]
-kind = "embed"
-data = "train"
-
+{embed}
 [[stage]]
 kind = "clip"
 data = "train"
@@ -113,7 +121,6 @@ max_failures = {max_failures}
             shards = self.shards,
             table = self.table,
             key = self.key,
-            text = small_llm(folder),
             vision = self.vision,
             init = self.init,
             global_batch = self.global_batch,
@@ -121,7 +128,6 @@ max_failures = {max_failures}
             steps = self.steps,
             every_steps = self.every_steps,
             data = self.data,
-            text_model = self.text,
             tuning = self.tuning,
             clip = self.clip,
             max_failures = self.max_failures,

@@ -66,7 +66,7 @@ fn valid(folder: &Path, provenance: &Provenance) -> [Vec<u8>; 2] {
         let bytes = bytemuck::cast_slice(rows);
         (*name, safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, vec![ROWS, WIDTH], bytes).unwrap())
     });
-    let version_1 = safetensors::serialize(views, Some(provenance.to_metadata())).unwrap();
+    let version_1 = safetensors::serialize(views, Some(provenance.to_metadata().into_iter().collect())).unwrap();
     [std::fs::read(&path).unwrap(), version_1]
 }
 

@@ -7,6 +7,7 @@
 
 mod data_path;
 mod error;
+mod eval;
 mod fingerprint;
 mod mix;
 mod order;
@@ -23,6 +24,7 @@ mod tests;
 
 pub use data_path::DataPath;
 pub use error::RecipeError;
+pub use eval::{Benchmark, CaptionPair, EvalStage};
 pub use read::{Source, parse};
 pub use text_sets::{TextKind, TextSet};
 pub use training::{CheckpointPolicy, Decay, Length, Mix, Optimizer, Precision, Schedule, Training};
@@ -55,6 +57,11 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// Whether the LLM must read captions of these data sets.
+    pub fn needs_text_model(&self, data: &[String]) -> bool {
+        data.iter().any(|name| self.data.get(name).is_none_or(|set| set.vectors.is_none()))
+    }
+
     /// What the text vectors are computed in: `embed`'s precision, fp32 when the recipe has no such stage.
     pub fn embed_precision(&self) -> Precision {
         let of = |stage: &Stage| if let Stage::Embed(embed) = stage { Some(embed.precision) } else { None };
@@ -92,6 +99,13 @@ pub struct DataSet {
     /// Where the index of the shards is kept.
     #[serde(default)]
     pub index: IndexPlace,
+    /// The folder in which the captions' text vectors lie already: another job's `embed/NAME`, or one of LLM2CLIP's
+    /// `SHARD_text_embeddings.tar`. Absent means that the `embed` stage makes them.
+    #[serde(default)]
+    pub vectors: Option<DataPath>,
+    /// Which benchmark it is: `eval` shows the paper's rows beside its own.
+    #[serde(default)]
+    pub benchmark: Option<Benchmark>,
 }
 
 /// A part of a data set's samples, in their order.
@@ -359,15 +373,6 @@ pub enum ConvertToRgb {
     /// After it was resized, as open_clip's transforms do: alpha, CMYK, palettes, single bits and 16 bits of gray are
     /// resized as they are.
     AfterResize,
-}
-
-/// Settings of `eval`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EvalStage {
-    /// Data sets to rank, each by itself, with each caption column by itself.
-    pub data: Vec<String>,
-    /// Images per forward pass.
-    pub chunk: u64,
 }
 
 /// What a job bears before it stops.

@@ -1,8 +1,8 @@
 //! From the file as written to the validated recipe: all but the stages.
 
 use super::{
-    AdapterModel, Attention, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Faults, IndexPlace,
-    Init, Models, Pooling, Recipe, RowRange, TextModel, Unmatched, VisionModel,
+    AdapterModel, Attention, Benchmark, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Faults,
+    IndexPlace, Init, Models, Pooling, Recipe, RowRange, TextModel, Unmatched, VisionModel,
     error::{File, RecipeError},
     mix,
     raw::{self, Node, Table, Value},
@@ -96,6 +96,8 @@ fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError>
     let image_column = table.get("image_column", text)?;
     let rows = rows(table.table("rows")?)?;
     let only = table.table("only")?.map(only).transpose()?.unwrap_or_default();
+    let benchmark = table.get("benchmark", Benchmark::read)?;
+    let vectors = table.get("vectors", |value| data_path(value, folder))?;
     let index = index_place(&mut table, folder)?;
     if kind != DataKind::List && images.is_some() {
         return Err(table.error("`images` is the folder of a list's images: set `kind` to \"list\", or leave it out"));
@@ -105,7 +107,20 @@ fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError>
     }
     let captions = captions(table.table("captions")?, folder)?;
     table.finish()?;
-    Ok(DataSet { kind, shards, captions, broken_limit, shuffle, images, image_column, rows, only, index })
+    Ok(DataSet {
+        kind,
+        shards,
+        captions,
+        broken_limit,
+        shuffle,
+        images,
+        image_column,
+        rows,
+        only,
+        index,
+        vectors,
+        benchmark,
+    })
 }
 
 /// Reads `index`: `"cache"`, `"beside"`, or a folder.

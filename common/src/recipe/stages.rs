@@ -1,10 +1,10 @@
 //! The stages of a recipe.
 
 use super::{
-    Augment, CheckpointPolicy, ClipStage, ConvertToRgb, Decay, EmbedStage, EvalStage, Length, Optimizer, PixelMode,
-    Precision, Schedule, Stage, Training,
+    Augment, CheckpointPolicy, ClipStage, ConvertToRgb, Decay, EmbedStage, Length, Optimizer, PixelMode, Precision,
+    Schedule, Stage, Training,
     error::{RecipeError, nearest},
-    mix,
+    eval, mix,
     raw::{Table, Value},
     read::{boolean, choice, float, positive, text, unsigned, within},
     tuning,
@@ -52,7 +52,7 @@ fn stage(mut table: Table<'_>) -> Result<Stage, RecipeError> {
             Stage::Contrast(Box::new(tuning::contrast(&mut table, training)?))
         }
         "clip" => Stage::Clip(Box::new(clip(&mut table, data)?)),
-        _ => Stage::Eval(EvalStage { data, chunk: table.get("chunk", positive)?.unwrap_or(64) }),
+        _ => Stage::Eval(eval::read(&mut table, data)?),
     };
     table.finish()?;
     Ok(read)

@@ -221,6 +221,71 @@ fn data_sets_of_other_kinds_and_joins_by_other_fields() {
 }
 
 #[test]
+fn data_sets_whose_vectors_are_there_need_no_llm() {
+    let llm = "[model.text]\nfolder = \"llama\"\n";
+    let embed = "[[stage]]\nkind = \"embed\"\ndata = \"train\"\n";
+    assert!(RECIPE.contains(llm) && RECIPE.contains(embed));
+    let bare = RECIPE.replace(llm, "");
+    let error = read(&bare, &[]).unwrap_err().to_string();
+    assert!(error.contains("stage `embed` needs `[model.text]`"), "{error}");
+    assert!(error.contains("`data.train.vectors`"), "{error}");
+    for folder in ["../runs/a/embed/train", "s3://bucket/embed/train"] {
+        let set = format!("data.train.vectors={folder}");
+        let recipe = read(&bare.replace(embed, ""), &[&set]).unwrap();
+        let expected = if folder.starts_with("s3") { folder } else { "/home/me/runs/a/embed/train" };
+        assert_eq!(recipe.data["train"].vectors, Some(expected.into()));
+        assert!(!recipe.needs_text_model(&["train".to_owned()]));
+        // The stage may stay: it has nothing to do, or LLM2CLIP's tars to take over.
+        assert!(read(&bare, &[&set]).is_ok());
+    }
+    let other = bare.replace("data = [\"train\"]", "data = [\"train\", \"more\"]").replace(embed, "");
+    let other = format!("{other}\n[data.more]\nkind = \"webdataset\"\nshards = \"more.tar\"\n");
+    let error = read(&other, &["data.train.vectors=a"]).unwrap_err().to_string();
+    assert!(error.contains("data set `more`") && error.contains("`data.more.vectors`"), "{error}");
+}
+
+#[test]
+fn captions_are_compared_without_a_vision_model_and_by_columns_that_there_are() {
+    let (start, _) = RECIPE.split_once("[model.vision]").unwrap();
+    let eval = |keys: &str| {
+        read(&format!("{start}\n[[stage]]\nkind = \"eval\"\ndata = \"train\"\nimage_retrieval = false\n{keys}"), &[])
+    };
+    let recipe = eval("caption_retrieval = [[\".txt\", \"long\"]]").unwrap();
+    let Stage::Eval(stage) = &recipe.stages[0] else { panic!("{recipe:?}") };
+    assert!(!stage.image_retrieval);
+    assert_eq!(stage.caption_retrieval, [CaptionPair { first: ".txt".to_owned(), second: "long".to_owned() }]);
+    assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&recipe).unwrap()).unwrap(), recipe);
+    for (keys, expected) in [
+        ("", "the `eval` stage has nothing to do"),
+        (
+            "caption_retrieval = [[\".txt\", \"lnog\"]]",
+            "above 0 are: .txt, long (of `x[*]`, name one caption: `x[0]`), did",
+        ),
+        ("caption_retrieval = [[\"long\", \"long\"]]", "compares `long` with itself"),
+        ("caption_retrieval = [[\"long\"]]", "must be a list of pairs"),
+    ] {
+        let error = eval(keys).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn one_caption_of_several_is_named_by_its_place() {
+    let columns = "columns = { \".txt\" = 1, long = 2 }";
+    let text = RECIPE.replace(columns, "columns = { \".json:texts[*]\" = 1, long = 0 }");
+    let data = &read(&text, &["data.train.benchmark=coco"]).unwrap().data["train"];
+    assert_eq!(data.benchmark, Some(Benchmark::Coco));
+    let is_of =
+        |first: &str, second: &str| CaptionPair { first: first.to_owned(), second: second.to_owned() }.is_of(data);
+    assert!(is_of(".json:texts[0]", ".json:texts[1]"));
+    // All of them are no caption, and a column of weight 0 has no vectors.
+    assert!(!is_of(".json:texts[*]", ".json:texts[1]"));
+    assert!(!is_of(".json:texts[0]", "long"));
+    let error = read(&text, &["data.train.benchmark=cocoa"]).unwrap_err().to_string();
+    assert!(error.contains("data.train.benchmark") && error.contains("flickr30k"), "{error}");
+}
+
+#[test]
 fn urls_of_data_are_kept_as_typed_wherever_they_are_given() {
     let text =
         RECIPE.replace("../data/*.tar", "s3://bucket/train/*.tar").replace("captions.parquet", "gs://b/c.parquet");

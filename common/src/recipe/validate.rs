@@ -26,6 +26,9 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
         if let Stage::Contrast(contrast) = stage {
             pairs(recipe, contrast)?;
         }
+        if let Stage::Eval(eval) = stage {
+            super::eval::check(recipe, eval)?;
+        }
     }
     order_of_stages(recipe)
 }
@@ -163,10 +166,20 @@ fn pairs(recipe: &Recipe, stage: &ContrastStage) -> Result<(), String> {
 fn models(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
     let missing = |section: &str| Err(format!("stage `{}` needs `[model.{section}]`", stage.kind()));
     if recipe.model.text.is_none() {
-        return missing("text");
+        if matches!(stage, Stage::Mntp(_) | Stage::Contrast(_) | Stage::Export) {
+            return missing("text");
+        }
+        if let Some(name) = stage.data().iter().find(|name| recipe.data[*name].vectors.is_none()) {
+            return Err(format!(
+                "stage `{}` needs `[model.text]`, the LLM that reads the captions of data set `{name}`; or name the folder \
+                 of vectors that are there already in `data.{name}.vectors`",
+                stage.kind()
+            ));
+        }
     }
     match stage {
         Stage::Mntp(_) | Stage::Contrast(_) | Stage::Embed(_) => Ok(()),
+        Stage::Eval(eval) if !eval.image_retrieval => Ok(()),
         _ if recipe.model.vision.is_none() => missing("vision"),
         _ if recipe.model.adapter.is_none() => missing("adapter"),
         Stage::Clip(_) | Stage::Eval(_) | Stage::Export => Ok(()),

@@ -34,7 +34,7 @@ pub(super) fn recipe() -> Recipe {
         stages: vec![
             Stage::Embed(EmbedStage { data: data.clone(), batch_tokens: 64, precision: Precision::Fp32 }),
             serde_json::from_value(clip).unwrap(),
-            Stage::Eval(EvalStage { data, chunk: 4 }),
+            Stage::Eval(EvalStage { data, chunk: 4, image_retrieval: true, caption_retrieval: Vec::new() }),
         ],
         faults: Faults { max_failures: 2, max_no_progress: 1 },
     }

@@ -132,6 +132,8 @@ fn spec(args: &LoaderArgs) -> DataSet {
         rows: RowRange::default(),
         only: BTreeMap::new(),
         index: IndexPlace::Cache,
+        vectors: None,
+        benchmark: None,
     }
 }
 

@@ -70,6 +70,18 @@ impl Blob {
         })))
     }
 
+    /// Opens the file or object of a name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn named(storage: &Arc<Storage>, location: &Location) -> Result<Self, DataError> {
+        let found = match location {
+            Location::Local(path) => Found::File(path.clone()),
+            Location::Object(_) => Found::Object(storage.stat(location)?),
+        };
+        Self::open(storage, &found).map_err(|source| DataError::io("open", location, source))
+    }
+
     /// Where it lies.
     pub fn location(&self) -> Location {
         match &*self.0 {

@@ -26,11 +26,18 @@ pub fn expand(storage: &Storage, pattern: &DataPath) -> Result<Vec<Found>, DataE
     }
 }
 
-/// As [`expand`], of several patterns one after the other.
+/// What LLM2CLIP's tars of text vectors end in. They lie beside the shards, and have no images.
+pub const LLM2CLIP_VECTORS: &str = "_text_embeddings.tar";
+
+/// As [`expand`], of several patterns one after the other, without LLM2CLIP's tars of text vectors.
 pub fn expand_all(storage: &Storage, patterns: &[DataPath]) -> Result<Vec<Found>, DataError> {
     let mut found = Vec::new();
     for pattern in patterns {
-        found.extend(expand(storage, pattern)?);
+        let matched = expand(storage, pattern)?;
+        found.extend(matched.into_iter().filter(|found| !found.location().name().ends_with(LLM2CLIP_VECTORS)));
+    }
+    if found.is_empty() {
+        return Err(DataError::NoMatch { pattern: Location::try_from(&patterns[0])? });
     }
     Ok(found)
 }

@@ -37,10 +37,12 @@ pub(crate) mod tar;
 pub(crate) mod tests;
 pub mod verify;
 
+pub use blob::Blob;
 pub use common::recipe::CaptionColumn;
 pub use dataset::{Dataset, Shard};
 pub use documents::Documents;
 pub use error::DataError;
+pub use glob::LLM2CLIP_VECTORS;
 pub use index::Places;
 pub use labels::Labels;
 pub use loading::{
@@ -49,3 +51,4 @@ pub use loading::{
 };
 pub use pixels::{DecodeError, EvalImages, Transform};
 pub use report::{Report, ShardFault, SkipReason, Skipped};
+pub use source::ReadAt;

@@ -100,8 +100,8 @@ fn check(spec: &TextModel, description: &Description) -> anyhow::Result<()> {
         description.text.width
     );
     let provenance = Provenance::of_encoder(spec, description.text.seed, description.text.precision)?;
-    let trained = description.text.provenance.clone().into_iter().collect();
-    if let Some((field, trained, here)) = provenance.difference(Some(&trained)) {
+    let trained = Provenance::from(description.text.provenance.clone());
+    if let Some((field, trained, here)) = provenance.difference(&trained) {
         anyhow::bail!(
             "the LLM {folder} is not the one on whose vectors this model was trained: {field} is {here} here and was {trained} \
              then. Name the right one with --llm, or take llm2clip.json as it was written"

@@ -192,6 +192,8 @@ mod tests {
             rows: RowRange::default(),
             only: BTreeMap::new(),
             index: IndexPlace::Folder(folder.path().to_owned()),
+            vectors: None,
+            benchmark: None,
             shuffle: common::sampler::Shuffle::Full,
         };
         let data = Arc::new(Dataset::open(&storage(), "val", &spec).unwrap());

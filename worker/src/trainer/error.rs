@@ -1,7 +1,11 @@
 //! Why a stage ended early.
 
 use crate::{
-    checkpoint::CheckpointError, collective::CollectiveError, data::DataError, export::ExportError, model::ModelError,
+    checkpoint::CheckpointError,
+    collective::CollectiveError,
+    data::{DataError, storage::StorageError},
+    export::ExportError,
+    model::ModelError,
     vectors::VectorsError,
 };
 use std::path::PathBuf;
@@ -21,6 +25,9 @@ pub enum TrainerError {
     /// The embedding store.
     #[error(transparent)]
     Vectors(#[from] VectorsError),
+    /// Files and objects.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// Peers.
     #[error(transparent)]
     Collective(#[from] CollectiveError),

@@ -9,7 +9,6 @@ use crate::data::storage::{Entry, Location, Storage, StorageError};
 use half::bf16;
 use std::{
     cell::RefCell,
-    collections::HashMap,
     path::Path,
     sync::{
         Arc,
@@ -42,6 +41,7 @@ pub struct ShardFile {
     rows: u64,
     width: u64,
     columns: Vec<Column>,
+    made_of: Provenance,
     // `None` in files of version 1.
     checks: Option<Checks>,
 }
@@ -114,9 +114,9 @@ impl ShardFile {
         let passed = digests.iter().map(|_| AtomicBool::new(false)).collect();
         let (storage, location) = (storage.clone(), entry.location.clone());
         let checks = Some(Checks { layout, digests, passed });
-        let opened = Self { storage, location, rows: header.rows, width: header.width, columns, checks };
-        let provenance = header.provenance.into_iter().collect();
-        opened.expect(&provenance, expected)
+        let made_of = Provenance::from(header.provenance);
+        let opened = Self { storage, location, rows: header.rows, width: header.width, columns, made_of, checks };
+        opened.expect(expected)
     }
 
     fn open_v1(storage: &Arc<Storage>, entry: &Entry, expected: Expected<'_>) -> Result<Self, VectorsError> {
@@ -133,13 +133,14 @@ impl ShardFile {
         let tensors = v1::parse(&header, entry.size, rows).map_err(damaged)?;
         let columns = tensors.columns.into_iter().map(|(name, start)| Column { name, start, present: None }).collect();
         let (storage, location) = (storage.clone(), entry.location.clone());
-        let opened = Self { storage, location, rows, width: tensors.width, columns, checks: None };
-        opened.expect(&tensors.metadata, expected)
+        let made_of = Provenance::from(tensors.metadata);
+        let opened = Self { storage, location, rows, width: tensors.width, columns, made_of, checks: None };
+        opened.expect(expected)
     }
 
-    fn expect(self, made_of: &HashMap<String, String>, expected: Expected<'_>) -> Result<Self, VectorsError> {
+    fn expect(self, expected: Expected<'_>) -> Result<Self, VectorsError> {
         let place = || self.location.to_string();
-        if let Some((field, found, expected)) = expected.provenance.difference(Some(made_of)) {
+        if let Some((field, found, expected)) = expected.provenance.difference(&self.made_of) {
             return Err(VectorsError::Mismatch { place: place(), field, found, expected });
         }
         if self.rows != expected.rows as u64 {
@@ -157,6 +158,11 @@ impl ShardFile {
     /// The vectors' width.
     pub fn width(&self) -> usize {
         usize::try_from(self.width).expect("a width is checked when a file is opened")
+    }
+
+    /// What its vectors were made of, as the header states it.
+    pub fn made_of(&self) -> &Provenance {
+        &self.made_of
     }
 
     /// The caption columns.

@@ -31,7 +31,18 @@ use std::path::{Path, PathBuf};
 /// The ending of files of version 1.
 const V1_EXTENSION: &str = "safetensors";
 
-/// Where the vectors of a data shard lie. `shard` is the data shard's file stem; `index` keeps equal stems apart.
-pub fn shard_path(output: &Path, data: &str, index: usize, shard: &str) -> PathBuf {
-    output.join("embed").join(data).join(format!("{index:05}-{shard}.vectors"))
+/// Where a job keeps the vectors of a data set.
+pub fn shard_folder(output: &Path, data: &str) -> PathBuf {
+    output.join("embed").join(data)
+}
+
+/// The column in which the n-th caption of a sample has its vector: of several captions (`caption[*]`) each has a column of
+/// its own, `caption[0]`, `caption[1]` …; any other column has one caption.
+pub fn nth(column: &str, n: usize) -> String {
+    column.strip_suffix("[*]").map_or_else(|| column.to_owned(), |name| format!("{name}[{n}]"))
+}
+
+/// The file of a data shard's vectors there. `shard` is the data shard's file stem; `index` keeps equal stems apart.
+pub fn shard_name(index: usize, shard: &str) -> String {
+    format!("{index:05}-{shard}.vectors")
 }

@@ -3,12 +3,14 @@
 use super::VectorsError;
 use common::recipe::{Init, Precision, TextModel};
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
 /// How captions are read: it changes when the same settings give other vectors. 2: a caption's tokens are counted alone.
 const READING: &str = "2";
+/// Fields that are a data set's own: two data sets of one encoder differ in them.
+const OF_DATA: [&str; 2] = ["data", "vectors"];
 
 /// What a PEFT folder consists of.
 const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
@@ -53,21 +55,36 @@ impl Provenance {
     }
 
     /// As the header's metadata.
-    pub fn to_metadata(&self) -> HashMap<String, String> {
-        self.0.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
+    pub fn to_metadata(&self) -> BTreeMap<String, String> {
+        self.0.clone()
     }
 
-    /// The first field in which the header's metadata differs: its name, what the header has, what is expected.
-    pub fn difference(&self, metadata: Option<&HashMap<String, String>>) -> Option<(String, String, String)> {
+    /// The first of these fields in which what a header states differs: its name, what the header has, what is expected.
+    pub fn difference(&self, found: &Self) -> Option<(String, String, String)> {
         self.0.iter().find_map(|(name, expected)| {
-            let found = metadata.and_then(|fields| fields.get(name)).map_or("none", String::as_str);
+            let found = found.0.get(name).map_or("none", String::as_str);
             (found != expected).then(|| (name.clone(), short(found), short(expected)))
         })
+    }
+
+    /// The first field that both have with another value, but for those that are a data set's own: its name, what this
+    /// one has, what the other has. Vectors of another encoder say nothing beside these.
+    pub fn other_encoder(&self, other: &Self) -> Option<(String, String, String)> {
+        let encoder = self.0.iter().filter(|(name, _)| !OF_DATA.contains(&name.as_str()));
+        let both = encoder.filter_map(|(name, mine)| other.0.get(name).map(|theirs| (name, mine, theirs)));
+        let mut differing = both.filter(|(_, mine, theirs)| mine != theirs);
+        differing.next().map(|(name, mine, theirs)| (name.clone(), short(mine), short(theirs)))
     }
 
     /// Any fields: what vectors that another program made depend on, as far as it is known.
     pub fn named<'a>(fields: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         Self::new(fields.into_iter().map(|(name, value)| (name, value.to_owned())))
+    }
+}
+
+impl From<BTreeMap<String, String>> for Provenance {
+    fn from(fields: BTreeMap<String, String>) -> Self {
+        Self(fields)
     }
 }
 
@@ -105,10 +122,21 @@ mod tests {
     fn the_field_that_differs_is_named() {
         let made = Provenance::named([("template", "{caption}"), ("pooling", "mean")]);
         let asked = Provenance::named([("template", "{caption}"), ("pooling", "last")]);
-        assert_eq!(made.difference(Some(&made.to_metadata())), None);
-        let (field, found, expected) = asked.difference(Some(&made.to_metadata())).unwrap();
+        assert_eq!(made.difference(&made), None);
+        let (field, found, expected) = asked.difference(&made).unwrap();
         assert_eq!((field.as_str(), found.as_str(), expected.as_str()), ("pooling", "`mean`", "`last`"));
-        assert!(made.difference(None).is_some());
+        assert!(made.difference(&Provenance::named([])).is_some());
         assert_ne!(made.over("a".to_owned()), made.over("b".to_owned()));
+    }
+
+    #[test]
+    fn two_data_sets_of_one_encoder_differ_in_their_data_alone() {
+        let encoder = Provenance::named([("template", "{caption}"), ("pooling", "mean")]);
+        let other = Provenance::named([("template", "{caption}"), ("pooling", "last")]);
+        assert_eq!(encoder.over("a".to_owned()).other_encoder(&encoder.over("b".to_owned())), None);
+        let (field, mine, theirs) = encoder.other_encoder(&other.over("b".to_owned())).unwrap();
+        assert_eq!((field.as_str(), mine.as_str(), theirs.as_str()), ("pooling", "`mean`", "`last`"));
+        // Of what LLM2CLIP made, nothing is known.
+        assert_eq!(encoder.other_encoder(&Provenance::named([("vectors", "s3://b/theirs"), ("data", "a")])), None);
     }
 }

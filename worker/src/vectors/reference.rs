@@ -6,9 +6,16 @@
 //! here; numbers for which that does not hold are rounded to the nearest bf16, ties to even, and counted.
 
 use super::{Provenance, ShardWriter, VectorsError};
-use crate::data::tar::{End, Walk};
+use crate::data::{
+    Blob, ReadAt as _,
+    tar::{End, Walk},
+};
 use half::bf16;
-use std::{collections::HashMap, fmt, fs::File, os::unix::fs::FileExt as _, path::Path};
+use std::{
+    collections::HashMap,
+    fmt,
+    path::{Path, PathBuf},
+};
 
 /// Examples that a report names.
 const EXAMPLES: usize = 3;
@@ -51,32 +58,31 @@ struct Found {
 }
 
 /// Makes the vectors in `tar` a shard's file at `out`. `keys` are the shard's samples in the order of the index;
-/// `columns` the caption columns, found whatever the case of their letters.
+/// `columns` the caption columns: of `.json:shortSV_captions` the members `KEY.shortSV_captions`, whatever the case of
+/// their letters.
 ///
 /// # Errors
 /// When a file cannot be read or written, or the members that match are of different sizes or there is none.
 pub fn import<'a>(
-    tar: &Path,
+    tar: &Blob,
     keys: impl IntoIterator<Item = &'a str>,
     columns: &[&str],
     provenance: &Provenance,
     out: &Path,
 ) -> Result<ImportReport, VectorsError> {
-    let io = |operation| move |source| VectorsError::Io { operation, path: tar.to_owned(), source };
-    let file = File::open(tar).map_err(io("open"))?;
     let keys: Vec<&str> = keys.into_iter().collect();
     let mut report = ImportReport::default();
-    let members = find(tar, &file, &keys, columns, &mut report)?;
+    let members = find(tar, &keys, columns, &mut report)?;
     let width = report.width;
     let mut writer = ShardWriter::create(out, provenance, [keys.len(), width], columns)?;
     let (mut bytes, mut vector) = (vec![0u8; width * 4], vec![bf16::ZERO; width]);
     for Found { offset, column, row } in members {
-        let name = || format!("{}.{}", keys[row], columns[column]);
+        let name = || format!("{}.{}", keys[row], ending(columns[column]));
         if writer.has(column, row) {
             report.duplicates.add(name);
             continue;
         }
-        file.read_exact_at(&mut bytes, offset).map_err(io("read"))?;
+        tar.read_at(&mut bytes, offset).map_err(|source| unread(tar, source))?;
         match convert(&bytes, &mut vector) {
             Some(rounded) => {
                 writer.put(column, row, &vector)?;
@@ -88,30 +94,24 @@ pub fn import<'a>(
     }
     for (row, key) in keys.iter().enumerate() {
         for (_, name) in columns.iter().enumerate().filter(|(column, _)| !writer.has(*column, row)) {
-            report.missing.add(|| format!("{key}.{name}"));
+            report.missing.add(|| format!("{key}.{}", ending(name)));
         }
     }
     writer.finish()?;
     if !report.is_clean() {
-        tracing::warn!(tar = %tar.display(), "not all text vectors could be taken as they are\n{report}");
+        tracing::warn!(tar = %tar.location(), "not all text vectors could be taken as they are\n{report}");
     }
     Ok(report)
 }
 
 /// The members that belong to a sample and a column, in the tar's order. Their size is the report's width.
-fn find(
-    tar: &Path,
-    file: &File,
-    keys: &[&str],
-    columns: &[&str],
-    report: &mut ImportReport,
-) -> Result<Vec<Found>, VectorsError> {
-    let unusable = |reason: String| VectorsError::Reference { path: tar.to_owned(), reason };
-    let io = |source| VectorsError::Io { operation: "read", path: tar.to_owned(), source };
+fn find(tar: &Blob, keys: &[&str], columns: &[&str], report: &mut ImportReport) -> Result<Vec<Found>, VectorsError> {
+    let unusable = |reason: String| VectorsError::Reference { path: place(tar), reason };
+    let io = |source| unread(tar, source);
     let rows: HashMap<&str, usize> = keys.iter().enumerate().map(|(row, key)| (*key, row)).collect();
     let endings: HashMap<String, usize> =
-        columns.iter().enumerate().map(|(column, name)| (name.to_ascii_lowercase(), column)).collect();
-    let mut walk = Walk::new(file).map_err(io)?;
+        columns.iter().enumerate().map(|(column, name)| (ending(name).to_ascii_lowercase(), column)).collect();
+    let mut walk = Walk::new(tar).map_err(io)?;
     let mut found = Vec::new();
     let mut size = None;
     while let Some(member) = walk.next().map_err(io)? {
@@ -140,7 +140,7 @@ fn find(
         let example = report.unmatched.examples.first().map_or(String::new(), |name| format!(", such as `{name}`"));
         unusable(format!(
             "none of its members is `KEY.{}` of one of the shard's {} samples; {} have another key{example}",
-            columns.join("` or `KEY."),
+            columns.iter().map(|name| ending(name)).collect::<Vec<_>>().join("` or `KEY."),
             keys.len(),
             report.unmatched.count
         ))
@@ -148,6 +148,20 @@ fn find(
     report.width = usize::try_from(size.ok_or_else(no_match)? / 4)
         .map_err(|_| unusable("its members are too large".to_owned()))?;
     Ok(found)
+}
+
+fn place(tar: &Blob) -> PathBuf {
+    tar.location().to_string().into()
+}
+
+fn unread(tar: &Blob, source: std::io::Error) -> VectorsError {
+    VectorsError::Io { operation: "read", path: place(tar), source }
+}
+
+/// What a column's members end in: the name of the column or field that its captions are in.
+fn ending(column: &str) -> &str {
+    let own = column.strip_prefix('.').unwrap_or(column);
+    own.strip_prefix("json:").unwrap_or(own)
 }
 
 /// A member's key and ending, as webdataset cuts them: at the first dot of the last component.

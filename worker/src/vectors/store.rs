@@ -1,9 +1,9 @@
 //! All vectors of one data set.
 
-use super::{Expected, Provenance, ShardFile, VectorsError, shard_path};
+use super::{Expected, Provenance, ShardFile, VectorsError, shard_name};
 use crate::data::storage::{Location, Storage};
 use half::bf16;
-use std::{ops::Range, path::Path, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
 /// The vectors of a data set, by sample and caption column.
 #[derive(Debug)]
@@ -13,26 +13,28 @@ pub struct VectorStore {
 }
 
 impl VectorStore {
-    /// Opens the vectors of every shard; reads none. `shards` are the data shards' stems and sample ranges, in index order.
+    /// Opens the vectors of every shard in a folder; reads none. `shards` are the data shards' stems and sample ranges, in
+    /// index order.
     ///
     /// # Errors
-    /// When a shard was never embedded, is damaged, was made of something else than `provenance`, or is of another
-    /// width than the first.
+    /// When a shard was never embedded, is damaged, was made of something else than `provenance` or than the first, or is
+    /// of another width than the first.
     pub fn open<'a>(
         storage: &Arc<Storage>,
-        output: &Path,
+        folder: &Location,
         data: &str,
         shards: impl IntoIterator<Item = (&'a str, Range<u64>)>,
         provenance: &Provenance,
     ) -> Result<Self, VectorsError> {
         let mut opened: Vec<(Range<u64>, ShardFile)> = Vec::new();
         for (index, (stem, range)) in shards.into_iter().enumerate() {
-            let location = Location::from_path(&shard_path(output, data, index, stem))?;
+            let location = folder.join(&shard_name(index, stem))?;
             let rows = usize::try_from(range.end - range.start).expect("a shard's rows fit in memory");
             if rows == 0 {
                 continue;
             }
-            let width = opened.first().map(|(_, shard)| shard.width());
+            let first = opened.first().map(|(_, shard)| shard);
+            let (width, provenance) = (first.map(ShardFile::width), first.map_or(provenance, ShardFile::made_of));
             let shard = ShardFile::open(storage, &location, Expected { provenance, rows, width })?;
             let shard =
                 shard.ok_or_else(|| VectorsError::Missing { place: location.to_string(), data: data.to_owned() })?;
@@ -45,6 +47,11 @@ impl VectorStore {
     /// The vectors' width D.
     pub fn width(&self) -> usize {
         self.width
+    }
+
+    /// What they were made of; absent when there are none.
+    pub fn made_of(&self) -> Option<&Provenance> {
+        self.shards.first().map(|(_, shard)| shard.made_of())
     }
 
     /// Reads the vector of a sample's caption into `out`, of width D; `false` when there is none.

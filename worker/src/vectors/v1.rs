@@ -2,7 +2,7 @@
 //! checksums. They are read where they lie; what is written is always the newest version.
 
 use serde::Deserialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 /// The longest header that is believed; theirs have about 2 KiB.
 const LONGEST: u64 = 16 << 20;
@@ -15,7 +15,7 @@ pub struct Tensors {
     /// Per column, its first byte in the file.
     pub columns: Vec<(String, u64)>,
     /// What the vectors depend on.
-    pub metadata: HashMap<String, String>,
+    pub metadata: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]

@@ -38,7 +38,7 @@ impl ShardWriter {
             rows: rows as u64,
             width: width as u64,
             columns: columns.iter().map(|name| (*name).to_owned()).collect(),
-            provenance: provenance.to_metadata().into_iter().collect(),
+            provenance: provenance.to_metadata(),
         };
         let (_, layout) = header.layout().expect("a shard has fewer than 2^32 rows, and its vectors have a width");
         let io = |operation| move |source| VectorsError::Io { operation, path: path.to_owned(), source };

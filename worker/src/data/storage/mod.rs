@@ -85,6 +85,18 @@ impl Storage {
         }
     }
 
+    /// Whether there is a file or object of that name.
+    ///
+    /// # Errors
+    /// When the storage cannot be asked.
+    pub fn exists(&self, location: &Location) -> Result<bool, StorageError> {
+        match self.stat(location) {
+            Ok(_) => Ok(true),
+            Err(StorageError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads `length` bytes at `offset` into `bytes`, whose contents are replaced.
     ///
     /// # Errors

@@ -44,6 +44,8 @@ impl Shards {
             rows: RowRange::default(),
             only: BTreeMap::new(),
             index: self.index.clone(),
+            vectors: None,
+            benchmark: None,
             shuffle: Shuffle::Full,
         };
         Ok((found, spec))

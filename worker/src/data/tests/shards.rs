@@ -61,6 +61,8 @@ pub fn spec(folder: &Path, broken_limit: f64) -> DataSet {
         rows: RowRange::default(),
         only: BTreeMap::new(),
         index: IndexPlace::Folder(folder.join("index")),
+        vectors: None,
+        benchmark: None,
         shuffle: Shuffle::Full,
     }
 }

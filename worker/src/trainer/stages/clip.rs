@@ -1,6 +1,9 @@
 //! Stage `clip`: the vision tower and the adapter learn against the stored text vectors, with negatives of all ranks.
 
-use super::towers::{TowerSettings, Towers};
+use super::{
+    text_vectors::TextVectors,
+    towers::{TowerSettings, Towers},
+};
 use crate::{
     checkpoint::Loaded,
     data::{
@@ -19,12 +22,12 @@ use crate::{
         },
         training::{Source, Taken, Task, Training},
     },
-    vectors::{Provenance, VectorStore},
+    vectors::{VectorStore, nth},
 };
 use common::{ids::Step, manifest::paths, recipe::ClipStage, sampler};
 use half::bf16;
 use std::{sync::Arc, time::Duration};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 /// Batches decoded ahead.
 const PREFETCH: usize = 4;
@@ -33,12 +36,9 @@ const PREFETCH: usize = 4;
 pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, TrainerError> {
     let recipe = &context.plan.recipe;
     let datasets = context.datasets(&stage.training.data)?;
-    let spec = recipe.encoder().ok_or_else(|| TrainerError::Plan("`clip` needs [model.text]".to_owned()))?;
-    let provenance = Provenance::of_encoder(&spec, recipe.seed, recipe.embed_precision())?;
-    let vectors =
-        datasets.iter().map(|data| open_vectors(data, &provenance, context)).collect::<Result<Vec<_>, _>>()?;
+    let sources = TextVectors::of(context, &stage.training.data)?;
+    let (vectors, width) = sources.open_all(&datasets)?;
     context.activity("building the towers");
-    let width = vectors.first().map_or(0, VectorStore::width);
     let towers = Towers::build(recipe, tower_settings(stage, width), context.device)?;
     let samples: Vec<u64> = datasets.iter().map(|data| data.len()).collect();
     let order = recipe.order(&stage.training, &samples).map_err(|error| TrainerError::Plan(error.to_string()))?;
@@ -67,43 +67,19 @@ pub(super) fn tower_settings(stage: &ClipStage, text_width: usize) -> TowerSetti
     }
 }
 
-/// The vectors of a data set.
-pub(super) fn open_vectors(
-    dataset: &Dataset,
-    provenance: &Provenance,
-    context: &Context<'_>,
-) -> Result<VectorStore, TrainerError> {
-    let shards = dataset.shards().iter().map(|shard| (shard.stem.as_str(), shard.samples.clone()));
-    let provenance = provenance.over(dataset.fingerprint());
-    Ok(VectorStore::open(context.storage, &context.plan.output, dataset.name(), shards, &provenance)?)
-}
-
 /// The vectors of samples' captions, each with the store of its data set, one after the other.
 fn rows_of<'a>(wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>) -> Result<Vec<bf16>, TrainerError> {
     let mut numbers: Vec<bf16> = Vec::new();
     for (vectors, sample, column) in wanted {
         let start = numbers.len();
         numbers.resize(start + vectors.width(), bf16::ZERO);
-        if !vectors.read(sample, column, &mut numbers[start..])? {
+        if !vectors.read(sample, &nth(column, 0), &mut numbers[start..])? {
             return Err(TrainerError::Plan(format!(
                 "the embedding store has no vector of sample {sample}, caption column `{column}`"
             )));
         }
     }
     Ok(numbers)
-}
-
-/// The vectors of samples' captions, each with the store of its data set, as one tensor [n, `width`] in fp32.
-pub(super) fn gather_vectors<'a>(
-    wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>,
-    width: usize,
-    device: Device,
-) -> Result<Tensor, TrainerError> {
-    let numbers = rows_of(wanted)?;
-    // Not `from_slice`: tch 0.24 takes bf16 for fp16.
-    let shape = [(numbers.len() / width) as i64, width as i64];
-    let tensor = Tensor::f_from_data_size(bytemuck::cast_slice(&numbers), &shape, Kind::BFloat16)?;
-    Ok(tensor.to_device(device).to_kind(Kind::Float))
 }
 
 /// Puts a checkpoint's parameters into the variables of the same names.

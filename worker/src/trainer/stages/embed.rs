@@ -1,37 +1,48 @@
 //! Stage `embed`: the frozen LLM reads every caption once.
 //!
-//! Shards are dealt out to ranks; a shard whose file is there already, made of the same things, is skipped.
+//! Shards are dealt out to ranks; a shard whose file is there already, made of the same things, is skipped. Of data sets
+//! whose vectors LLM2CLIP made, its tars are made into such files; those that another job made stay where they are.
 
-use super::text::CaptionEncoder;
+use super::{
+    text::CaptionEncoder,
+    text_vectors::{Origin, TextVectors, tar_name},
+};
 use crate::{
-    data::Dataset,
+    data::{Blob, Dataset, storage::Location},
     supervisor::ipc::Report,
     torch::{self, memory, peak},
     trainer::{agreement, context::Context, context::Outcome, error::TrainerError},
-    vectors::{Expected, Provenance, ShardFile, shard_path, write_shard},
+    vectors::{Expected, Provenance, ShardFile, ShardWriter, import, nth, shard_folder, shard_name},
 };
-use common::recipe::EmbedStage;
+use common::{ids::SampleIndex, recipe::EmbedStage};
 use half::bf16;
 use std::{ops::Range, path::PathBuf, sync::Arc, time::Instant};
 
 /// One shard of one data set.
 struct Unit {
     dataset: Arc<Dataset>,
+    stem: String,
     rows: Range<u64>,
     path: PathBuf,
+    origin: Origin,
+    provenance: Provenance,
 }
 
 /// Runs the stage.
 pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, TrainerError> {
     let started = Instant::now();
     let datasets = context.datasets(&stage.data)?;
-    context.activity("loading the LLM");
+    let sources = TextVectors::of(context, &stage.data)?;
     let recipe = &context.plan.recipe;
-    let spec = context.llm()?;
-    let encoder = CaptionEncoder::open(&spec, recipe.seed, stage.precision, context.device)?;
-    let provenance = Provenance::of_encoder(&spec, recipe.seed, stage.precision)?;
+    let encoder = match context.llm() {
+        Ok(spec) if recipe.needs_text_model(&stage.data) => {
+            context.activity("loading the LLM");
+            Some(CaptionEncoder::open(&spec, recipe.seed, stage.precision, context.device)?)
+        }
+        _ => None,
+    };
 
-    let units = units(&datasets, context);
+    let units = units(&datasets, &sources, context)?;
     let mine: Vec<&Unit> = units.iter().skip(context.rank().0 as usize).step_by(context.world().0 as usize).collect();
     let captions: u64 =
         mine.iter().map(|unit| (unit.rows.end - unit.rows.start) * columns(&unit.dataset).count() as u64).sum();
@@ -44,10 +55,34 @@ pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, Tra
             stopped = true;
             break;
         }
-        embed_unit(unit, &encoder, &provenance, stage.batch_tokens, context, &mut meter)?;
+        make(unit, encoder.as_ref(), stage.batch_tokens, context, Some(&mut meter))?;
     }
     let stopped = agreement::agree(context.collective, stopped)?;
-    Ok(Outcome { summary: (!stopped).then(|| summary(&datasets, &encoder, started)), stopped })
+    let summary = if stopped { None } else { Some(summary(&datasets, &sources, started)?) };
+    Ok(Outcome { summary, stopped })
+}
+
+/// Makes files of what LLM2CLIP's tars hold of these data sets, each rank its share, unless they are there; returns when
+/// all ranks are done.
+///
+/// # Errors
+/// When a tar cannot be read or lacks a vector.
+pub(super) fn take_over_all(
+    datasets: &[Arc<Dataset>],
+    sources: &TextVectors<'_, '_>,
+    context: &Context<'_>,
+) -> Result<(), TrainerError> {
+    let mut units = units(datasets, sources, context)?;
+    units.retain(|unit| matches!(unit.origin, Origin::Llm2clip(_)));
+    if units.is_empty() {
+        return Ok(());
+    }
+    context.activity("taking over LLM2CLIP's text vectors");
+    for unit in units.iter().skip(context.rank().0 as usize).step_by(context.world().0 as usize) {
+        make(unit, None, 0, context, None)?;
+    }
+    agreement::agree(context.collective, false)?;
+    Ok(())
 }
 
 /// Columns whose vectors are needed: those that are drawn.
@@ -60,15 +95,32 @@ pub(super) fn columns(dataset: &Dataset) -> impl Iterator<Item = (usize, &str)> 
         .map(|(i, column)| (i, column.name.as_str()))
 }
 
-fn units(datasets: &[Arc<Dataset>], context: &Context<'_>) -> Vec<Unit> {
+/// The shards whose vectors are to be made.
+fn units(
+    datasets: &[Arc<Dataset>],
+    sources: &TextVectors<'_, '_>,
+    context: &Context<'_>,
+) -> Result<Vec<Unit>, TrainerError> {
     let mut units = Vec::new();
     for dataset in datasets {
-        for (index, shard) in dataset.shards().iter().enumerate() {
-            let path = shard_path(&context.plan.output, dataset.name(), index, &shard.stem);
-            units.push(Unit { dataset: dataset.clone(), rows: shard.samples.clone(), path });
+        let origin = sources.origin(dataset)?;
+        if let Origin::Store(_) = origin {
+            continue;
+        }
+        let (folder, provenance) =
+            (shard_folder(&context.plan.output, dataset.name()), sources.provenance(dataset, &origin));
+        for (index, shard) in dataset.shards().iter().enumerate().filter(|(_, shard)| !shard.samples.is_empty()) {
+            units.push(Unit {
+                dataset: dataset.clone(),
+                stem: shard.stem.clone(),
+                rows: shard.samples.clone(),
+                path: folder.join(shard_name(index, &shard.stem)),
+                origin: origin.clone(),
+                provenance: provenance.clone(),
+            });
         }
     }
-    units
+    Ok(units)
 }
 
 /// How far this rank is, in captions.
@@ -82,43 +134,117 @@ struct Meter {
     peak_flop_per_s: Option<f64>,
 }
 
-fn embed_unit(
+/// Makes the vectors of a shard, unless they are there. Without a meter nothing is reported.
+fn make(
     unit: &Unit,
+    encoder: Option<&CaptionEncoder>,
+    batch_tokens: usize,
+    context: &Context<'_>,
+    meter: Option<&mut Meter>,
+) -> Result<(), TrainerError> {
+    let rows = usize::try_from(unit.rows.end - unit.rows.start).expect("a shard's rows fit in memory");
+    let expected = Expected { provenance: &unit.provenance, rows, width: encoder.map(CaptionEncoder::width) };
+    let expected = if let Origin::Llm2clip(_) = unit.origin { Expected { width: None, ..expected } } else { expected };
+    if ShardFile::open(context.storage, &unit.path.clone().into(), expected)?.is_some() {
+        passed(unit, context, meter);
+        return Ok(());
+    }
+    match (&unit.origin, encoder, meter) {
+        (Origin::Llm2clip(folder), _, meter) => {
+            take_over(unit, folder, context)?;
+            passed(unit, context, meter);
+            Ok(())
+        }
+        (_, Some(encoder), Some(meter)) => embed(unit, rows, encoder, batch_tokens, context, meter),
+        _ => Err(TrainerError::Plan("text vectors need [model.text]".to_owned())),
+    }
+}
+
+/// A shard whose captions the LLM did not have to read.
+fn passed(unit: &Unit, context: &Context<'_>, meter: Option<&mut Meter>) {
+    let Some(meter) = meter else { return };
+    meter.done += (unit.rows.end - unit.rows.start) * columns(&unit.dataset).count() as u64;
+    report(context, meter);
+}
+
+/// Makes a shard's file of LLM2CLIP's tar. A sample without a vector could not be trained on: it is an error.
+fn take_over(unit: &Unit, folder: &Location, context: &Context<'_>) -> Result<(), TrainerError> {
+    let tar = folder.join(&tar_name(&unit.stem))?;
+    let blob = Blob::named(context.storage, &tar)?;
+    let keys = unit.rows.clone().map(|sample| unit.dataset.key(SampleIndex(sample)));
+    let keys = keys.collect::<Result<Vec<_>, _>>()?;
+    let columns: Vec<&str> = columns(&unit.dataset).map(|(_, name)| name).collect();
+    let taken = import(&blob, keys.iter().map(String::as_str), &columns, &unit.provenance, &unit.path)?;
+    if taken.missing.count + taken.not_finite.count > 0 {
+        let io = |source| TrainerError::Io { operation: "delete", path: unit.path.clone(), source };
+        std::fs::remove_file(&unit.path).map_err(io)?;
+        return Err(TrainerError::Plan(format!(
+            "{tar} has not a vector for every sample of its shard:\n{taken}\nfetch it again, or leave `data.{}.vectors` out to \
+             let the LLM read the captions",
+            unit.dataset.name()
+        )));
+    }
+    Ok(())
+}
+
+/// The LLM reads a shard's captions.
+fn embed(
+    unit: &Unit,
+    rows: usize,
     encoder: &CaptionEncoder,
-    provenance: &Provenance,
     batch_tokens: usize,
     context: &Context<'_>,
     meter: &mut Meter,
 ) -> Result<(), TrainerError> {
-    let rows = usize::try_from(unit.rows.end - unit.rows.start).expect("a shard's rows fit in memory");
-    let provenance = provenance.over(unit.dataset.fingerprint());
-    if rows == 0 {
-        return Ok(());
-    }
-    let expected = Expected { provenance: &provenance, rows, width: Some(encoder.width()) };
-    if ShardFile::open(context.storage, &unit.path.clone().into(), expected)?.is_some() {
-        meter.done += (rows * columns(&unit.dataset).count()) as u64;
-        report(context, meter);
-        return Ok(());
-    }
-    let mut written = Vec::new();
-    for (column, name) in columns(&unit.dataset) {
-        let mut out = vec![bf16::ZERO; rows * encoder.width()];
-        let captions = unit.rows.clone().enumerate().map(|(row, sample)| {
-            let caption = unit.dataset.caption(common::ids::SampleIndex(sample), column)?;
-            encoder.tokens(row, &caption)
-        });
-        for batch in CaptionEncoder::batches(captions.collect::<Result<_, TrainerError>>()?, batch_tokens) {
+    let readings = readings(unit)?;
+    let planned = (rows * columns(&unit.dataset).count()) as u64;
+    meter.total = meter.total - planned + readings.iter().map(|reading| reading.captions.len() as u64).sum::<u64>();
+    let (width, names) = (encoder.width(), readings.iter().map(|reading| reading.name.as_str()).collect::<Vec<_>>());
+    let mut writer = ShardWriter::create(&unit.path, &unit.provenance, [rows, width], &names)?;
+    for (column, reading) in readings.iter().enumerate() {
+        let mut out = vec![bf16::ZERO; rows * width];
+        let tokens = reading.captions.iter().map(|(row, caption)| encoder.tokens(*row, caption));
+        for batch in CaptionEncoder::batches(tokens.collect::<Result<_, TrainerError>>()?, batch_tokens) {
             encoder.encode_into(&batch, &mut out)?;
             meter.done += batch.len() as u64;
             meter.computed += batch.len() as u64;
             meter.flops += encoder.flops(&batch);
             report(context, meter);
         }
-        written.push((name.to_owned(), out));
+        if reading.captions.len() == rows {
+            writer.put_rows(column, 0, &out)?;
+        } else {
+            let mut present = reading.captions.iter().map(|(row, _)| *row);
+            present.try_for_each(|row| writer.put(column, row, &out[row * width..][..width]))?;
+        }
     }
-    write_shard(&unit.path, &provenance, encoder.width(), &written)?;
+    writer.finish()?;
     Ok(())
+}
+
+/// What the LLM reads into one column of a shard's file.
+struct Reading {
+    name: String,
+    /// Row and caption.
+    captions: Vec<(usize, String)>,
+}
+
+/// The captions of a shard by column. Of a column of several captions, the first ones are a column, the second ones, and
+/// so on; samples with fewer have no vector there.
+fn readings(unit: &Unit) -> Result<Vec<Reading>, TrainerError> {
+    let mut readings: Vec<Reading> = Vec::new();
+    for (column, name) in columns(&unit.dataset) {
+        let first = readings.len();
+        for (row, sample) in unit.rows.clone().enumerate() {
+            for (n, caption) in unit.dataset.captions(SampleIndex(sample), column)?.into_iter().enumerate() {
+                if readings.len() == first + n {
+                    readings.push(Reading { name: nth(name, n), captions: Vec::new() });
+                }
+                readings[first + n].captions.push((row, caption));
+            }
+        }
+    }
+    Ok(readings)
 }
 
 fn report(context: &Context<'_>, meter: &Meter) {
@@ -132,18 +258,26 @@ fn report(context: &Context<'_>, meter: &Meter) {
     context.link.report(Report::Progress(Box::new(progress)));
 }
 
-fn summary(datasets: &[Arc<Dataset>], encoder: &CaptionEncoder, started: Instant) -> serde_json::Value {
-    let rows: Vec<_> = datasets
-        .iter()
-        .map(|data| {
-            let names: Vec<&str> = columns(data).map(|(_, name)| name).collect();
-            serde_json::json!([data.name(), data.len().to_string(), names.join(", "), encoder.width().to_string()])
-        })
-        .collect();
+fn summary(
+    datasets: &[Arc<Dataset>],
+    sources: &TextVectors<'_, '_>,
+    started: Instant,
+) -> Result<serde_json::Value, TrainerError> {
+    let row = |data: &Arc<Dataset>| {
+        let names: Vec<&str> = columns(data).map(|(_, name)| name).collect();
+        let from = match sources.origin(data)? {
+            Origin::Encoder => "the LLM".to_owned(),
+            Origin::Store(folder) | Origin::Llm2clip(folder) => folder.to_string(),
+        };
+        // All ranks are done: every shard is there.
+        let width = sources.open(data)?.width().to_string();
+        Ok(serde_json::json!([data.name(), data.len().to_string(), names.join(", "), width, from]))
+    };
+    let rows = datasets.iter().map(row).collect::<Result<Vec<_>, TrainerError>>()?;
     let table = serde_json::json!({
         "title": format!("text vectors ({:.1} s)", started.elapsed().as_secs_f64()),
-        "columns": ["data set", "samples", "captions", "width"],
+        "columns": ["data set", "samples", "captions", "width", "from"],
         "rows": rows,
     });
-    serde_json::json!({ "tables": [table] })
+    Ok(serde_json::json!({ "tables": [table] }))
 }

@@ -9,7 +9,7 @@ mod llm;
 pub mod mntp;
 #[cfg(test)]
 mod parity;
-mod retrieval;
 pub(crate) mod text;
+mod text_vectors;
 mod towers;
 mod tuning;

@@ -1,6 +1,7 @@
 //! LLM2CLIP's own tars of vectors, against what webdataset and torch make of them.
 
-use super::{open, provenance, row};
+use super::{open, provenance, row, storage};
+use crate::data::Blob;
 use crate::vectors::{ImportReport, Named, VectorsError, import};
 use half::bf16;
 use serde::Deserialize;
@@ -27,7 +28,8 @@ fn golden() -> Golden {
 }
 
 fn imported(tar: &Path, keys: &[String], out: &Path) -> Result<ImportReport, VectorsError> {
-    import(tar, keys.iter().map(String::as_str), &["shortSV_captions", "longSV_captions"], &provenance("mean"), out)
+    let tar = Blob::named(&storage(), &tar.to_owned().into()).unwrap();
+    import(&tar, keys.iter().map(String::as_str), &["shortSV_captions", "longSV_captions"], &provenance("mean"), out)
 }
 
 /// Imports a golden tar and compares every row.

@@ -1,7 +1,7 @@
 //! Files that are written, read, damaged and of another time.
 
 use super::{numbers, open, provenance, row, storage};
-use crate::vectors::{DamagedBlock, ShardWriter, VectorStore, VectorsError, shard_path, write_shard};
+use crate::vectors::{DamagedBlock, ShardWriter, VectorStore, VectorsError, shard_name, write_shard};
 use half::bf16;
 use std::os::unix::fs::FileExt as _;
 
@@ -115,7 +115,7 @@ fn a_file_of_version_1_is_read_where_it_lies() {
             .unwrap()
     };
     let tensors = [("long".to_owned(), view(&values)), ("short".to_owned(), view(&values))];
-    let bytes = safetensors::serialize(tensors, Some(provenance("mean").to_metadata())).unwrap();
+    let bytes = safetensors::serialize(tensors, Some(provenance("mean").to_metadata().into_iter().collect())).unwrap();
     std::fs::write(folder.path().join("00000-a.safetensors"), &bytes).unwrap();
     let path = folder.path().join("00000-a.vectors");
     let shard = open(&path, 2, Some(3)).unwrap().unwrap();
@@ -131,7 +131,7 @@ fn a_file_of_version_1_is_read_where_it_lies() {
 fn a_store_finds_a_samples_shard_and_refuses_shards_of_different_widths() {
     let output = tempfile::tempdir().unwrap();
     let write = |index, name, width, value| {
-        let path = shard_path(output.path(), "data", index, name);
+        let path = output.path().join(shard_name(index, name));
         let columns = [("x".to_owned(), vec![bf16::from_f32(value); 2 * width])];
         write_shard(&path, &provenance("mean"), width, &columns).unwrap();
     };
@@ -139,7 +139,13 @@ fn a_store_finds_a_samples_shard_and_refuses_shards_of_different_widths() {
     write(2, "c", 3, 2.0);
     let shards = [("a", 0..2), ("b", 2..2), ("c", 2..4)];
     let open = |shards: &[(&'static str, std::ops::Range<u64>)]| {
-        VectorStore::open(&storage(), output.path(), "data", shards.iter().cloned(), &provenance("mean"))
+        VectorStore::open(
+            &storage(),
+            &output.path().to_owned().into(),
+            "data",
+            shards.iter().cloned(),
+            &provenance("mean"),
+        )
     };
     let store = open(&shards).unwrap();
     let mut out = [bf16::ZERO; 3];
