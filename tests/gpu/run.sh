@@ -55,7 +55,7 @@ export LLM2CLIP_DEVICE=$device
 
 contract=$(ls -t "$bin"/deps/nccl-* 2> /dev/null | grep -v '\.d$' | head -n 1)
 if [ "$device" != cuda ] || [ -z "$contract" ]; then
-  row skipped "contract of the collectives over NCCL, two ranks" "needs a GPU and \`cargo test --release -p worker --test nccl --no-run\`"
+  row skipped "contract of the collectives over NCCL, two ranks" "needs a GPU and \`cargo test --release --workspace --test nccl --no-run\`"
 elif LLM2CLIP_TEST_GPU=1 timeout 180 "$contract" --nocapture > "$out/contract.log" 2>&1; then
   row passed "contract of the collectives over NCCL, two ranks" "$(grep -o '[0-9]* passed' "$out/contract.log")"
 else
