@@ -78,6 +78,9 @@ pub(super) fn summary(summary: &Value) -> Vec<String> {
     };
     let mut lines = Vec::new();
     for described in summary["tables"].as_array().into_iter().flatten() {
+        if !lines.is_empty() {
+            lines.push(String::new());
+        }
         lines.push(described["title"].as_str().unwrap_or_default().to_owned());
         let columns = texts(&described["columns"]);
         let columns: Vec<&str> = columns.iter().map(String::as_str).collect();

@@ -209,6 +209,7 @@ pub(super) fn end(status: &JobStatus, format: Format) -> u8 {
     }
     println!("  logs        {}", output.join("logs").display());
     match code {
+        0 if checkpoint.is_none() => println!("next: llm2clip events {}", status.job),
         0 => println!("next: llm2clip ckpt verify {} | llm2clip events {}", output.display(), status.job),
         _ => println!("next: llm2clip resume {}", status.job),
     }

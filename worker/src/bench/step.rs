@@ -144,18 +144,19 @@ pub fn run(args: &StepArgs) -> anyhow::Result<Value> {
     // As in training: a step is read while the next one is computed.
     let mut begun: Option<StepBegun> = None;
     let mut last = Instant::now();
-    for step in 0..=args.warmup + args.repeats {
+    // One more than is measured: on a CPU the time up to a step's reading is that of the next one.
+    let all = args.warmup + args.repeats + 1;
+    for step in 0..=all {
         if step == args.warmup {
             memory::reset_peak(device);
         }
-        let next =
-            (step < args.warmup + args.repeats).then(|| begin(&mut setup, step as u64 + 1, device)).transpose()?;
+        let next = (step < all).then(|| begin(&mut setup, step as u64 + 1, device)).transpose()?;
         if let Some(before) = std::mem::replace(&mut begun, next) {
             let output = before.wait()?;
             steps.push((std::mem::replace(&mut last, Instant::now()).elapsed().as_secs_f64(), output));
         }
     }
-    Ok(figures(args, &setup, &steps[args.warmup..], device))
+    Ok(figures(args, &setup, &steps[args.warmup..all - 1], device))
 }
 
 fn begin(setup: &mut Setup, step: u64, device: Device) -> anyhow::Result<StepBegun> {
