@@ -316,3 +316,90 @@ fn an_export_has_no_settings_and_comes_after_the_training() {
     let error = read(&first, &[]).unwrap_err().to_string();
     assert!(error.contains("`export` needs a `clip` stage before it"), "{error}");
 }
+
+/// A recipe that tunes the LLM before it is used.
+fn tuning() -> String {
+    let texts = "[text.wiki]\nfiles = \"wiki-*.parquet\"\n\n\
+                 [text.nq]\nkind = \"pairs\"\nfiles = [\"nq.jsonl\", \"s3://b/nq.jsonl\"]\ninstruction = [\"seek\", \"find\"]\n\n\
+                 [model.text]";
+    let stages = "[[stage]]\nkind = \"mntp\"\ndata = [\"wiki\", \"train\"]\nglobal_batch = 64\nsteps = 10\n\
+                  optimizer = { learning_rate = 5e-5 }\n\n\
+                  [[stage]]\nkind = \"contrast\"\ndata = [\"train\", \"nq\"]\nglobal_batch = 128\nepochs = 1\n\
+                  pairs = { train = { rule = \"short-long\", short = \".txt\", long = \"long\" } }\n\
+                  lora = { rank = 8 }\noptimizer = { learning_rate = 2e-4 }\nschedule = { warmup_steps = 3 }\n\n\
+                  [[stage]]\nkind = \"embed\"";
+    RECIPE.replacen("[model.text]", texts, 1).replacen("[[stage]]\nkind = \"embed\"", stages, 1)
+}
+
+#[test]
+fn stages_that_tune_the_llm_have_their_references_defaults() {
+    let recipe = read(&tuning(), &[]).unwrap();
+    let [Stage::Mntp(mntp), Stage::Contrast(contrast), ..] = &recipe.stages[..] else { panic!("{:?}", recipe.stages) };
+    assert_eq!((mntp.block, mntp.remainder, mntp.training.mix.policy), (512, Remainder::Once, Policy::Mixed));
+    assert_eq!(mntp.mask, Masking { rate: 0.2, token: "_".to_owned(), replacement: Replacement::Bert });
+    assert_eq!((mntp.lora.as_ref(), mntp.training.schedule.decay), (None, Decay::Linear));
+    let optimizer = mntp.training.optimizer;
+    assert_eq!((optimizer.betas, optimizer.eps, optimizer.weight_decay), ((0.9, 0.999), 1e-8, 0.0));
+    let lora = contrast.lora.as_ref().unwrap();
+    assert_eq!((lora.rank, lora.alpha, lora.dropout, lora.targets.len()), (8, 16.0, 0.05, 7));
+    assert_eq!((contrast.scale, contrast.negatives, contrast.training.mix.policy), (50.0, true, Policy::OneSource));
+    let TextKind::Pairs { instructions } = &recipe.text["nq"].kind else { panic!("{:?}", recipe.text) };
+    assert_eq!(instructions, &["seek", "find"]);
+    assert_eq!(recipe.text["wiki"].kind, TextKind::Documents { column: "text".to_owned() });
+    assert_eq!(clip(&recipe).training.schedule.decay, Decay::Cosine);
+    assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&recipe).unwrap()).unwrap(), recipe);
+}
+
+#[test]
+fn each_stage_finds_the_llm_as_those_before_it_left_it() {
+    let recipe = read(&tuning(), &["model.text.adapters=supervised"]).unwrap();
+    let llm = |stage| recipe.llm_before(stage).unwrap();
+    let adapter = |path: &str| vec![std::path::PathBuf::from(path)];
+    assert_eq!(
+        (llm(0).folder, llm(0).adapters),
+        ("/home/me/configs/llama".into(), adapter("/home/me/configs/supervised"))
+    );
+    // All weights were trained: what had been merged into them is in them.
+    assert_eq!((llm(1).folder, llm(1).init), ("/home/me/runs/small/mntp/model".into(), Init::Pretrained));
+    assert_eq!(llm(1).adapters, Vec::<std::path::PathBuf>::new());
+    assert_eq!(llm(2).adapters, adapter("/home/me/runs/small/contrast/adapter"));
+    assert_eq!(recipe.encoder().unwrap(), llm(2));
+}
+
+#[test]
+fn mistakes_of_stages_that_tune_the_llm_are_told() {
+    let text = tuning();
+    let check = |from: &str, to: &str, expected: &str| {
+        assert!(text.contains(from), "{from}");
+        let error = read(&text.replacen(from, to, 1), &[]).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}\nshould say\n{expected}");
+    };
+    check("[\"wiki\", \"train\"]", "\"nq\"", "stage `mntp` reads documents, and `[text.nq]` has pairs");
+    check(
+        "[\"train\", \"nq\"]",
+        "[\"train\", \"wiki\"]",
+        "stage `contrast` needs pairs, and `[text.wiki]` has documents",
+    );
+    check("data = \"train\"", "data = \"wiki\"", "stage `embed` needs images, and `wiki` is a data set of texts");
+    check("[text.wiki]", "[text.train]", "there are both `[data.train]` and `[text.train]`");
+    check("pairs = { train = {", "pairs = { nq = {", "needs to know how the captions of `train` make pairs");
+    check("long = \"long\"", "long = \"dense\"", "names column `dense`; `data.train.captions` has .txt, long");
+    check("long = \"long\"", "long = \".txt\"", "`short` and `long` are both `.txt`");
+    check(
+        "rule = \"short-long\", short = \".txt\", long = \"long\"",
+        "rule = \"random\"",
+        "one of: short-long, two-of, views",
+    );
+    check("lora = { rank = 8 }", "lora = { rank = 8, dropout = 1.5 }", "`stage.lora.dropout` is 1.5");
+    let views = text.replacen("rule = \"short-long\", short = \".txt\", long = \"long\"", "rule = \"views\"", 1);
+    let error = read(&views.replacen("rank = 8", "dropout = 0.0", 1), &[]).unwrap_err().to_string();
+    assert!(error.contains("nothing tells the two apart"), "{error}");
+    let error = read(&text, &["stage.mntp.schedule.warmup_steps=10"]).unwrap_err().to_string();
+    assert!(error.contains("`warmup_steps` is 10, the stage has 10 steps"), "{error}");
+    let (first, second) =
+        (text.find("[[stage]]\nkind = \"contrast\"").unwrap(), text.find("[[stage]]\nkind = \"embed\"").unwrap());
+    let end = text.find("[[stage]]\nkind = \"clip\"").unwrap();
+    let exchanged = [&text[..first], &text[second..end], &text[first..second], &text[end..]].concat();
+    let error = read(&exchanged, &[]).unwrap_err().to_string();
+    assert!(error.contains("stage `contrast` comes after `embed`"), "{error}");
+}
