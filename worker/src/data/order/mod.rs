@@ -66,7 +66,7 @@ enum OrderQuestionError {
     Recipe(#[from] RecipeError),
     #[error("the recipe has no stage `{wanted}`; it has: {stages}")]
     NoStage { wanted: String, stages: String },
-    #[error("stage `{0}` reads every sample once and has no order; only `clip` has one")]
+    #[error("`data order` lists the samples of `clip`, not those of stage `{0}`")]
     NoOrder(String),
     #[error(transparent)]
     Data(#[from] DataError),

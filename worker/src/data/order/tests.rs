@@ -158,7 +158,7 @@ fn what_cannot_be_answered_says_why() {
     assert_eq!(beyond, "step 18 is beyond the end: the stage has 18 steps, 0 to 17, and 90 samples in all");
     let refused = |more: &[&str]| open(&folder, &[&["--step", "0"], more].concat()).err().unwrap().to_string();
     assert_eq!(refused(&["--stage", "eval"]), "the recipe has no stage `eval`; it has: embed, clip");
-    assert!(refused(&["--stage", "embed"]).contains("has no order"));
+    assert!(refused(&["--stage", "embed"]).contains("not those of stage `embed`"));
     assert_eq!(refused(&["--workers", "6"]), "a global batch of 5 cannot be shared by 6 workers");
     assert!(Cli::try_parse_from(["order", "x.toml"]).is_err(), "one question is needed");
     assert!(Cli::try_parse_from(["order", "x.toml", "--step", "1", "--position", "1"]).is_err(), "and no two");
