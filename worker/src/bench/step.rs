@@ -22,7 +22,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use serde_json::{Value, json};
-use std::{path::PathBuf, time::Instant};
+use std::path::PathBuf;
 use tch::{Device, Kind, Tensor, nn};
 
 /// What to measure.
@@ -140,23 +140,24 @@ pub fn run(args: &StepArgs) -> anyhow::Result<Value> {
     let device = device(args.device, args.threads)?;
     tch::manual_seed(0);
     let mut setup = set_up(args, device)?;
-    let mut steps: Vec<(f64, StepOutput)> = Vec::new();
+    let mut steps: Vec<StepOutput> = Vec::new();
     // As in training: a step is read while the next one is computed.
     let mut begun: Option<StepBegun> = None;
-    let mut last = Instant::now();
-    // One more than is measured: on a CPU the time up to a step's reading is that of the next one.
-    let all = args.warmup + args.repeats + 1;
+    let all = args.warmup + args.repeats;
     for step in 0..=all {
         if step == args.warmup {
             memory::reset_peak(device);
         }
         let next = (step < all).then(|| begin(&mut setup, step as u64 + 1, device)).transpose()?;
         if let Some(before) = std::mem::replace(&mut begun, next) {
-            let output = before.wait()?;
-            steps.push((std::mem::replace(&mut last, Instant::now()).elapsed().as_secs_f64(), output));
+            steps.push(before.wait()?);
         }
     }
-    Ok(figures(args, &setup, &steps[args.warmup..all - 1], device))
+    let mut seconds = vec![steps[0].length().as_secs_f64()];
+    for (before, step) in steps.iter().zip(&steps[1..]) {
+        seconds.push(step.ended_after(before)?.as_secs_f64());
+    }
+    Ok(figures(args, &setup, (&seconds[args.warmup..], &steps[args.warmup..]), device))
 }
 
 fn begin(setup: &mut Setup, step: u64, device: Device) -> anyhow::Result<StepBegun> {
@@ -180,11 +181,11 @@ fn begin(setup: &mut Setup, step: u64, device: Device) -> anyhow::Result<StepBeg
     )?)
 }
 
-fn figures(args: &StepArgs, setup: &Setup, steps: &[(f64, StepOutput)], device: Device) -> Value {
+fn figures(args: &StepArgs, setup: &Setup, (seconds, steps): (&[f64], &[StepOutput]), device: Device) -> Value {
     let part = |section: Section| {
-        median(&steps.iter().map(|(_, output)| output.times.of(section).as_secs_f64()).collect::<Vec<_>>())
+        median(&steps.iter().map(|output| output.times.of(section).as_secs_f64()).collect::<Vec<_>>())
     };
-    let step_s = median(&steps.iter().map(|(seconds, _)| *seconds).collect::<Vec<_>>());
+    let step_s = median(seconds);
     let flop_per_s = setup.flops * args.batch as f64 / step_s;
     let peak = peak::flop_per_s(device, setup.encoder.compute);
     json!({

@@ -21,7 +21,7 @@ pub enum DataError {
     },
     /// A pattern of `shards` has no match.
     #[error(
-        "nothing matches {pattern}: check the path or URL (`shards` in a recipe), and that the storage is mounted or can be \
+        "nothing matches {pattern}: check the path or URL (`shards` or `files` in a recipe), and that the storage is mounted or can be \
          reached here"
     )]
     NoMatch {

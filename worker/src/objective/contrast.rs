@@ -2,8 +2,8 @@
 //! `HardNegativeNLLLoss`) in one direction over a global batch, streamed.
 //!
 //! A rank holds R of the B pairs. Query i seeks its positive d⁺_i among the positives and the negatives d⁻ of all ranks: with
-//! S = s·q·[d⁺; d⁻]ᵀ the loss is `1/B · Σ_i [lse_j S_ij − S_ii]`. Logits exist one tile at a time. Queries see all documents;
-//! documents see all queries and their log-sum-exps; so each rank gets its rows' exact gradients without a reduce-scatter.
+//! S = s·q·[d⁺; d⁻]ᵀ the loss is `1/B · Σ_i [lse_j S_ij − S_ii]`. Logits exist one tile at a time. Queries see all targets;
+//! targets see all queries and their log-sum-exps; so each rank gets its rows' exact gradients without a reduce-scatter.
 //!
 //! Shapes: B pairs over all ranks, R own pairs, D width, r by t a tile of logits. Rows are normalised, in fp64, fp32 or bf16;
 //! what is summed over them is fp32 at least.
@@ -14,9 +14,9 @@ use super::{
 };
 use tch::{Kind, Tensor};
 
-/// What all ranks have of one kind of document.
+/// What all ranks have of one role.
 #[derive(Debug, Clone, Copy)]
-pub struct Documents<'a> {
+pub struct Targets<'a> {
     /// [B, D], in rank order.
     pub rows_BD: &'a Tensor,
     /// [B] bool: the pairs that have none; absent when all have one. Their rows are no negatives.
@@ -36,7 +36,7 @@ pub struct How<'a> {
     pub repeats: &'a Repeats,
 }
 
-/// Whether document i is query i's.
+/// Whether target i is query i's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// It is: the positives. Those of a repeated sample are no negatives of it.
@@ -52,37 +52,36 @@ impl How<'_> {
         (rows.to_kind(wide(rows.kind())) * self.scale).to_kind(rows.kind())
     }
 
-    /// [r, t]: logits of queries from place `query` on, against documents from place `document` on; −∞ where a document is
-    /// none.
+    /// [r, t]: logits of queries from place `query` on, against targets from place `target` on; −∞ where a target is none.
     fn logits(
         &self,
         queries: (&Tensor, i64),
-        documents: (&Tensor, i64),
+        targets: (&Tensor, i64),
         absent_B: Option<&Tensor>,
         role: Role,
     ) -> Tensor {
-        let ((queries_rD, query), (documents_tD, document)) = (queries, documents);
-        let mut logits_rt = product(queries_rD, &documents_tD.tr());
-        let (r, t) = (queries_rD.size()[0], documents_tD.size()[0]);
+        let ((queries_rD, query), (targets_tD, target)) = (queries, targets);
+        let mut logits_rt = product(queries_rD, &targets_tD.tr());
+        let (r, t) = (queries_rD.size()[0], targets_tD.size()[0]);
         if let Some(absent_B) = absent_B {
-            let _ = logits_rt.masked_fill_(&absent_B.narrow(0, document, t).unsqueeze(0), f64::NEG_INFINITY);
+            let _ = logits_rt.masked_fill_(&absent_B.narrow(0, target, t).unsqueeze(0), f64::NEG_INFINITY);
         }
         if role == Role::Positive {
-            self.repeats.hide(&mut logits_rt, query..query + r, document..document + t);
+            self.repeats.hide(&mut logits_rt, query..query + r, target..target + t);
         }
         logits_rt
     }
 
-    /// [R]: the log-sum-exp of each own query's logits over all documents.
-    pub fn lse(&self, queries_RD: &Tensor, kinds: &[(Role, Documents<'_>)]) -> Tensor {
+    /// [R]: the log-sum-exp of each own query's logits over all targets.
+    pub fn lse(&self, queries_RD: &Tensor, kinds: &[(Role, Targets<'_>)]) -> Tensor {
         let block = |(row, length): (i64, i64)| {
             let queries_rD = self.scaled(queries_RD, row, length);
             let mut tiles = Vec::new();
-            for (role, documents) in kinds {
-                for (start, columns) in stretches(documents.rows_BD.size()[0], self.tile) {
-                    let tile_tD = documents.rows_BD.narrow(0, start, columns);
+            for (role, targets) in kinds {
+                for (start, columns) in stretches(targets.rows_BD.size()[0], self.tile) {
+                    let tile_tD = targets.rows_BD.narrow(0, start, columns);
                     let queries = (&queries_rD, self.first + row);
-                    let logits_rt = self.logits(queries, (&tile_tD, start), documents.absent_B, *role);
+                    let logits_rt = self.logits(queries, (&tile_tD, start), targets.absent_B, *role);
                     tiles.push(logits_rt.logsumexp([1i64], false));
                 }
             }
@@ -93,17 +92,17 @@ impl How<'_> {
 
     /// dL/d(own queries) [R, D] in the rows' kind, complete, given the own log-sum-exps [R]. With
     /// G = (exp(S − lse) − δ)/B it is s·G·[d⁺; d⁻].
-    pub fn query_gradient(&self, queries_RD: &Tensor, lse_R: &Tensor, kinds: &[(Role, Documents<'_>)]) -> Tensor {
+    pub fn query_gradient(&self, queries_RD: &Tensor, lse_R: &Tensor, kinds: &[(Role, Targets<'_>)]) -> Tensor {
         let kind = queries_RD.kind();
         let block = |(row, length): (i64, i64)| {
             let queries_rD = self.scaled(queries_RD, row, length);
             let place = self.first + row;
             let lse_r1 = lse_R.narrow(0, row, length).unsqueeze(1);
             let mut sum_rD = Tensor::zeros([length, queries_RD.size()[1]], (wide(kind), queries_RD.device()));
-            for (role, documents) in kinds {
-                for (start, columns) in stretches(documents.rows_BD.size()[0], self.tile) {
-                    let tile_tD = documents.rows_BD.narrow(0, start, columns);
-                    let logits_rt = self.logits((&queries_rD, place), (&tile_tD, start), documents.absent_B, *role);
+            for (role, targets) in kinds {
+                for (start, columns) in stretches(targets.rows_BD.size()[0], self.tile) {
+                    let tile_tD = targets.rows_BD.narrow(0, start, columns);
+                    let logits_rt = self.logits((&queries_rD, place), (&tile_tD, start), targets.absent_B, *role);
                     let g_rt = (logits_rt - &lse_r1).exp_();
                     if *role == Role::Positive {
                         // −δ: an own row's column is its place among all.
@@ -118,9 +117,9 @@ impl How<'_> {
         self.mean(&Tensor::cat(&blocks, 0), kinds[0].1.rows_BD.size()[0], kind)
     }
 
-    /// dL/d(own documents) [R, D] of one role in the rows' kind, complete, given all queries [B, D] and their log-sum-exps
+    /// dL/d(own targets) [R, D] of one role in the rows' kind, complete, given all queries [B, D] and their log-sum-exps
     /// [B]; `absent_R` are the own ones that are none.
-    pub fn document_gradient(
+    pub fn target_gradient(
         &self,
         (role, own_RD, absent_R): (Role, &Tensor, Option<&Tensor>),
         queries_BD: &Tensor,
@@ -214,9 +213,9 @@ mod tests {
             whole.backward();
 
             let [q_BD, p_BD, n_BD] = [&q, &p, &n].map(Tensor::detach);
-            let mut kinds = vec![(Role::Positive, Documents { rows_BD: &p_BD, absent_B: None })];
+            let mut kinds = vec![(Role::Positive, Targets { rows_BD: &p_BD, absent_B: None })];
             if with_negatives {
-                kinds.push((Role::Negative, Documents { rows_BD: &n_BD, absent_B: Some(&absent_B) }));
+                kinds.push((Role::Negative, Targets { rows_BD: &n_BD, absent_B: Some(&absent_B) }));
             }
             let world = common::ids::WorldSize(world as u32);
             let slices: Vec<(i64, i64)> = world.ranks().map(|rank| {
@@ -239,13 +238,13 @@ mod tests {
                 how(first).query_gradient(&own(&q_BD, first, rows), &own(&lse_B, first, rows), &kinds)
             }), &q.grad())?;
             close(&each(&|first, rows| {
-                how(first).document_gradient((Role::Positive, &own(&p_BD, first, rows), None), &q_BD, &lse_B)
+                how(first).target_gradient((Role::Positive, &own(&p_BD, first, rows), None), &q_BD, &lse_B)
             }), &p.grad())?;
             if with_negatives {
                 close(&each(&|first, rows| {
                     let absent = own(&absent_B, first, rows);
                     let mine = own(&n_BD, first, rows);
-                    how(first).document_gradient((Role::Negative, &mine, Some(&absent)), &q_BD, &lse_B)
+                    how(first).target_gradient((Role::Negative, &mine, Some(&absent)), &q_BD, &lse_B)
                 }), &n.grad())?;
             }
         }

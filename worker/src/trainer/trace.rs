@@ -4,7 +4,7 @@
 use super::{error::TrainerError, step::StepOutput, timeline::Timeline};
 use common::ids::{Rank, Step};
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::{path::PathBuf, rc::Rc};
 
 /// Steps that are not looked at: the first ones fill caches.
 const WARM_UP: u64 = 3;
@@ -16,7 +16,7 @@ pub struct Trace {
     path: PathBuf,
     /// Steps to let pass, and steps to look at after them.
     left: (u64, u64),
-    first: Option<Timeline>,
+    first: Option<Rc<Timeline>>,
     events: Vec<Value>,
 }
 
@@ -30,7 +30,7 @@ impl Trace {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn step(&mut self, step: Step, output: StepOutput) -> Result<Option<PathBuf>, TrainerError> {
+    pub fn step(&mut self, step: Step, output: &StepOutput) -> Result<Option<PathBuf>, TrainerError> {
         match &mut self.left {
             (_, 0) => return Ok(None),
             (0, left) => *left -= 1,
@@ -50,7 +50,7 @@ impl Trace {
                 "args": { "step": step.0 },
             }));
         }
-        self.first.get_or_insert(output.timeline);
+        self.first.get_or_insert_with(|| output.timeline.clone());
         if self.left.1 > 0 {
             return Ok(None);
         }
@@ -84,7 +84,15 @@ mod tests {
         timeline.lap(Section::Encode);
         let spans = timeline.spans().unwrap();
         let times = StepTimes::default();
-        StepOutput { loss: 1.0, grad_norm: 1.0, logit_scale: Some(1.0), updated: true, times, spans, timeline }
+        StepOutput {
+            loss: 1.0,
+            grad_norm: 1.0,
+            logit_scale: Some(1.0),
+            updated: true,
+            times,
+            spans,
+            timeline: Rc::new(timeline),
+        }
     }
 
     #[test]
@@ -92,7 +100,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.json");
         let mut trace = Trace::new(Rank(1), 2, path.clone());
-        let written: Vec<bool> = (1..=7).map(|step| trace.step(Step(step), output()).unwrap().is_some()).collect();
+        let written: Vec<bool> = (1..=7).map(|step| trace.step(Step(step), &output()).unwrap().is_some()).collect();
         assert_eq!(written, [false, false, false, false, true, false, false]);
         let document: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let events = document["traceEvents"].as_array().unwrap();

@@ -87,6 +87,13 @@ fn blocks(
         };
         context.activity(&format!("counting the tokens of {name}"));
         let blocks = Blocks::open(corpus, tokenizer.clone(), (stage.block, stage.remainder), context.threads)?;
+        if blocks.is_empty() {
+            let (tokens, block) = (blocks.dropped(), stage.block);
+            return Err(TrainerError::Plan(format!(
+                "data set `{name}` makes no block: it has {tokens} tokens, and `block` of stage `mntp` is {block}; lower it, or \
+                 leave the data set out"
+            )));
+        }
         tracing::info!(data = name, blocks = blocks.len(), dropped_tokens = blocks.dropped(), "packed");
         all.push(blocks);
     }

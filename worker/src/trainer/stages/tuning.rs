@@ -11,10 +11,10 @@ use crate::{
     trainer::{context::Context, error::TrainerError, layout::clip_groups, parameters::FlatParameters},
 };
 use common::{
-    ids::{Epoch, SampleIndex, Step},
+    ids::{Epoch, SampleIndex, Step, WorldSize},
     manifest::paths,
     recipe::{self, TextModel},
-    sampler::{CounterRng, Purpose},
+    sampler::{self, CounterRng, Purpose},
 };
 use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
@@ -69,6 +69,14 @@ impl Tuning {
         if let Some(lora) = &lora {
             llm.store.freeze();
             lora.train(true);
+            if lora.config().dropout > 0.0 && cuts_chunks(training, context.world()) {
+                tracing::warn!(
+                    ranks = context.world().0,
+                    chunk = training.chunk,
+                    "ranks' shares cut chunks: with dropout the losses are a little apart from those of other numbers of ranks; \
+                     they are the same when `chunk` divides every share"
+                );
+            }
         }
         Ok(Self { llm, spec, lora })
     }
@@ -132,7 +140,14 @@ impl Tuning {
     }
 }
 
-/// Seeds libtorch's generator for a chunk of a step: its dropout is the same whenever and wherever it is computed.
+/// Whether a border between two ranks lies within a chunk.
+fn cuts_chunks(training: &recipe::Training, world: WorldSize) -> bool {
+    let first = |rank| sampler::local_slots(rank, world, training.global_batch).start;
+    world.ranks().any(|rank| !first(rank).is_multiple_of(training.chunk))
+}
+
+/// Seeds libtorch's generator for a chunk of a step: its dropout is the same whenever and wherever it is computed. Where a rank's
+/// border cuts a chunk, its two parts draw each for itself: another number of ranks drops others there.
 pub fn seed_chunk(seed: u64, step: Step, first_slot: u64) {
     let mut rng = CounterRng::new(seed, Purpose::Dropout, 0, SampleIndex(first_slot), Epoch(step.0));
     tch::manual_seed(rng.next_u64().cast_signed());

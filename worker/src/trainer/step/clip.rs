@@ -1,9 +1,6 @@
 //! The step of stage 2 over the global batch: encode in chunks, gather, stream the loss, backward, reduce, update.
-//!
-//! With more than one chunk this is GradCache (Gao et al. 2021, "Scaling deep contrastive learning batch size under memory
-//! limited setup"): a pass without gradients for the embeddings, then one with them, a chunk at a time.
 
-use super::{Cut, LossSettings, StepBegun, StepSettings, normalise, update};
+use super::{Cut, LossSettings, StepBegun, StepSettings, gradcache::GradCache, normalise, update};
 use crate::{
     collective::Collective,
     objective::{
@@ -125,11 +122,8 @@ pub fn accumulate(
     let sizes = cut.sizes;
     assert_eq!(Some(&sizes.iter().sum()), cut.rows.get(rank), "the chunks are the rank's rows");
 
-    let retained = (sizes.len() == 1).then(|| encode(encoder, 0));
-    let local = match &retained {
-        Some(chunk) => Local::of(std::slice::from_ref(chunk)),
-        None => Local::of(&tch::no_grad(|| (0..sizes.len()).map(|chunk| encode(encoder, chunk)).collect::<Vec<_>>())),
-    };
+    let encode = |chunk: usize| encode(encoder, chunk);
+    let (cache, local) = GradCache::first_pass(sizes.len(), &encode, Local::of);
     timeline.lap(Section::Encode);
 
     let scale = log_scale.detach().exp().to_kind(if local.image_RD.kind() == Kind::Double {
@@ -145,17 +139,10 @@ pub fn accumulate(
 
     let image_parts = image_RD.split_with_sizes(sizes, 0);
     let text_parts = text_RD.split_with_sizes(sizes, 0);
-    let backward = |chunk: usize| {
-        let again = if retained.is_none() { Some(encode(encoder, chunk)) } else { None };
-        let Encoded { image, text, .. } = again.as_ref().or(retained.as_ref()).expect("one of the two was encoded");
-        // The gradient of this scalar is the cached gradient, chained through the towers.
-        ((image * &image_parts[chunk]).sum(image.kind()) + (text * &text_parts[chunk]).sum(text.kind())).backward();
+    let scalar = |Encoded { image, text, .. }: &Encoded, chunk: usize| {
+        (image * &image_parts[chunk]).sum(image.kind()) + (text * &text_parts[chunk]).sum(text.kind())
     };
-    let last = sizes.len() - 1;
-    (0..last).for_each(backward);
-    // Every chunk adds to the same gradients: they are complete, and can be reduced, in the last one's pass alone.
-    parameters.reduce_behind(collective, || backward(last), || timeline.lap(Section::Backward))?;
-    timeline.lap(Section::Reduce);
+    cache.second_pass(scalar, parameters, collective, timeline)?;
     Ok(total)
 }
 

@@ -1,10 +1,10 @@
 //! The step of `contrast`: a query, what it seeks, and perhaps a text that it does not seek, against those of all ranks; in
 //! chunks by GradCache, as for `clip`.
 
-use super::{Cut, LossSettings, StepBegun, StepSettings, normalise, update};
+use super::{Cut, LossSettings, StepBegun, StepSettings, gradcache::GradCache, normalise, update};
 use crate::{
     collective::Collective,
-    objective::contrast::{Documents, How, Role, loss},
+    objective::contrast::{How, Role, Targets, loss},
     trainer::{
         error::TrainerError,
         parameters::FlatParameters,
@@ -77,9 +77,9 @@ fn losses(
     let lacking = lacking.map(|lacking_R| collective.all_gather_rows(&lacking_R, rows)).transpose()?;
     let lacking_B = lacking.map(|lacking_B| lacking_B.to_kind(Kind::Bool));
     timeline.lap(Section::Gather);
-    let mut kinds = vec![(Role::Positive, Documents { rows_BD: &positives_BD, absent_B: None })];
+    let mut kinds = vec![(Role::Positive, Targets { rows_BD: &positives_BD, absent_B: None })];
     if let Some(rows_BD) = &negatives_BD {
-        kinds.push((Role::Negative, Documents { rows_BD, absent_B: lacking_B.as_ref() }));
+        kinds.push((Role::Negative, Targets { rows_BD, absent_B: lacking_B.as_ref() }));
     }
     let lse_R = how.lse(queries_RD, &kinds);
     let mut gradients = vec![how.query_gradient(queries_RD, &lse_R, &kinds)];
@@ -92,7 +92,7 @@ fn losses(
     let lse_B = statistics_B2.select(1, 0);
     for (role, own_RD) in [Role::Positive, Role::Negative].into_iter().zip(&local[1..]) {
         let absent_R = if role == Role::Negative { contrast.lacking_R } else { None };
-        gradients.push(how.document_gradient((role, own_RD, absent_R), &queries_BD, &lse_B));
+        gradients.push(how.target_gradient((role, own_RD, absent_R), &queries_BD, &lse_B));
     }
     timeline.lap(Section::Loss);
     Ok((loss(&statistics_B2), gradients))
@@ -117,31 +117,18 @@ pub fn accumulate(
     let own = cut.rows.get(collective.rank().0 as usize);
     assert_eq!(Some(&sizes.iter().sum()), own, "the chunks are the rank's rows");
 
-    let retained = (sizes.len() == 1).then(|| encode(encoder, 0));
-    let local = match &retained {
-        Some(chunk) => local(std::slice::from_ref(chunk), roles),
-        None => {
-            let chunks = tch::no_grad(|| (0..sizes.len()).map(|chunk| encode(encoder, chunk)).collect::<Vec<_>>());
-            local(&chunks, roles)
-        }
-    };
+    let encode = |chunk: usize| encode(encoder, chunk);
+    let (cache, local) = GradCache::first_pass(sizes.len(), &encode, |chunks| local(chunks, roles));
     timeline.lap(Section::Encode);
     let (total, gradients) = losses(&local, cut, (contrast, settings), collective, timeline)?;
     drop(local);
 
     let parts: Vec<Vec<Tensor>> = gradients.iter().map(|rows_RD| rows_RD.split_with_sizes(sizes, 0)).collect();
-    let backward = |chunk: usize| {
-        let again = if retained.is_none() { Some(encode(encoder, chunk)) } else { None };
-        let Encoded { rows, .. } = again.as_ref().or(retained.as_ref()).expect("one of the two was encoded");
+    let scalar = |Encoded { rows, .. }: &Encoded, chunk: usize| {
         let cached = Tensor::cat(&parts.iter().map(|role| &role[chunk]).collect::<Vec<_>>(), 0);
-        // The gradient of this scalar is the cached gradient, chained through the LLM.
-        (rows * cached).sum(rows.kind()).backward();
+        (rows * cached).sum(rows.kind())
     };
-    let last = sizes.len() - 1;
-    (0..last).for_each(backward);
-    // Every chunk adds to the same gradients: they are complete, and can be reduced, in the last one's pass alone.
-    parameters.reduce_behind(collective, || backward(last), || timeline.lap(Section::Backward))?;
-    timeline.lap(Section::Reduce);
+    cache.second_pass(scalar, parameters, collective, timeline)?;
     Ok(total)
 }
 

@@ -3,6 +3,7 @@
 
 pub mod clip;
 pub mod contrast;
+mod gradcache;
 pub mod mntp;
 
 use super::{
@@ -15,6 +16,7 @@ use crate::{
     objective::Repeats,
     torch::{shim::AdamW, transfer::Fetch},
 };
+use std::{rc::Rc, time::Duration};
 use tch::{Kind, Tensor};
 
 /// The largest logit scale's logarithm: exp of it is 100 (Radford et al. 2021, section 2.5).
@@ -80,7 +82,23 @@ pub struct StepOutput {
     /// The same, in order.
     pub spans: Vec<Span>,
     /// The same, to be held against another step's.
-    pub timeline: Timeline,
+    pub timeline: Rc<Timeline>,
+}
+
+impl StepOutput {
+    /// How long it took, the wait for its data included.
+    pub fn length(&self) -> Duration {
+        self.spans.last().map_or(Duration::ZERO, |span| span.start + span.length)
+    }
+
+    /// How long after the end of an earlier step it ended.
+    ///
+    /// # Errors
+    /// When the device has not passed both.
+    pub fn ended_after(&self, earlier: &Self) -> Result<Duration, TrainerError> {
+        let end = self.timeline.began_after(&earlier.timeline)? + self.length();
+        Ok(end.saturating_sub(earlier.length()))
+    }
 }
 
 /// A step that was begun. On a GPU it is computed while the host goes on.
@@ -103,7 +121,15 @@ impl StepBegun {
         spans.iter().for_each(|span| times.add(span.section, span.length));
         let [loss, grad_norm, logit_scale, skipped] = figures[..] else { unreachable!("four were asked for") };
         let logit_scale = self.scaled.then_some(logit_scale);
-        Ok(StepOutput { loss, grad_norm, logit_scale, updated: skipped == 0.0, times, spans, timeline: self.timeline })
+        Ok(StepOutput {
+            loss,
+            grad_norm,
+            logit_scale,
+            updated: skipped == 0.0,
+            times,
+            spans,
+            timeline: Rc::new(self.timeline),
+        })
     }
 }
 
@@ -146,4 +172,30 @@ fn update(
     let skipped = lost.unwrap_or_else(|| loss.zeros_like());
     let figures = Fetch::begin(&[loss, &norm, &scale, &skipped])?;
     Ok(StepBegun { figures, scaled: log_scale.is_some(), timeline })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    fn output() -> StepOutput {
+        let mut timeline = Timeline::begin(Device::Cpu);
+        timeline.lap(Section::DataWait);
+        // Work that takes a while.
+        let x = Tensor::ones([200, 200], (Kind::Float, Device::Cpu));
+        let loss = x.matmul(&x).sum(Kind::Float).double_value(&[]);
+        timeline.lap(Section::Encode);
+        let (spans, times, timeline) = (timeline.spans().unwrap(), StepTimes::default(), Rc::new(timeline));
+        StepOutput { loss, grad_norm: 0.0, logit_scale: None, updated: true, times, spans, timeline }
+    }
+
+    #[test]
+    fn the_times_of_steps_are_their_own_whenever_they_are_read_and_leave_no_gap() {
+        let steps = [output(), output(), output()];
+        let each: Vec<Duration> = steps.windows(2).map(|two| two[1].ended_after(&two[0]).unwrap()).collect();
+        assert!(each.iter().zip(&steps[1..]).all(|(between, step)| *between >= step.length()));
+        let whole = steps[2].timeline.began_after(&steps[0].timeline).unwrap() + steps[2].length();
+        assert_eq!(steps[0].length() + each.iter().sum::<Duration>(), whole);
+    }
 }

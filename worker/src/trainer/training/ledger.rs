@@ -72,7 +72,8 @@ pub(super) struct Ledger {
     share: f64,
     peak_flop_per_s: Option<f64>,
     first_step: u64,
-    step_began: Instant,
+    /// The step that was read last.
+    last: Option<StepOutput>,
     all: Window,
     recent: Window,
     stall: Duration,
@@ -100,7 +101,7 @@ impl Ledger {
             share: run.settings.global_batch as f64 / (run.slots.end - run.slots.start) as f64,
             peak_flop_per_s: peak::flop_per_s(context.device, torch::kind(run.settings.precision)),
             first_step: run.step,
-            step_began: Instant::now(),
+            last: None,
             all: Window::new(),
             recent: Window::new(),
             stall: Duration::ZERO,
@@ -135,7 +136,8 @@ impl Ledger {
         if !output.loss.is_finite() {
             return Err(TrainerError::Diverged { step: step.0, loss: output.loss });
         }
-        let now = Instant::now();
+        // By its own clock: on a CPU it is read when the next one has been computed.
+        let step_s = self.last.as_ref().map_or_else(|| Ok(output.length()), |last| output.ended_after(last))?;
         let row = StepMetrics {
             step,
             generation: run.context.plan.generation,
@@ -143,7 +145,7 @@ impl Ledger {
             learning_rate,
             grad_norm: output.grad_norm,
             logit_scale: output.logit_scale,
-            step_s: now.duration_since(std::mem::replace(&mut self.step_began, now)).as_secs_f64(),
+            step_s: step_s.as_secs_f64(),
             data_wait_s: data_wait.as_secs_f64(),
             exposed_communication_s: output.times.exposed_communication().as_secs_f64(),
             checkpoint_stall_s: std::mem::take(&mut self.stall).as_secs_f64(),
@@ -159,10 +161,12 @@ impl Ledger {
         if self.recent.began.elapsed() >= REPORT_EVERY || step.0 == run.total || step.0 == self.first_step + 1 {
             self.report(run, &row);
         }
-        self.profile(step, output)
+        self.profile(step, &output)?;
+        self.last = Some(output);
+        Ok(())
     }
 
-    fn profile(&mut self, step: Step, output: StepOutput) -> Result<(), TrainerError> {
+    fn profile(&mut self, step: Step, output: &StepOutput) -> Result<(), TrainerError> {
         if let Some(trace) = &mut self.trace
             && let Some(path) = trace.step(step, output)?
         {
