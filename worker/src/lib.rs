@@ -13,10 +13,12 @@ pub mod collective;
 pub mod data;
 pub mod encode;
 pub mod export;
+pub mod forecast;
 #[cfg(test)]
 mod fuzzing;
 pub mod model;
 pub mod objective;
+pub mod recipe_args;
 pub mod supervisor;
 pub mod text;
 pub mod torch;

@@ -3,6 +3,7 @@
 use super::{
     Common,
     client::Client,
+    dry_run::{self, DryRunArgs},
     error::CliError,
     follow::Screen,
     jobs::DEFAULT_COORDINATOR,
@@ -24,17 +25,25 @@ pub(super) struct LaunchArgs {
     /// Show the job until it has ended, and end with its exit code
     #[arg(long)]
     follow: bool,
+    #[command(flatten)]
+    dry_run: DryRunArgs,
 }
 
 pub(super) async fn launch(args: &LaunchArgs, common: &Common) -> Result<u8, CliError> {
     let recipe = recipe::load(&args.recipe)?;
+    if args.ranks == Some(0) {
+        return Err(CliError::usage("--ranks must be 1 or more"));
+    }
+    if let (true, Some(ranks)) = (args.dry_run.dry_run, args.ranks) {
+        return dry_run::forecast(&args.dry_run, &args.recipe, ranks, common);
+    }
     let mut client = Client::connect(common.coordinator.as_deref().unwrap_or(DEFAULT_COORDINATOR)).await?;
     let world = match args.ranks {
         Some(ranks) => ranks,
         None => ranks_of(&mut client, args.nodes).await?,
     };
-    if world == 0 {
-        return Err(CliError::usage("--ranks must be 1 or more"));
+    if args.dry_run.dry_run {
+        return dry_run::forecast(&args.dry_run, &args.recipe, world, common);
     }
     let job = job_id(&recipe.name);
     let status = client.submit(&job, &recipe, world).await?;

@@ -5,6 +5,7 @@
 
 mod ckpt;
 mod client;
+mod dry_run;
 mod error;
 mod follow;
 mod jobs;

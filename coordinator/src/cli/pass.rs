@@ -11,6 +11,11 @@ pub(super) struct PassArgs {
 }
 
 impl PassArgs {
+    /// What another verb makes of its own.
+    pub(super) fn of(arguments: Vec<OsString>) -> Self {
+        Self { arguments }
+    }
+
     /// The same, with the output folder in the place of a job's id.
     pub(super) fn with_jobs_as_folders(&self) -> Self {
         let folder =

@@ -3,6 +3,7 @@
 use super::{
     Common,
     client::Client,
+    dry_run::{self, DryRunArgs},
     error::CliError,
     follow::Screen,
     jobs::{ResumeArgs, newest, reach},
@@ -36,6 +37,8 @@ pub(super) struct RunArgs {
     /// Where to keep the job's state; OUTPUT/.llm2clip unless given
     #[arg(long, value_name = "FOLDER")]
     state: Option<PathBuf>,
+    #[command(flatten)]
+    dry_run: DryRunArgs,
 }
 
 /// An id for a new job: the recipe's name and four letters.
@@ -51,6 +54,9 @@ pub(super) fn job_id(name: &str) -> String {
 pub(super) async fn run(args: &RunArgs, common: &Common) -> Result<u8, CliError> {
     let recipe = recipe::load(&args.recipe)?;
     let settings = Settings::new(args.workers, args.trainers_per_worker, args.cores)?;
+    if args.dry_run.dry_run {
+        return dry_run::forecast(&args.dry_run, &args.recipe, settings.world(), common);
+    }
     let state = args.state.clone().unwrap_or_else(|| recipe.output.join(STATE_FOLDER));
     let coordinator = Coordinator::open(&state).await?;
     let mut client = Client::connect(coordinator.url()).await?;

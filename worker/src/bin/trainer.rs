@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use worker::{
     bench,
     data::{arguments, inspect, order, verify},
-    encode, export,
+    encode, export, forecast,
     trainer::session,
 };
 
@@ -29,6 +29,9 @@ enum Command {
     Export(export::ExportArgs),
     /// Features of images and texts by an exported model
     Encode(encode::EncodeArgs),
+    /// What a job would do and take (`run --dry-run`)
+    #[command(hide = true)]
+    Forecast(forecast::ForecastArgs),
     /// Measure this machine; every figure is named with its unit
     #[command(subcommand)]
     Bench(bench::BenchCommand),
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Data(DataCommand::Index(args)) => end(verify::index(&args)),
         Command::Data(DataCommand::Verify(args)) => end(verify::main(&args)),
         Command::Data(DataCommand::Order(args)) => end(order::main(&args)),
+        Command::Forecast(args) => end(forecast::main(&args)),
         Command::Export(args) => end(export::main(&args)),
         Command::Encode(args) => end(encode::main(&args)),
         Command::Bench(command) => end(bench::main(&command)),

@@ -3,7 +3,10 @@
 //! x ← x/‖x‖ if so configured; then blocks x ← x + W₂·gelu(W₁·LN(x) + b₁) + b₂; then LN and a linear layer. Parameters
 //! are named `adapter.{0..}.ln`, `adapter.{0..}.fn.{0,3}`, and, after the blocks, `adapter.N` (LN) and `adapter.N+1`.
 
-use super::layers::{LayerNorm, Linear, Widths};
+use super::{
+    layers::{LayerNorm, Linear, Widths},
+    size::{Size, linear},
+};
 use tch::{Tensor, nn};
 
 /// Where the adapter's parameters stand in a store of variables.
@@ -24,6 +27,29 @@ pub struct AdapterConfig {
     pub expansion: i64,
     /// Whether the input is normalised first.
     pub l2_norm: bool,
+}
+
+impl AdapterConfig {
+    /// See [`Adapter::flops`].
+    pub fn flops(&self) -> f64 {
+        let Self { input, output, blocks, expansion, .. } = *self;
+        (4 * blocks * expansion * input * input + 2 * input * output) as f64
+    }
+
+    /// What the adapter is in numbers; its tokens are the vectors.
+    pub fn size(&self) -> Size {
+        let (outer, inner) = (self.input, self.input * self.expansion);
+        let block = linear(outer, inner) + linear(inner, outer) + 2 * outer;
+        Size {
+            parameters: self.blocks * block + 2 * outer + linear(outer, self.output),
+            blocks: self.blocks,
+            block_parameters: block,
+            width: outer,
+            kept: 2 * outer + 2 * inner,
+            kept_wide: 0,
+            tokens: 1,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -73,8 +99,7 @@ impl Adapter {
 
     /// Floating-point operations of one vector's forward pass, counted as those of the vision tower.
     pub fn flops(&self) -> f64 {
-        let AdapterConfig { input, output, blocks, expansion, .. } = self.config;
-        (4 * blocks * expansion * input * input + 2 * input * output) as f64
+        self.config.flops()
     }
 
     /// Text vectors [B, input] to embeddings [B, output], not normalised; computed in the vectors' kind.

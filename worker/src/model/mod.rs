@@ -15,6 +15,7 @@ mod patches;
 pub mod pooling;
 mod safetensors_file;
 pub mod siglip;
+pub mod size;
 pub mod tokenizer;
 mod torch_file;
 pub mod vision;

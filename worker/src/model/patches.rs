@@ -4,6 +4,9 @@
 
 use tch::{Kind, Tensor};
 
+/// Red, green, blue.
+pub(super) const CHANNELS: i64 = 3;
+
 /// Cuts pixels into patches of `patch` pixels a side, row by row of the grid: [B, G², C·patch²], or [B, K, C·patch²] of the
 /// patches `kept_BK`. A convolution whose stride is its kernel is one matrix product over these rows.
 pub(super) fn cut(pixels_BCHW: &Tensor, patch: i64, kept_BK: Option<&Tensor>) -> Tensor {

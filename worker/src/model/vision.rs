@@ -5,6 +5,7 @@ use super::{
     eva02::{Eva02, Eva02Config},
     init::{Fill, Initialise},
     siglip::{Siglip, SiglipConfig},
+    size::Size,
     vit::{ClipVision, ClipVisionConfig},
     weights::NameMap,
 };
@@ -131,6 +132,33 @@ impl VisionConfig {
             VisionConfig::Clip(config) => config.image_size,
             VisionConfig::Eva02(config) => config.image_size,
             VisionConfig::Siglip(config) => config.image_size,
+        }
+    }
+
+    /// Floating-point operations of one image's forward pass, see [`VisionTower::flops`].
+    pub fn flops(&self, patches: i64) -> f64 {
+        match self {
+            VisionConfig::Clip(config) => config.flops(patches),
+            VisionConfig::Eva02(config) => config.flops(patches),
+            VisionConfig::Siglip(config) => config.flops(patches),
+        }
+    }
+
+    /// What the tower is in numbers.
+    pub fn size(&self) -> Size {
+        match self {
+            VisionConfig::Clip(config) => config.size(),
+            VisionConfig::Eva02(config) => config.size(),
+            VisionConfig::Siglip(config) => config.size(),
+        }
+    }
+
+    /// How many patches an image has.
+    pub fn patches(&self) -> i64 {
+        match self {
+            VisionConfig::Clip(config) => (config.image_size / config.patch_size).pow(2),
+            VisionConfig::Eva02(config) => (config.image_size / config.patch_size).pow(2),
+            VisionConfig::Siglip(config) => (config.image_size / config.patch_size).pow(2),
         }
     }
 

@@ -10,30 +10,25 @@ use super::{
     progress::Line,
     storage::{Limits, Storage},
 };
+use crate::recipe_args::{RecipeArgs, RecipeArgsError};
 use anyhow::Context as _;
 use batch::Listing;
 use common::{
     ids::WorldSize,
-    recipe::{Recipe, RecipeError, Source, Stage, Training, parse},
+    recipe::{Recipe, Stage, Training},
     sampler::{Order, OrderError},
 };
 use sample::Found;
 use serde::Serialize;
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 /// What is asked.
 #[derive(Debug, clap::Args)]
 #[command(group(clap::ArgGroup::new("asked").required(true).args(["step", "position", "sample"])))]
 pub struct OrderArgs {
-    /// The recipe, a TOML file
-    #[arg(value_name = "RECIPE")]
-    pub recipe: PathBuf,
-    /// Change a key of the recipe, such as stage.clip.global_batch=512; may be given several times
-    #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub overrides: Vec<String>,
+    /// Of which recipe
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
     /// Which stage
     #[arg(long, default_value = "clip")]
     pub stage: String,
@@ -60,10 +55,8 @@ pub struct OrderArgs {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 enum OrderQuestionError {
-    #[error("could not read the recipe {path}: {source}")]
-    Read { path: PathBuf, source: std::io::Error },
     #[error(transparent)]
-    Recipe(#[from] RecipeError),
+    Recipe(#[from] RecipeArgsError),
     #[error("the recipe has no stage `{wanted}`; it has: {stages}")]
     NoStage { wanted: String, stages: String },
     #[error("`data order` lists the samples of `clip`, not those of stage `{0}`")]
@@ -131,7 +124,7 @@ fn print<T: Serialize>(args: &OrderArgs, answer: &T, text: fn(&T, bool) -> Strin
 
 impl Opened {
     fn open(args: &OrderArgs) -> Result<Self, OrderQuestionError> {
-        let recipe = read(&args.recipe, &args.overrides)?;
+        let recipe = args.recipe.read()?;
         let stage = stage(&recipe, &args.stage)?;
         let global_batch = stage.global_batch;
         if u64::from(args.workers) > global_batch {
@@ -149,16 +142,6 @@ impl Opened {
         let steps = stage.length.steps(&order);
         Ok(Self { seed: recipe.seed, stage, datasets, order, steps, workers: WorldSize(args.workers) })
     }
-}
-
-fn read(path: &Path, overrides: &[String]) -> Result<Recipe, OrderQuestionError> {
-    let unread = |source| OrderQuestionError::Read { path: path.to_owned(), source };
-    let text = std::fs::read_to_string(path).map_err(unread)?;
-    let working_directory = std::env::current_dir().map_err(unread)?;
-    let folder = working_directory.join(path.parent().unwrap_or(Path::new(".")));
-    let file = path.display().to_string();
-    let source = Source { text: &text, file: &file, folder: &folder, working_directory: &working_directory };
-    Ok(parse(source, overrides)?)
 }
 
 fn stage(recipe: &Recipe, wanted: &str) -> Result<Training, OrderQuestionError> {

@@ -3,6 +3,8 @@
 use crate::model::{
     config::{self, Check},
     init::{Fill, Initialise},
+    patches::CHANNELS,
+    size::{Size, linear},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -206,6 +208,34 @@ impl Eva02Config {
     /// timm's tower that is this one but for the width of the head, if it has one.
     pub fn timm_name(&self) -> Option<&'static str> {
         TIMM.iter().map(|(name, _)| *name).find(|name| of_timm(name, self.projection_dim).as_ref() == Ok(self))
+    }
+
+    /// See `VisionTower::flops`.
+    pub(in crate::model) fn flops(&self, patches: i64) -> f64 {
+        let [width, inner, tokens] = [self.hidden_size, self.intermediate_size, patches + 1].map(|n| n as f64);
+        let patch = (CHANNELS * self.patch_size.pow(2)) as f64;
+        let block = tokens * (8.0 * width * width + 6.0 * width * inner) + 4.0 * tokens * tokens * width;
+        let ends = 2.0 * width * (patches as f64 * patch + self.projection_dim as f64);
+        self.num_hidden_layers as f64 * block + ends
+    }
+
+    /// What the tower is in numbers.
+    pub fn size(&self) -> Size {
+        let (width, inner, tokens) = (self.hidden_size, self.intermediate_size, self.grid().pow(2) + 1);
+        let attention = 4 * linear(width, width) - width;
+        let block = attention + 2 * linear(width, inner) + linear(inner, width) + 6 * width + 2 * inner;
+        let embeddings = width * (2 + CHANNELS * self.patch_size.pow(2) + tokens);
+        let blocks = self.num_hidden_layers;
+        Size {
+            parameters: embeddings + blocks * block + 2 * width + linear(width, self.projection_dim),
+            blocks,
+            block_parameters: block,
+            width,
+            // As of CLIP's tower, and the norm within attention; SwiGLU's two sides, the product, and its norm.
+            kept: 10 * width + 5 * inner,
+            kept_wide: 0,
+            tokens,
+        }
     }
 
     pub(super) fn grid(&self) -> i64 {

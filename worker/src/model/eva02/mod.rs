@@ -19,8 +19,6 @@ use rope::{Angles, Rotation};
 use std::sync::Arc;
 use tch::{Tensor, nn};
 
-const CHANNELS: i64 = 3;
-
 #[derive(Debug)]
 struct Embeddings {
     cls_token: Tensor,
@@ -37,7 +35,7 @@ impl Embeddings {
         Self {
             cls_token: path.var("cls_token", &[1, 1, width], zero),
             pos_embed: path.var("pos_embed", &[1, tokens, width], zero),
-            weight: projection.var("weight", &[width, CHANNELS, patch, patch], zero),
+            weight: projection.var("weight", &[width, patches::CHANNELS, patch, patch], zero),
             bias: projection.var("bias", &[width], zero),
             patch,
         }
@@ -202,12 +200,7 @@ impl VisionTower for Eva02 {
     }
 
     fn flops(&self, patches: i64) -> f64 {
-        let config = &self.config;
-        let [width, inner, tokens] = [config.hidden_size, config.intermediate_size, patches + 1].map(|n| n as f64);
-        let patch = (CHANNELS * config.patch_size.pow(2)) as f64;
-        let block = tokens * (8.0 * width * width + 6.0 * width * inner) + 4.0 * tokens * tokens * width;
-        let ends = 2.0 * width * (patches as f64 * patch + config.projection_dim as f64);
-        self.layers() as f64 * block + ends
+        self.config.flops(patches)
     }
 
     fn patches(&self) -> i64 {

@@ -4,6 +4,7 @@ use super::rope::Scaling;
 use crate::model::{
     config::{self, Check},
     init::{Fill, Initialise},
+    size::Size,
 };
 use serde::Deserialize;
 
@@ -166,6 +167,59 @@ impl LlamaConfig {
         } else {
             Err(format!("rope_theta is {}, but it must be positive", self.rope_theta))
         }
+    }
+}
+
+impl LlamaConfig {
+    /// See `Llama::flops`.
+    pub fn flops(&self, lengths: &[i64]) -> f64 {
+        let [width, inner] = [self.hidden_size, self.intermediate_size].map(|n| n as f64);
+        let [queries, keys] = self.head_widths().map(|n| n as f64);
+        let tokens = lengths.iter().sum::<i64>() as f64;
+        let pairs: f64 = lengths.iter().map(|length| (length * length) as f64).sum();
+        let block = tokens * (4.0 * width * (queries + keys) + 6.0 * width * inner) + 4.0 * pairs * queries;
+        self.num_hidden_layers as f64 * block
+    }
+
+    /// What the body is in numbers: the token table is a part of it, a head is not.
+    pub fn size(&self) -> Size {
+        let (width, inner, [queries, keys]) = (self.hidden_size, self.intermediate_size, self.head_widths());
+        let bias = |present: bool, numbers: i64| if present { numbers } else { 0 };
+        let biases = bias(self.query_key_value_bias, queries + 2 * keys)
+            + bias(self.output_bias, width)
+            + bias(self.mlp_bias, 2 * inner + width);
+        let block = 2 * width * (queries + keys) + 3 * width * inner + 2 * width + biases;
+        let blocks = self.num_hidden_layers;
+        Size {
+            parameters: self.vocab_size * width + blocks * block + width,
+            blocks,
+            block_parameters: block,
+            width,
+            // Both norms' outputs; q, k and v by heads, and what is gathered twice; SwiGLU's two sides, silu and product.
+            kept: 4 * width + 5 * queries + 4 * inner,
+            // What both norms normalise, and the result, in fp32.
+            kept_wide: 4 * width,
+            tokens: 0,
+        }
+    }
+
+    /// Inputs and outputs of a block's linear layers, by the ends of their names.
+    pub fn linears(&self) -> [(&'static str, i64, i64); 7] {
+        let (width, inner, [queries, keys]) = (self.hidden_size, self.intermediate_size, self.head_widths());
+        [
+            ("q_proj", width, queries),
+            ("k_proj", width, keys),
+            ("v_proj", width, keys),
+            ("o_proj", queries, width),
+            ("gate_proj", width, inner),
+            ("up_proj", width, inner),
+            ("down_proj", inner, width),
+        ]
+    }
+
+    /// Widths of all queries, and of all keys.
+    fn head_widths(&self) -> [i64; 2] {
+        [self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim]
     }
 }
 

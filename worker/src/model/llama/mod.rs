@@ -258,13 +258,7 @@ impl Llama {
     /// Floating-point operations of the forward pass over texts of these lengths; a product of [a, b] with [b, c] counts
     /// 2abc, and nothing else counts.
     pub fn flops(&self, lengths: &[i64]) -> f64 {
-        let config = &self.config;
-        let [width, inner, head] = [config.hidden_size, config.intermediate_size, config.head_dim].map(|n| n as f64);
-        let (queries, keys) = (config.num_attention_heads as f64 * head, config.num_key_value_heads as f64 * head);
-        let tokens = lengths.iter().sum::<i64>() as f64;
-        let pairs: f64 = lengths.iter().map(|length| (length * length) as f64).sum();
-        let block = tokens * (4.0 * width * (queries + keys) + 6.0 * width * inner) + 4.0 * pairs * queries;
-        self.layers.len() as f64 * block
+        self.config.flops(lengths)
     }
 
     /// Token ids [T] int64 of texts of these lengths, one after the other, to hidden states after the final norm [T, D]. A

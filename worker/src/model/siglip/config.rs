@@ -3,6 +3,8 @@
 use crate::model::{
     config::{self, Check},
     init::{Fill, Initialise},
+    patches::CHANNELS,
+    size::{Size, linear},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -181,6 +183,36 @@ impl SiglipConfig {
     /// timm's tower that is this one, if it has one.
     pub fn timm_name(&self) -> Option<&'static str> {
         TIMM.iter().map(|(name, ..)| *name).find(|name| of_timm(name, None).as_ref() == Ok(self))
+    }
+
+    /// See `VisionTower::flops`.
+    pub(in crate::model) fn flops(&self, patches: i64) -> f64 {
+        let [width, inner, tokens] = [self.hidden_size, self.intermediate_size, patches].map(|n| n as f64);
+        let patch = (CHANNELS * self.patch_size.pow(2)) as f64;
+        let block = tokens * (8.0 * width * width + 4.0 * width * inner) + 4.0 * tokens * tokens * width;
+        // The probe's query and output, the tokens' keys and values, what is gathered, and the MLP of one token.
+        let head = 4.0 * width * width * (1.0 + tokens) + 4.0 * tokens * width + 4.0 * width * inner;
+        self.num_hidden_layers as f64 * block + 2.0 * width * tokens * patch + head
+    }
+
+    /// What the tower is in numbers.
+    pub fn size(&self) -> Size {
+        let (width, inner, tokens) = (self.hidden_size, self.intermediate_size, self.grid().pow(2));
+        let mlp = linear(width, inner) + linear(inner, width);
+        // Four projections, packed or not; in the head, one norm and the probe for two norms.
+        let block = 4 * linear(width, width) + mlp + 4 * width;
+        let head = 4 * linear(width, width) + mlp + 3 * width;
+        let embeddings = width * (1 + CHANNELS * self.patch_size.pow(2) + tokens);
+        let blocks = self.num_hidden_layers;
+        Size {
+            parameters: embeddings + blocks * block + 2 * width + head,
+            blocks,
+            block_parameters: block,
+            width,
+            kept: 9 * width + 2 * inner,
+            kept_wide: 0,
+            tokens,
+        }
     }
 
     pub(super) fn grid(&self) -> i64 {

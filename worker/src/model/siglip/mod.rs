@@ -16,8 +16,6 @@ use crate::torch::recompute::recompute;
 use std::sync::Arc;
 use tch::{Tensor, nn};
 
-const CHANNELS: i64 = 3;
-
 #[derive(Debug)]
 struct Embeddings {
     weight: Tensor,
@@ -31,7 +29,7 @@ impl Embeddings {
         let (width, patch, zero) = (config.hidden_size, config.patch_size, nn::Init::Const(0.0));
         let projection = path / "patch_embedding";
         Self {
-            weight: projection.var("weight", &[width, CHANNELS, patch, patch], zero),
+            weight: projection.var("weight", &[width, patches::CHANNELS, patch, patch], zero),
             bias: projection.var("bias", &[width], zero),
             position_embedding: (path / "position_embedding").var("weight", &[config.grid().pow(2), width], zero),
             patch,
@@ -210,13 +208,7 @@ impl VisionTower for Siglip {
     }
 
     fn flops(&self, patches: i64) -> f64 {
-        let [width, inner, tokens] =
-            [self.config.hidden_size, self.config.intermediate_size, patches].map(|n| n as f64);
-        let patch = (CHANNELS * self.config.patch_size.pow(2)) as f64;
-        let block = tokens * (8.0 * width * width + 4.0 * width * inner) + 4.0 * tokens * tokens * width;
-        // The probe's query and output, the tokens' keys and values, what is gathered, and the MLP of one token.
-        let head = 4.0 * width * width * (1.0 + tokens) + 4.0 * tokens * width + 4.0 * width * inner;
-        self.layers() as f64 * block + 2.0 * width * tokens * patch + head
+        self.config.flops(patches)
     }
 
     fn patches(&self) -> i64 {

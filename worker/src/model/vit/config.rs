@@ -3,6 +3,8 @@
 use crate::model::{
     config::{self, Check},
     init::{Fill, Initialise},
+    patches::CHANNELS,
+    size::{Size, linear},
 };
 use serde::Deserialize;
 
@@ -132,6 +134,33 @@ impl ClipVisionConfig {
         ])?;
         config::divisible(("hidden_size", self.hidden_size), ("num_attention_heads", self.num_attention_heads))?;
         config::divisible(("image_size", self.image_size), ("patch_size", self.patch_size))
+    }
+
+    /// See `VisionTower::flops`.
+    pub(in crate::model) fn flops(&self, patches: i64) -> f64 {
+        let [width, inner, tokens] = [self.hidden_size, self.intermediate_size, patches + 1].map(|n| n as f64);
+        let patch = (CHANNELS * self.patch_size.pow(2)) as f64;
+        let block = tokens * (8.0 * width * width + 4.0 * width * inner) + 4.0 * tokens * tokens * width;
+        let ends = 2.0 * width * (patches as f64 * patch + self.projection_dim as f64);
+        self.num_hidden_layers as f64 * block + ends
+    }
+
+    /// What the tower is in numbers.
+    pub fn size(&self) -> Size {
+        let (width, inner, tokens) = (self.hidden_size, self.intermediate_size, self.grid().pow(2) + 1);
+        let block = 4 * linear(width, width) + linear(width, inner) + linear(inner, width) + 4 * width;
+        let embeddings = width * (1 + CHANNELS * self.patch_size.pow(2) + tokens);
+        let blocks = self.num_hidden_layers;
+        Size {
+            parameters: embeddings + blocks * block + 4 * width + width * self.projection_dim,
+            blocks,
+            block_parameters: block,
+            width,
+            // The input and output of both norms; q, k, v; what is gathered, by heads and merged; both sides of the activation.
+            kept: 9 * width + 2 * inner,
+            kept_wide: 0,
+            tokens,
+        }
     }
 
     pub(super) fn grid(&self) -> i64 {

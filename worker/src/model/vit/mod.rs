@@ -18,7 +18,6 @@ use crate::torch::recompute::recompute;
 use std::sync::Arc;
 use tch::{Tensor, nn};
 
-const CHANNELS: i64 = 3;
 // The constant of QuickGELU.
 const QUICK: f64 = 1.702;
 
@@ -36,7 +35,7 @@ impl Embeddings {
         let zero = nn::Init::Const(0.0);
         Self {
             class_embedding: path.var("class_embedding", &[width], zero),
-            patch_embedding: (path / "patch_embedding").var("weight", &[width, CHANNELS, patch, patch], zero),
+            patch_embedding: (path / "patch_embedding").var("weight", &[width, patches::CHANNELS, patch, patch], zero),
             position_embedding: (path / "position_embedding").var("weight", &[tokens, width], zero),
             patch,
         }
@@ -220,12 +219,7 @@ impl VisionTower for ClipVision {
     }
 
     fn flops(&self, patches: i64) -> f64 {
-        let [width, inner, tokens] =
-            [self.config.hidden_size, self.config.intermediate_size, patches + 1].map(|n| n as f64);
-        let patch = (CHANNELS * self.config.patch_size.pow(2)) as f64;
-        let block = tokens * (8.0 * width * width + 4.0 * width * inner) + 4.0 * tokens * tokens * width;
-        let ends = 2.0 * width * (patches as f64 * patch + self.config.projection_dim as f64);
-        self.layers() as f64 * block + ends
+        self.config.flops(patches)
     }
 
     fn patches(&self) -> i64 {
