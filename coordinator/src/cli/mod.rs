@@ -5,6 +5,7 @@
 
 mod ckpt;
 mod client;
+mod compare;
 mod dry_run;
 mod error;
 mod follow;
@@ -73,6 +74,8 @@ enum Verb {
     /// Look at checkpoints
     #[command(subcommand)]
     Ckpt(ckpt::CkptCommand),
+    /// Evaluations of several jobs side by side
+    Compare(compare::CompareArgs),
     /// Look at data sets
     #[command(disable_help_flag = true)]
     Data(pass::PassArgs),
@@ -124,6 +127,7 @@ async fn dispatch(verb: Verb, common: &Common) -> Result<u8, CliError> {
         Verb::Resume(args) => run::resume(&args, common).await,
         Verb::Workers => jobs::workers(common).await,
         Verb::Ckpt(command) => ckpt::main(&command, common).await,
+        Verb::Compare(args) => compare::compare(&args, common),
         Verb::Data(args) => pass::to_trainer("data", &args, common),
         Verb::Export(args) => pass::to_trainer("export", &args.with_jobs_as_folders(), common),
         Verb::Encode(args) => pass::to_trainer("encode", &args, common),

@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import torch
+import torch.nn as nn
 from safetensors.torch import save_file
 
 HERE = pathlib.Path(__file__).parent
@@ -60,3 +61,15 @@ def save_case(file, model, inputs, output, probe, forward):
         tensors["grad." + name] = p.grad
     save_file(rounded(tensors), HERE / file)
     bf16_errors(file, model, forward, probe)
+
+
+class Block(nn.Module):
+    """A residual block of the research code's adapter."""
+
+    def __init__(self, width, expansion):
+        super().__init__()
+        self.ln = nn.LayerNorm(width)
+        self.fn = nn.Sequential(nn.Linear(width, width * expansion), nn.GELU(), nn.Dropout(0.0), nn.Linear(width * expansion, width))
+
+    def forward(self, x):
+        return x + self.fn(self.ln(x))

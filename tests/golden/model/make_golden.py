@@ -13,7 +13,7 @@ output and of all gradients together.
 import torch
 import torch.nn as nn
 import transformers
-from common import HERE, randomise, save_case
+from common import HERE, Block, randomise, save_case
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, LlamaConfig, LlamaModel
 
 assert transformers.__version__ == "4.57.6", transformers.__version__
@@ -59,16 +59,6 @@ def llama():
     for name, mask in (("causal", keep.long()), ("bidirectional", everyone)):
         forward = lambda m: m(input_ids=ids, attention_mask=mask).last_hidden_state * keep[..., None]
         save_case(f"llama-{name}.safetensors", model, {"ids": ids, "keep": keep}, forward(model), probe, forward)
-
-
-class Block(nn.Module):
-    def __init__(self, width, expansion):
-        super().__init__()
-        self.ln = nn.LayerNorm(width)
-        self.fn = nn.Sequential(nn.Linear(width, width * expansion), nn.GELU(), nn.Dropout(0.0), nn.Linear(width * expansion, width))
-
-    def forward(self, x):
-        return x + self.fn(self.ln(x))
 
 
 def adapter():

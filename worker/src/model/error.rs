@@ -137,6 +137,22 @@ pub enum ModelError {
         /// The tokenizer.
         path: PathBuf,
     },
+    /// A token that the model has no row for.
+    #[error(
+        "{path} gives {token:?} the id {id}, and the model's token table has {rows} rows, 0 to {}: the tokenizer is another \
+         model's, or tokens were added to it and not to the table; put the model's own tokenizer.json into its folder",
+        rows.saturating_sub(1)
+    )]
+    TokenBeyondTable {
+        /// The tokenizer.
+        path: PathBuf,
+        /// The token, or the text that has it.
+        token: String,
+        /// Its id.
+        id: u32,
+        /// Rows of the table.
+        rows: u32,
+    },
     /// A caption of which nothing can be averaged.
     #[error("the caption {caption:?} has no token to average; leave it out of the data set")]
     EmptyCaption {

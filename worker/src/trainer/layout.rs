@@ -25,8 +25,11 @@ pub struct Place {
     pub depth: i64,
 }
 
-/// The groups of stage 2: no decay on vectors and scalars (biases, norms, class embedding, logit scale; as open_clip),
-/// `layer_decay` to the power of the distance from the head on the learning rate (BEiT). `layer_id` gives 0 for the
+/// What eva_clip keeps from decaying although it is no vector (`no_weight_decay` of its tower): EVA02 alone has them.
+const NOT_DECAYED: [&str; 2] = ["visual.pos_embed", "visual.cls_token"];
+
+/// The groups of stage 2: no decay on vectors and scalars (biases, norms, class embedding, logit scale; as open_clip), nor on
+/// EVA02's positions and class token; `layer_decay` to the power of the distance from the head on the learning rate (BEiT). `layer_id` gives 0 for the
 /// embeddings, up to `layers` + 1 for the head.
 pub fn clip_groups<F: Fn(&str) -> i64>(
     weight_decay: f64,
@@ -37,7 +40,7 @@ pub fn clip_groups<F: Fn(&str) -> i64>(
     move |name, variable| {
         let depth = layer_id(name);
         let group = Group {
-            weight_decay: if variable.dim() < 2 { 0.0 } else { weight_decay },
+            weight_decay: if variable.dim() < 2 || NOT_DECAYED.contains(&name) { 0.0 } else { weight_decay },
             lr_scale: layer_decay.powi(i32::try_from(layers + 1 - depth).unwrap_or(0)),
         };
         Place { group, depth }
@@ -122,5 +125,25 @@ mod tests {
         let matrix = Tensor::zeros([2, 2], (Kind::Float, Device::Cpu));
         assert_eq!(group("head", &matrix).group, Group { weight_decay: 0.1, lr_scale: 1.0 });
         assert_eq!(group("embeddings", &matrix).group, Group { weight_decay: 0.1, lr_scale: 0.125 });
+    }
+
+    #[test]
+    fn what_eva_clip_and_open_clip_keep_from_decaying_does_not_decay() {
+        let group = clip_groups(0.1, 1.0, 2, |_| 0);
+        let decay = |name: &str, shape: &[i64]| {
+            group(name, &Tensor::zeros(shape, (Kind::Float, Device::Cpu))).group.weight_decay
+        };
+        for (name, shape) in [
+            ("visual.pos_embed", &[1, 5, 4][..]),
+            ("visual.cls_token", &[1, 1, 4]),
+            ("visual.blocks.0.attn.q_proj.bias", &[4]),
+            ("vision_model.embeddings.class_embedding", &[4]),
+            ("logit_scale", &[]),
+        ] {
+            assert_eq!(decay(name, shape), 0.0, "{name}");
+        }
+        // OpenAI's positions decay in both libraries.
+        assert_eq!(decay("vision_model.embeddings.position_embedding.weight", &[5, 4]), 0.1);
+        assert_eq!(decay("visual.patch_embed.proj.weight", &[4, 3, 2, 2]), 0.1);
     }
 }

@@ -59,6 +59,16 @@ impl CaptionTokenizer {
         Ok(Self { tokenizer, before, after, after_tokens, max_length, pooling })
     }
 
+    /// See [`TextTokenizer::within`].
+    ///
+    /// # Errors
+    /// When the vocabulary is larger than the table, or the template has a token beyond it.
+    pub fn within(mut self, rows: u32) -> Result<Self, ModelError> {
+        self.tokenizer = self.tokenizer.within(rows)?;
+        self.encode("a")?;
+        Ok(self)
+    }
+
     /// The caption's tokens. One that is too long loses its end; template and special tokens stay.
     pub fn encode(&self, caption: &str) -> Result<Encoded, ModelError> {
         self.encode_behind("", caption)

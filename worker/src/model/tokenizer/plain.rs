@@ -12,6 +12,8 @@ pub struct TextTokenizer {
     // What the file's post-processor puts around a text.
     first: Vec<u32>,
     last: Vec<u32>,
+    // Ids from here on have no row in the model's token table.
+    rows: u32,
 }
 
 impl std::fmt::Debug for TextTokenizer {
@@ -32,9 +34,32 @@ impl TextTokenizer {
         // Files of older versions of the library say some things in other ways.
         let json = tokenizers::canonicalize_str(&json).map_err(|error| unusable(error.to_string()))?;
         let pipeline = tokenizers::from_json(&json).map_err(|error| unusable(error.to_string()))?;
-        let mut opened = Self { path: path.clone(), pipeline, first: Vec::new(), last: Vec::new() };
+        let mut opened = Self { path: path.clone(), pipeline, first: Vec::new(), last: Vec::new(), rows: u32::MAX };
         (opened.first, opened.last) = opened.around()?;
         Ok(opened)
+    }
+
+    /// The tokenizer for a model whose token table has `rows` rows: from now on a token without one is an error, before a device
+    /// looks it up.
+    ///
+    /// # Errors
+    /// When the vocabulary is larger than the table: then it is another model's.
+    pub fn within(mut self, rows: u32) -> Result<Self, ModelError> {
+        self.rows = rows;
+        if let Some(token) = self.pipeline.get_model().id_to_token(rows) {
+            return Err(self.beyond(&token, rows));
+        }
+        let around = self.first.iter().chain(&self.last);
+        around.copied().try_for_each(|id| self.check(id, "a token around every text"))?;
+        Ok(self)
+    }
+
+    fn check(&self, id: u32, what: &str) -> Result<(), ModelError> {
+        if id < self.rows { Ok(()) } else { Err(self.beyond(what, id)) }
+    }
+
+    fn beyond(&self, token: &str, id: u32) -> ModelError {
+        ModelError::TokenBeyondTable { path: self.path.clone(), token: token.to_owned(), id, rows: self.rows }
     }
 
     /// The file.
@@ -88,7 +113,10 @@ impl TextTokenizer {
         // English has about four bytes a token.
         let mut ids = Vec::with_capacity(text.len() / 3 + 2);
         self.pipeline.encode_into(text, &options, &mut ids).map_err(|error| self.failed(text, error.as_ref()))?;
-        Ok(ids.into_iter().map(PipelineToken::id).collect())
+        let ids: Vec<u32> = ids.into_iter().map(PipelineToken::id).collect();
+        let highest = ids.iter().copied().max().unwrap_or(0);
+        self.check(highest, text)?;
+        Ok(ids)
     }
 
     fn failed(&self, what: &str, error: &dyn std::fmt::Display) -> ModelError {

@@ -118,3 +118,25 @@ fn what_tokenizers_1_0_cannot_do_is_told_and_not_done_wrongly() {
     let error = TextTokenizer::open(folder.path()).unwrap_err().to_string();
     assert!(error.contains("tokenizer.json cannot be used") && error.contains("add_prefix_space"), "{error}");
 }
+
+#[test]
+fn a_tokenizer_that_does_not_fit_the_token_table_is_refused_before_a_token_is_looked_up() {
+    let whole = || open("{caption}", 64, Pooling::Mean).unwrap();
+    assert!(whole().within(4096).is_ok());
+    let message = whole().within(4000).unwrap_err().to_string();
+    for part in ["tokenizer.json", "the id 4000", "4000 rows, 0 to 3999", "another model's"] {
+        assert!(message.contains(part), "{message}");
+    }
+    // Tokens that were added to the tokenizer are no part of its vocabulary: they count when a text has one.
+    let folder = tempfile::tempdir().unwrap();
+    let mut file: Value = serde_json::from_slice(&fs::read(demo().join("tokenizer.json")).unwrap()).unwrap();
+    let added = json!({ "id": 4096, "content": "<new>", "single_word": false, "lstrip": false, "rstrip": false,
+                        "normalized": false, "special": true });
+    file["added_tokens"].as_array_mut().unwrap().push(added);
+    fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();
+    let tokenizer = CaptionTokenizer::open(folder.path(), "{caption}", 64, Pooling::Mean).unwrap();
+    let tokenizer = tokenizer.within(4096).unwrap();
+    assert!(tokenizer.encode("a running shoe").is_ok());
+    let message = tokenizer.encode("a <new> shoe").unwrap_err().to_string();
+    assert!(message.contains("a <new> shoe") && message.contains("the id 4096"), "{message}");
+}

@@ -35,6 +35,7 @@ pub fn run(stage: &ContrastStage, context: &mut Context<'_>) -> Result<Outcome, 
     let tuning = Tuning::begin(&stage.training, stage.lora.as_ref(), context)?;
     let spec = tuning.spec();
     let tokenizer = CaptionTokenizer::open(&spec.folder, &spec.template, spec.max_length, spec.pooling)?;
+    let tokenizer = tokenizer.within(tuning.llm.vocabulary())?;
     let lengths: Vec<u64> = sources.iter().map(PairSource::len).collect();
     let order = recipe.order(&stage.training, &lengths).map_err(|error| TrainerError::Plan(error.to_string()))?;
     let parameters = tuning.parameters(&stage.training.optimizer, context)?;

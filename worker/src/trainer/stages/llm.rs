@@ -56,6 +56,11 @@ impl Llm {
         Ok(Self { llama, config, store })
     }
 
+    /// Rows of the token table.
+    pub fn vocabulary(&self) -> u32 {
+        u32::try_from(self.config.vocab_size).expect("a vocabulary has fewer than 2^32 tokens")
+    }
+
     /// The vectors' width D.
     pub fn width(&self) -> usize {
         usize::try_from(self.config.hidden_size).expect("a width fits in usize")

@@ -35,9 +35,8 @@ pub fn run(stage: &MntpStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let tuning = Tuning::begin(&stage.training, stage.lora.as_ref(), context)?;
     let spec = tuning.spec();
     let head = Head::open(&tuning.llm.llama, &spec.folder, spec.init)?;
-    let tokenizer = Arc::new(TextTokenizer::open(&spec.folder)?);
-    let vocabulary = u32::try_from(tuning.llm.config.vocab_size).expect("a vocabulary has fewer than 2^32 tokens");
-    let rule = MaskRule::new(&stage.mask, &tokenizer, vocabulary)?;
+    let tokenizer = Arc::new(TextTokenizer::open(&spec.folder)?.within(tuning.llm.vocabulary())?);
+    let rule = MaskRule::new(&stage.mask, &tokenizer, tuning.llm.vocabulary())?;
     let blocks = blocks(stage, &tokenizer, context)?;
     let lengths: Vec<u64> = blocks.iter().map(Blocks::len).collect();
     let order = recipe.order(&stage.training, &lengths).map_err(|error| TrainerError::Plan(error.to_string()))?;

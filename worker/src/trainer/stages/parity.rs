@@ -1,10 +1,17 @@
-//! Ten steps of `contrast` and `mntp` beside transformers, peft and torch.optim; `tests/golden/model/make_tuning.py` says what
-//! they did.
+//! Ten steps of `clip`, `contrast` and `mntp` beside transformers, open_clip, peft and torch.optim;
+//! `tests/golden/model/make_{clip_steps,tuning}.py` say what they did.
 
 use super::llm::{Kinds, Llm};
 use crate::{
     collective::Solo,
-    model::{llama::Head, lora::Lora, tokenizer::Encoded},
+    model::{
+        adapter::{Adapter, AdapterConfig},
+        llama::Head,
+        lora::Lora,
+        tokenizer::Encoded,
+        vision::{VisionConfig, VisionTower},
+        weights,
+    },
     objective::{Repeats, masked},
     trainer::{
         layout::clip_groups,
@@ -12,6 +19,7 @@ use crate::{
         schedule::learning_rate,
         step::{
             Cut, LossSettings, StepBegun, StepSettings,
+            clip::{PairEncoder, clip_step},
             contrast::{Contrast, TextEncoder, contrast_step},
             mntp::{MaskedEncoder, mntp_step},
         },
@@ -23,7 +31,7 @@ use std::{
     collections::HashMap,
     path::{Path, PathBuf},
 };
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, nn};
 
 const STEPS: usize = 10;
 const PAIRS: usize = 8;
@@ -83,6 +91,10 @@ fn check(case: &HashMap<String, Tensor>, losses: &[f64], variables: HashMap<Stri
     let trained: Vec<_> = case.iter().filter_map(|(name, t)| Some((name.strip_prefix("trained.")?, t))).collect();
     assert_eq!(trained.len(), variables.len());
     for (name, expected) in trained {
+        // Its gradient is 0 in theory and rounding in fact, of which AdamW makes whole steps: no two programs agree on it.
+        if name.ends_with("k_proj.bias") {
+            continue;
+        }
         let apart = ((&variables[name] - expected).norm() / expected.norm()).double_value(&[]);
         assert!(apart <= 2e-5, "{what}, {name}: {apart:.1e}");
     }
@@ -201,5 +213,51 @@ fn ten_steps_of_mntp_are_those_of_transformers_and_peft_with_lora_and_with_all_w
     for chunk in [4, 3] {
         mntp("mntp-lora", chunk, true);
         mntp("mntp-all", chunk, false);
+    }
+}
+
+struct Images<'a> {
+    tower: &'a dyn VisionTower,
+    adapter: &'a Adapter,
+    pixels: Vec<Tensor>,
+    vectors: Vec<Tensor>,
+}
+
+impl PairEncoder for Images<'_> {
+    fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
+        (self.tower.forward(&self.pixels[chunk]), self.adapter.forward(&self.vectors[chunk]))
+    }
+}
+
+#[test]
+fn ten_steps_of_clip_with_layer_decay_are_those_of_transformers_and_open_clip_in_one_chunk_or_several() {
+    let case = case("clip");
+    for sizes in [vec![8], vec![3, 3, 2]] {
+        let mut store = nn::VarStore::new(Device::Cpu);
+        let config = VisionConfig::read(&golden("vit")).unwrap();
+        let tower = config.build(&store.root());
+        weights::load(&mut store, &golden("vit"), config.names()).unwrap();
+        let sizes_of = AdapterConfig { input: 12, output: config.width(), blocks: 1, expansion: 2, l2_norm: true };
+        let adapter = Adapter::new(&store.root(), &sizes_of);
+        let log_scale = store.root().var("logit_scale", &[], nn::Init::Const(0.0));
+        let variables = store.variables();
+        let begin = case.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("begin.")?, tensor)));
+        begin.for_each(|(name, tensor)| tch::no_grad(|| variables[name].shallow_clone().copy_(tensor)));
+        let groups = clip_groups(0.1, 0.7, tower.layers(), |name| tower.layer_id(name));
+        let mut parameters = FlatParameters::new(variables.into_iter().collect(), groups, Device::Cpu).unwrap();
+        let mut losses = Vec::new();
+        for step in 0..STEPS {
+            let part = |name: &str| case[name].get(step as i64).to_kind(Kind::Float).split_with_sizes(&sizes, 0);
+            let pixels = part("pixels").into_iter().map(|pixels| pixels / 32).collect();
+            let encoder = Images { tower: tower.as_ref(), adapter: &adapter, pixels, vectors: part("vectors") };
+            let schedule = Schedule { warmup_steps: 3, decay: Decay::Cosine };
+            let learning_rate = learning_rate(step as u64, STEPS as u64, schedule, 2e-3);
+            let settings = StepSettings { learning_rate, betas: (0.9, 0.98), eps: 1e-6, ..settings(step) };
+            let cut = Cut { sizes: &sizes, rows: &[PAIRS as i64], repeats: &Repeats::default() };
+            let time = Timeline::begin(Device::Cpu);
+            let begun = clip_step(&encoder, cut, &Solo, &mut parameters, &log_scale, &settings, time);
+            losses.push(begun.unwrap().wait().unwrap().loss);
+        }
+        check(&case, &losses, store.variables(), &format!("clip in chunks of {sizes:?}"));
     }
 }

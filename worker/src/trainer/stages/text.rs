@@ -29,7 +29,7 @@ impl CaptionEncoder {
         let kind = torch::kind(precision);
         let mut llm = Llm::open(spec, seed, Kinds { weights: kind, compute: kind }, device)?;
         llm.store.freeze();
-        Ok(Self { tokenizer, llm })
+        Ok(Self { tokenizer: tokenizer.within(llm.vocabulary())?, llm })
     }
 
     /// The vectors' width D.
