@@ -4,9 +4,11 @@ use super::{
     Common,
     client::Client,
     error::CliError,
+    follow::Screen,
     local::Coordinator,
     locate::{self, Place},
     output::{self, Format},
+    run::end,
     why::explain,
 };
 use common::{
@@ -22,6 +24,15 @@ pub(super) const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7070";
 pub(super) struct JobArg {
     /// A job's id or its output folder
     pub job: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArgs {
+    /// A job's id or its output folder
+    job: String,
+    /// Show the job until it has ended, and end with its exit code
+    #[arg(short, long)]
+    follow: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -46,6 +57,12 @@ pub(super) struct ResumeArgs {
     /// Ranks, for a job of a cluster; as before unless given
     #[arg(long)]
     pub ranks: Option<u32>,
+    /// Machines, for a job of a cluster, with all of their trainers
+    #[arg(long, conflicts_with = "ranks")]
+    pub nodes: Option<usize>,
+    /// Wait so long for so many machines
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, requires = "nodes")]
+    pub wait: u64,
     /// New weights of the data sets that are mixed, from there on: `photos=3,art=1`
     #[arg(long, value_name = "NAME=N,...", value_delimiter = ',', value_parser = weight)]
     pub weights: Vec<(String, u32)>,
@@ -180,8 +197,11 @@ fn row(status: &JobStatus, driven: bool) -> Vec<String> {
     ]
 }
 
-pub(super) async fn status(args: &JobArg, common: &Common) -> Result<u8, CliError> {
+pub(super) async fn status(args: &StatusArgs, common: &Common) -> Result<u8, CliError> {
     let mut reached = reach(&args.job, common).await?;
+    if args.follow {
+        return follow(reached, common).await;
+    }
     let status = reached.client.status(&reached.job).await?;
     match common.format {
         Format::Json => output::print_json(None, &status),
@@ -189,6 +209,19 @@ pub(super) async fn status(args: &JobArg, common: &Common) -> Result<u8, CliErro
     }
     reached.end().await;
     Ok(0)
+}
+
+async fn follow(mut reached: Reached, common: &Common) -> Result<u8, CliError> {
+    let status = reached.client.status(&reached.job).await?;
+    if reached.own.is_some() && status.phase.exit_code().is_none() {
+        reached.end().await;
+        let job = status.job;
+        return Err(CliError::new(4, format!("nobody drives {job} now; `llm2clip resume {job}` goes on with it")));
+    }
+    let mut watch = reached.client.watch(&reached.job).await?;
+    let status = Screen::new(common.format).follow(&mut watch).await?;
+    reached.end().await;
+    Ok(end(&status, common.format))
 }
 
 fn print_status(status: &JobStatus, driven: bool) {

@@ -58,7 +58,7 @@ enum Verb {
     /// List jobs
     Ps,
     /// Where a job stands
-    Status(jobs::JobArg),
+    Status(jobs::StatusArgs),
     /// What the trainers of a job print
     Logs(logs::LogsArgs),
     /// What happened to a job

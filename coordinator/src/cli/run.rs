@@ -7,6 +7,7 @@ use super::{
     error::CliError,
     follow::Screen,
     jobs::{ResumeArgs, newest, reach},
+    launch::ranks_of,
     leftovers,
     local::{Coordinator, Settings, Workers},
     locate::{self, Place, STATE_FOLDER},
@@ -19,7 +20,11 @@ use common::{
     recipe::Recipe,
     status::{JobStatus, Phase},
 };
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::time::Instant;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
@@ -117,10 +122,17 @@ pub(super) async fn resume(args: &ResumeArgs, common: &Common) -> Result<u8, Cli
 
 async fn resume_elsewhere(args: &ResumeArgs, common: &Common) -> Result<u8, CliError> {
     if args.workers.is_some() {
-        return Err(CliError::usage("--workers is for a job of `llm2clip run` that has ended; give --ranks"));
+        return Err(CliError::usage(
+            "--workers is for a job of `llm2clip run` that has ended; give --ranks or --nodes",
+        ));
     }
     let mut reached = reach(&args.job, common).await?;
-    let status = reached.client.resume(&reached.job, args.step, args.ranks, &args.weights).await?;
+    let until = Instant::now() + Duration::from_secs(args.wait);
+    let ranks = match args.nodes {
+        Some(nodes) => Some(ranks_of(&mut reached.client, Some(nodes), until).await?),
+        None => args.ranks,
+    };
+    let status = reached.client.resume(&reached.job, args.step, ranks, &args.weights).await?;
     if !args.follow {
         match common.format {
             Format::Json => output::print_json(None, &status),
