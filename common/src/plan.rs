@@ -26,6 +26,9 @@ pub struct TrainPlan {
     pub stage: usize,
     /// Where to go on; absent means from the beginning of the stage.
     pub resume: Option<ResumePoint>,
+    /// Whether a rank holds the state of this stage in its memory: then all take the newest, and `resume` only if nobody does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_memory: bool,
     /// The whole recipe as it was validated when the job was submitted.
     pub recipe: Recipe,
     /// The job's folder on shared storage; absolute.

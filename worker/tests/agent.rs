@@ -196,6 +196,7 @@ impl Scene {
             peers: vec!["127.0.0.1:1".into()],
             stage: 0,
             resume: None,
+            from_memory: false,
             recipe,
             output: self.output(),
         };

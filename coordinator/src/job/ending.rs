@@ -28,10 +28,12 @@ impl Step {
         let Some(member) = membership.member_mut(rank).filter(|member| !member.ended) else { return };
         member.ended = true;
         member.pid = obituary.pid.or(member.pid);
+        let cause = obituary.cause.clone();
         if !ours {
             self.fail(generation, place, obituary);
         }
         match self.state.life {
+            Life::Starting | Life::Running if self.recovers(cause.as_ref()) => self.replace(rank),
             Life::Starting | Life::Running => self.end_all(After::Failure),
             Life::Stopping => self.end_all(After::Stop),
             _ => self.over_when_all_ended(),

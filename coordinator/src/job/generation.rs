@@ -41,6 +41,16 @@ impl Step {
         self.tell("generation", format!("generation {generation}: {world} trainers for stage {kind} from {from}"));
     }
 
+    /// Begins the next generation on the same places: what lives there keeps its process and the state in its memory, the rest
+    /// is started again.
+    pub(super) fn begin_again(&mut self, held: Step) {
+        let places = self.state.membership.iter().flat_map(|m| &m.members).map(|member| member.place.clone());
+        self.begin(places.collect());
+        if let Some(membership) = self.state.membership.as_mut() {
+            membership.held = Some(held);
+        }
+    }
+
     /// A trainer listens; when all do, all get their plans.
     pub(super) fn ready(&mut self, generation: Generation, place: &Place, pid: u32, peer: String) {
         let starting = matches!(self.state.life, Life::Starting);
@@ -149,6 +159,7 @@ pub(super) fn plans(state: &JobState) -> Vec<Command> {
         peers: peers.clone(),
         stage: membership.stage,
         resume: resume.clone(),
+        from_memory: membership.held.is_some(),
         recipe: state.recipe.clone(),
         output: output.clone(),
     };

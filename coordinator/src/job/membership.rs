@@ -17,6 +17,10 @@ pub struct Membership {
     pub stage: usize,
     /// The checkpoint it began from; absent means the beginning of the stage.
     pub resume: Option<Step>,
+    /// The newest step that a rank is known to hold in memory, from the membership before; absent when this one does not go
+    /// on from memory. A rank may hold a later one: reports are a little behind.
+    #[serde(default)]
+    pub held: Option<Step>,
     /// Whether it committed a checkpoint.
     pub committed: bool,
     /// Since when it is in the job's present life (starting, stopping, …).
@@ -58,7 +62,13 @@ impl Membership {
     /// A new membership of which nothing is known yet.
     pub fn new(generation: Generation, stage: usize, resume: Option<Step>, places: Vec<Place>, now: Timestamp) -> Self {
         let members = places.into_iter().map(Member::new).collect();
-        Self { generation, stage, resume, committed: false, since: now, members }
+        Self { generation, stage, resume, held: None, committed: false, since: now, members }
+    }
+
+    /// The newest step that any rank reported, or that it began from.
+    pub fn newest_step(&self) -> Step {
+        let reported = self.members.iter().filter_map(|member| member.step).max();
+        reported.max(self.held).max(self.resume).unwrap_or_default()
     }
 
     /// How many ranks there are.
@@ -93,7 +103,7 @@ impl Membership {
 
     /// Whether any rank got further than where the generation began.
     pub fn advanced(&self) -> bool {
-        let began = self.resume.unwrap_or_default();
+        let began = self.held.max(self.resume).unwrap_or_default();
         let further = |member: &Member| member.finished.is_some() || member.step.is_some_and(|step| step > began);
         self.committed || self.members.iter().any(further)
     }

@@ -13,6 +13,7 @@ mod journal;
 mod membership;
 mod owed;
 mod record;
+mod recovery;
 mod reports;
 mod requests;
 mod state;
