@@ -260,8 +260,13 @@ impl Events {
                     self.after = event.sequence;
                     return Ok(Some(event));
                 }
-                Ok(None) => return Ok(None),
+                Ok(None) if !self.follow || !self.client.search.has_choice() => return Ok(None),
                 Err(status) if !self.client.may_go_on(&status) => return Err(status.into()),
+                // A stream also ends in good order with the coordinator that it came from.
+                Ok(None) => {
+                    self.follow = self.client.status(&self.job).await?.phase.exit_code().is_none();
+                    self.stream = self.client.open_events(&self.job, self.after, self.follow).await?;
+                }
                 Err(_) => self.stream = self.client.open_events(&self.job, self.after, self.follow).await?,
             }
         }
