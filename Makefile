@@ -5,12 +5,13 @@
 # make fuzz    damaged files against the readers, FUZZ_SECONDS each (default 60)
 # make peers   transformers, open_clip and peft, in which `make test` then loads an export (6 GB)
 # make s3-server   the S3 server that the tests of object storage run against
+# make etcd    the etcd that the tests of the shared store run against (Debian's package; without it they are skipped)
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: demo test setup libtorch-cuda s3-server peers build lint fuzz clean-demo
+.PHONY: demo test setup libtorch-cuda s3-server etcd peers build lint fuzz clean-demo
 
 setup:
 	@python3 deploy/setup/fetch_deps.py
@@ -20,6 +21,9 @@ libtorch-cuda:
 
 s3-server:
 	@python3 deploy/setup/fetch_s3_server.py
+
+etcd:
+	@python3 deploy/setup/fetch_etcd.py
 
 peers:
 	@python3 deploy/setup/fetch_peers.py
@@ -36,6 +40,7 @@ lint: setup
 
 # The binaries first: the scenarios run the real ones.
 test: lint build s3-server
+	-@python3 deploy/setup/fetch_etcd.py
 	$(CARGO) test --release --workspace
 
 fuzz: setup

@@ -59,6 +59,8 @@ struct Coordinator(mpsc::Sender<Session>);
 struct Session {
     orders: mpsc::Sender<Result<v1::ToWorker, Status>>,
     said: Streaming<v1::FromWorker>,
+    /// Of the leader that this one plays.
+    term: Option<u64>,
 }
 
 #[tonic::async_trait]
@@ -70,14 +72,14 @@ impl workers_server::Workers for Coordinator {
         request: Request<Streaming<v1::FromWorker>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let (orders, waiting) = mpsc::channel(16);
-        self.0.send(Session { orders, said: request.into_inner() }).await.unwrap();
+        self.0.send(Session { orders, said: request.into_inner(), term: None }).await.unwrap();
         Ok(Response::new(Box::pin(ReceiverStream::new(waiting))))
     }
 }
 
 impl Session {
     async fn order(&self, message: Ordered) {
-        self.orders.send(Ok(v1::ToWorker { message: Some(message) })).await.unwrap();
+        self.orders.send(Ok(v1::ToWorker { message: Some(message), term: self.term })).await.unwrap();
     }
 
     /// The next thing said that is no heartbeat.
@@ -133,6 +135,29 @@ fn named(generation: u64) -> Option<v1::TrainerRef> {
     Some(v1::TrainerRef { job: "demo-1".into(), generation, slot: 0 })
 }
 
+/// Plays a coordinator on a free port.
+async fn serve() -> (String, mpsc::Receiver<Session>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, sessions) = mpsc::channel(4);
+    let server =
+        tonic::transport::Server::builder().add_service(workers_server::WorkersServer::new(Coordinator(sender)));
+    tokio::spawn(server.serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)));
+    (url, sessions)
+}
+
+/// The next session with a coordinator, as the leader of a term; and what the worker said first.
+async fn accept(sessions: &mut mpsc::Receiver<Session>, term: Option<u64>) -> (Session, v1::Register) {
+    let next = tokio::time::timeout(DEADLINE, sessions.recv()).await;
+    let mut session = Session { term, ..next.expect("a session within the deadline").unwrap() };
+    let Said::Register(register) = session.said().await else { panic!("the first is Register") };
+    assert_eq!(register.worker, "box");
+    let inventory: Inventory = serde_json::from_str(&register.inventory).unwrap();
+    assert_eq!((inventory.trainers, inventory.cores), (1, 2));
+    session.order(Ordered::Registered(v1::Registered { lease_ms: 600 })).await;
+    (session, register)
+}
+
 /// A coordinator, and a folder for a worker.
 struct Scene {
     folder: tempfile::TempDir,
@@ -149,12 +174,7 @@ impl Scene {
             format!("#!/bin/sh\n{TRAINER_SOCKET}=\"$3\" exec '{}' --exact fake_trainer --nocapture\n", this.display());
         fs::write(&script, text).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let (sender, sessions) = mpsc::channel(4);
-        let server =
-            tonic::transport::Server::builder().add_service(workers_server::WorkersServer::new(Coordinator(sender)));
-        tokio::spawn(server.serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)));
+        let (url, sessions) = serve().await;
         Self { folder, url, sessions }
     }
 
@@ -163,8 +183,12 @@ impl Scene {
     }
 
     fn worker(&self, arguments: &[&str]) -> Worker {
+        self.worker_of(&self.url, arguments)
+    }
+
+    fn worker_of(&self, coordinators: &str, arguments: &[&str]) -> Worker {
         let mut command = Command::new(env!("CARGO_BIN_EXE_llm2clip-worker"));
-        command.args(["--coordinator", &self.url, "--id", "box", "--trainers", "1", "--cores", "2"]);
+        command.args(["--coordinator", coordinators, "--id", "box", "--trainers", "1", "--cores", "2"]);
         // Longer than a Unix socket's path may be.
         command.arg("--state").arg(self.folder.path().join("s".repeat(120))).args(arguments);
         command.env("LLM2CLIP_TRAINER", self.folder.path().join("trainer.sh"));
@@ -173,13 +197,7 @@ impl Scene {
 
     /// The next session, registered, and the trainers that were said to live.
     async fn session(&mut self) -> (Session, Vec<v1::TrainerReady>) {
-        let next = tokio::time::timeout(DEADLINE, self.sessions.recv()).await;
-        let mut session = next.expect("a session within the deadline").unwrap();
-        let Said::Register(register) = session.said().await else { panic!("the first is Register") };
-        assert_eq!(register.worker, "box");
-        let inventory: Inventory = serde_json::from_str(&register.inventory).unwrap();
-        assert_eq!((inventory.trainers, inventory.cores), (1, 2));
-        session.order(Ordered::Registered(v1::Registered { lease_ms: 600 })).await;
+        let (session, register) = accept(&mut self.sessions, None).await;
         (session, register.trainers)
     }
 
@@ -314,4 +332,45 @@ async fn a_second_worker_in_the_same_folder_is_refused() {
     assert_eq!(scene.worker(&[]).wait().await, (Some(1), String::new()));
     first.signal(Signal::TERM);
     assert_eq!(first.wait().await.0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_goes_to_whom_a_standby_names_and_obeys_no_deposed_leader() {
+    let scene = Scene::new().await;
+    let (mut first, (other, mut second)) = (scene.sessions, serve().await);
+    let scene = Scene { sessions: mpsc::channel(1).1, ..scene };
+    let worker = scene.worker_of(&format!("{},{other}", scene.url), &["--with-parent"]);
+    let standby = async |sessions: &mut mpsc::Receiver<Session>, leader: Option<&str>| {
+        let asked = tokio::time::timeout(DEADLINE, sessions.recv()).await.unwrap().unwrap();
+        asked.orders.send(Err(proto::leader::standby(leader))).await.unwrap();
+    };
+    standby(&mut first, Some(&other)).await;
+    let (mut session, register) = accept(&mut second, Some(7)).await;
+    assert_eq!(register.term, None);
+    let pid = session.start(&scene, 1).await;
+    session.plan(&scene, 1, "demo").await;
+    session.progressed(1).await;
+    drop(session);
+
+    // Its trainer goes on while nobody leads, and lives to see the next leader.
+    standby(&mut first, None).await;
+    standby(&mut second, Some(&scene.url)).await;
+    let (mut session, register) = accept(&mut first, Some(9)).await;
+    assert_eq!((register.term, register.trainers.len()), (Some(7), 1));
+    assert_eq!(register.trainers[0].pid, pid);
+    // An order under an earlier term, as of a leader that was stopped and goes on: not obeyed, and the session is over.
+    session.term = Some(7);
+    session.order(Ordered::EndTrainer(v1::EndTrainer { trainer: named(1), grace_ms: 0 })).await;
+    while let Ok(Some(_)) = tokio::time::timeout(DEADLINE, session.said.message()).await.unwrap() {}
+    assert!(alive(pid));
+    // Nor is a session taken up with it.
+    let (mut session, register) = accept(&mut second, Some(7)).await;
+    assert_eq!(register.term, Some(9));
+    while let Ok(Some(_)) = tokio::time::timeout(DEADLINE, session.said.message()).await.unwrap() {}
+    let (mut session, register) = accept(&mut first, Some(9)).await;
+    assert_eq!(register.trainers[0].pid, pid);
+    session.order(Ordered::EndTrainer(v1::EndTrainer { trainer: named(1), grace_ms: 5000 })).await;
+    assert_eq!(session.ended().await.0.pid, pid);
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.wait().await.0, Some(0));
 }

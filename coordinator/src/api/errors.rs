@@ -1,6 +1,10 @@
 //! Errors as gRPC statuses; the message travels as it is.
 
-use crate::runtime::RuntimeError;
+use crate::{
+    election::{Office, Seats},
+    runtime::RuntimeError,
+};
+use proto::leader;
 use tonic::{Code, Status};
 
 /// What a caller is told.
@@ -11,11 +15,21 @@ pub(super) fn status(error: &RuntimeError) -> Status {
         RuntimeError::NoRanks(_) => Code::InvalidArgument,
         RuntimeError::Refused(_) | RuntimeError::OutputInUse { .. } => Code::FailedPrecondition,
         RuntimeError::SessionOver(_) => Code::Aborted,
-        RuntimeError::Closed => Code::Unavailable,
+        RuntimeError::Closed | RuntimeError::Deposed => Code::Unavailable,
         RuntimeError::Slow(_) => Code::DeadlineExceeded,
         RuntimeError::Store(_) | RuntimeError::Record { .. } => Code::Internal,
     };
     Status::new(code, error.to_string())
+}
+
+/// The leader's office, or the answer of one that stands by.
+pub(super) fn office(seats: &Seats) -> Result<Office, Status> {
+    seats.office().map_err(|leader| leader::standby(leader.as_deref()))
+}
+
+/// The answer to a worker that has seen a later leader.
+pub(super) fn deposed(error: leader::Deposed) -> Status {
+    Status::failed_precondition(error.to_string())
 }
 
 /// A field of a message that cannot be read.

@@ -5,6 +5,7 @@ use super::{
     streams,
 };
 use crate::{
+    election::Seats,
     job::{Resume, Submission},
     runtime::Handle,
 };
@@ -25,13 +26,18 @@ use tonic::{Request, Response, Status};
 
 /// The service `Jobs`.
 pub(super) struct JobsService {
-    handle: Handle,
+    seats: Seats,
     shutdown: Shutdown,
 }
 
 impl JobsService {
-    pub(super) fn new(handle: Handle, shutdown: Shutdown) -> Self {
-        Self { handle, shutdown }
+    pub(super) fn new(seats: Seats, shutdown: Shutdown) -> Self {
+        Self { seats, shutdown }
+    }
+
+    /// The loop, if it is ours to run.
+    fn handle(&self) -> Result<Handle, Status> {
+        Ok(errors::office(&self.seats)?.handle)
     }
 
     /// Runs a stream's task until it, or the server, ends.
@@ -56,19 +62,19 @@ impl Jobs for JobsService {
         let recipe: Recipe = serde_json::from_str(&request.recipe).map_err(|error| invalid("recipe", error))?;
         let job = job_id(&request.job)?;
         let submission = Submission { job, recipe, world_size: WorldSize(request.world_size) };
-        let status = self.handle.submit(submission).await.map_err(|error| errors::status(&error))?;
+        let status = self.handle()?.submit(submission).await.map_err(|error| errors::status(&error))?;
         Ok(Response::new(streams::reply(&status)?))
     }
 
     async fn list(&self, _: Request<ListRequest>) -> Result<Response<ListReply>, Status> {
-        let jobs = self.handle.list().await.map_err(|error| errors::status(&error))?;
+        let jobs = self.handle()?.list().await.map_err(|error| errors::status(&error))?;
         let jobs = jobs.iter().map(|status| json(status.as_ref())).collect::<Result<_, _>>()?;
         Ok(Response::new(ListReply { jobs }))
     }
 
     async fn status(&self, request: Request<JobRequest>) -> Result<Response<StatusReply>, Status> {
         let job = job_id(&request.into_inner().job)?;
-        let status = self.handle.status(&job).await.map_err(|error| errors::status(&error))?;
+        let status = self.handle()?.status(&job).await.map_err(|error| errors::status(&error))?;
         Ok(Response::new(streams::reply(&status)?))
     }
 
@@ -76,7 +82,7 @@ impl Jobs for JobsService {
 
     async fn watch(&self, request: Request<JobRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let job = job_id(&request.into_inner().job)?;
-        let status = self.handle.watch(&job).await.map_err(|error| errors::status(&error))?;
+        let status = self.handle()?.watch(&job).await.map_err(|error| errors::status(&error))?;
         let (outbox, messages) = mpsc::channel(streams::QUEUE);
         self.stream(streams::follow_status(status, outbox));
         Ok(Response::new(ReceiverStream::new(messages)))
@@ -87,15 +93,16 @@ impl Jobs for JobsService {
     async fn events(&self, request: Request<EventsRequest>) -> Result<Response<Self::EventsStream>, Status> {
         let request = request.into_inner();
         let job = job_id(&request.job)?;
-        self.handle.status(&job).await.map_err(|error| errors::status(&error))?;
+        let handle = self.handle()?;
+        handle.status(&job).await.map_err(|error| errors::status(&error))?;
         let (outbox, messages) = mpsc::channel(streams::QUEUE);
-        self.stream(streams::follow_events(self.handle.clone(), job, request.after, request.follow, outbox));
+        self.stream(streams::follow_events(handle, job, request.after, request.follow, outbox));
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 
     async fn stop(&self, request: Request<JobRequest>) -> Result<Response<StatusReply>, Status> {
         let job = job_id(&request.into_inner().job)?;
-        let status = self.handle.stop(&job).await.map_err(|error| errors::status(&error))?;
+        let status = self.handle()?.stop(&job).await.map_err(|error| errors::status(&error))?;
         Ok(Response::new(streams::reply(&status)?))
     }
 
@@ -107,12 +114,12 @@ impl Jobs for JobsService {
             world_size: request.world_size.map(WorldSize),
             weights: request.weights.into_iter().collect(),
         };
-        let status = self.handle.resume(&job, resume).await.map_err(|error| errors::status(&error))?;
+        let status = self.handle()?.resume(&job, resume).await.map_err(|error| errors::status(&error))?;
         Ok(Response::new(streams::reply(&status)?))
     }
 
     async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Result<Response<ListWorkersReply>, Status> {
-        let workers = self.handle.workers().await.map_err(|error| errors::status(&error))?;
+        let workers = self.handle()?.workers().await.map_err(|error| errors::status(&error))?;
         Ok(Response::new(ListWorkersReply { workers: workers.iter().map(json).collect::<Result<_, _>>()? }))
     }
 }

@@ -1,4 +1,4 @@
-//! The gRPC services, over a [`crate::runtime::Handle`]. Protobuf types stop here.
+//! The gRPC services, over the [`crate::runtime::Handle`] of whoever leads. Protobuf types stop here.
 
 mod admission;
 mod errors;

@@ -1,7 +1,7 @@
 //! The server.
 
 use super::{admission::admit, jobs::JobsService, sessions::WorkersService};
-use crate::runtime::Handle;
+use crate::election::Seats;
 use common::daemon::shutdown::Shutdown;
 use proto::v1::{jobs_server::JobsServer, workers_server::WorkersServer};
 use std::time::Duration;
@@ -23,15 +23,15 @@ const DRAIN: Duration = Duration::from_secs(5);
 #[error("the gRPC server failed: {0}")]
 pub struct ServeError(#[from] tonic::transport::Error);
 
-/// Serves until shutdown begins; open streams end then.
+/// Serves until shutdown begins; open streams end then. While another coordinator leads, every answer names it.
 ///
 /// # Errors
 /// When the server fails.
-pub async fn serve(listener: TcpListener, handle: Handle, shutdown: Shutdown) -> Result<(), ServeError> {
+pub async fn serve(listener: TcpListener, seats: Seats, shutdown: Shutdown) -> Result<(), ServeError> {
     let token = shutdown.token();
-    let jobs = JobsServer::new(JobsService::new(handle.clone(), shutdown.clone()));
+    let jobs = JobsServer::new(JobsService::new(seats.clone(), shutdown.clone()));
     let jobs = jobs.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
-    let workers = WorkersServer::new(WorkersService::new(handle, shutdown.clone()));
+    let workers = WorkersServer::new(WorkersService::new(seats, shutdown.clone()));
     let workers = workers.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))

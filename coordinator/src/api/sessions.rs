@@ -1,9 +1,15 @@
 //! Sessions of workers.
 
 use super::{errors, wire};
-use crate::runtime::{Handle, RuntimeError};
+use crate::{
+    election::{Office, Seats},
+    runtime::RuntimeError,
+};
 use common::daemon::shutdown::Shutdown;
-use proto::v1::{FromWorker, Registered, ToWorker, to_worker::Message, workers_server::Workers};
+use proto::{
+    leader::{Term, Terms},
+    v1::{FromWorker, Registered, ToWorker, to_worker::Message, workers_server::Workers},
+};
 use std::time::Duration;
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -16,47 +22,67 @@ const QUEUE: usize = 64;
 
 /// The service `Workers`.
 pub(super) struct WorkersService {
-    handle: Handle,
+    seats: Seats,
     shutdown: Shutdown,
 }
 
 impl WorkersService {
-    pub(super) fn new(handle: Handle, shutdown: Shutdown) -> Self {
-        Self { handle, shutdown }
+    pub(super) fn new(seats: Seats, shutdown: Shutdown) -> Self {
+        Self { seats, shutdown }
     }
 }
 
-type Outbox = mpsc::Sender<Result<ToWorker, Status>>;
+/// The way to a worker. All that goes there carries the leader's term.
+struct Outbox {
+    queue: mpsc::Sender<Result<ToWorker, Status>>,
+    office: Office,
+}
+
+impl Outbox {
+    /// Sends, if this coordinator may still act.
+    async fn send(&self, message: Message, deadline: Duration) -> Result<(), Status> {
+        self.office.authority.check().map_err(|error| errors::status(&error))?;
+        let message = ToWorker { message: Some(message), term: self.office.term.map(|term| term.0) };
+        let sent = self.queue.send_timeout(Ok(message), deadline).await;
+        sent.map_err(|_| Status::deadline_exceeded("the worker does not read its orders"))
+    }
+}
 
 #[tonic::async_trait]
 impl Workers for WorkersService {
     type SessionStream = ReceiverStream<Result<ToWorker, Status>>;
 
     async fn session(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::SessionStream>, Status> {
-        let (outbox, messages) = mpsc::channel(QUEUE);
-        let (handle, token) = (self.handle.clone(), self.shutdown.token());
+        let office = errors::office(&self.seats)?;
+        let (queue, messages) = mpsc::channel(QUEUE);
+        let (seats, token) = (self.seats.clone(), self.shutdown.token());
         let inbound = request.into_inner();
         self.shutdown.spawn(async move {
-            let session = talk(handle, inbound, &outbox);
-            if let Some(Err(status)) = token.run_until_cancelled(session).await {
+            let outbox = Outbox { queue, office };
+            if let Some(Err(status)) = token.run_until_cancelled(talk(inbound, &outbox)).await {
+                // Where another leads by now, that is what the worker needs to know.
+                let status = errors::office(&seats).err().unwrap_or(status);
                 // A worker that is gone need not hear why.
-                let _ = outbox.try_send(Err(status));
+                let _ = outbox.queue.try_send(Err(status));
             }
         });
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 }
 
-async fn talk(handle: Handle, mut inbound: Streaming<FromWorker>, outbox: &Outbox) -> Result<(), Status> {
+async fn talk(mut inbound: Streaming<FromWorker>, outbox: &Outbox) -> Result<(), Status> {
+    let handle = &outbox.office.handle;
     let first = timeout(REGISTER, inbound.message()).await;
     let first =
         first.map_err(|_| Status::deadline_exceeded("the first message did not come: it must be `register`"))??;
-    let opening = wire::opening(first)?;
+    let (opening, newest) = wire::opening(first)?;
+    let mut seen = Terms::default();
+    seen.admit(newest.map(Term)).and_then(|()| seen.admit(outbox.office.term)).map_err(errors::deposed)?;
     let worker = opening.worker.clone();
     let lease = handle.lease();
     let mut session = handle.open(opening).await.map_err(|error| errors::status(&error))?;
     let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-    send(outbox, Message::Registered(Registered { lease_ms }), lease).await?;
+    outbox.send(Message::Registered(Registered { lease_ms }), lease).await?;
     let ended = loop {
         tokio::select! {
             command = session.commands.recv() => {
@@ -64,7 +90,7 @@ async fn talk(handle: Handle, mut inbound: Streaming<FromWorker>, outbox: &Outbo
                     break Err(errors::status(&RuntimeError::SessionOver(worker.clone())));
                 };
                 let sent = match wire::message(command) {
-                    Ok(message) => send(outbox, message, lease).await,
+                    Ok(message) => outbox.send(message, lease).await,
                     Err(status) => Err(status),
                 };
                 if sent.is_err() {
@@ -85,10 +111,4 @@ async fn talk(handle: Handle, mut inbound: Streaming<FromWorker>, outbox: &Outbo
     };
     session.close().await;
     ended
-}
-
-async fn send(outbox: &Outbox, message: Message, deadline: Duration) -> Result<(), Status> {
-    let message = ToWorker { message: Some(message) };
-    let sent = outbox.send_timeout(Ok(message), deadline).await;
-    sent.map_err(|_| Status::deadline_exceeded("the worker does not read its orders"))
 }

@@ -17,8 +17,8 @@ use proto::v1::{
 use serde::{Serialize, de::DeserializeOwned};
 use tonic::Status;
 
-/// The first message.
-pub(super) fn opening(message: Option<FromWorker>) -> Result<Opening, Status> {
+/// The first message, and the newest term of a leader that the worker has seen.
+pub(super) fn opening(message: Option<FromWorker>) -> Result<(Opening, Option<u64>), Status> {
     let Some(FromWorker { message: Some(from_worker::Message::Register(register)) }) = message else {
         return Err(Status::failed_precondition("the first message must be `register`"));
     };
@@ -26,11 +26,12 @@ pub(super) fn opening(message: Option<FromWorker>) -> Result<Opening, Status> {
         let (job, generation, slot) = reference(ready.trainer)?;
         Ok((job, LivingTrainer { generation, slot, pid: ready.pid, peer: ready.peer }))
     });
-    Ok(Opening {
+    let opening = Opening {
         worker: register.worker.parse().map_err(|error| invalid("worker", error))?,
         inventory: parse("inventory", &register.inventory)?,
         living: living.collect::<Result<_, Status>>()?,
-    })
+    };
+    Ok((opening, register.term))
 }
 
 /// Every later message.

@@ -3,6 +3,7 @@
 use super::{error::CliError, locate, pass::program};
 use crate::{
     api,
+    election::Seats,
     runtime::{Handle, Runtime, RuntimeConfig},
     store::RedbStore,
 };
@@ -60,7 +61,7 @@ impl Coordinator {
                 tracing::error!(%error, "the coordinator ended");
             }
         });
-        let serving = api::serve(listener, handle.clone(), shutdown.clone());
+        let serving = api::serve(listener, Seats::always(handle.clone()), shutdown.clone());
         shutdown.spawn(async move {
             if let Err(error) = serving.await {
                 tracing::error!(%error, "the API ended");

@@ -39,8 +39,8 @@ use std::process::ExitCode;
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
-    /// Where the coordinator is, such as http://10.0.0.1:7070; jobs of `run` are found without it
-    #[arg(long, global = true, env = "LLM2CLIP_COORDINATOR", value_name = "URL")]
+    /// Where the coordinator is, such as http://10.0.0.1:7070, or several with commas between; jobs of `run` are found without it
+    #[arg(long, global = true, env = "LLM2CLIP_COORDINATOR", value_name = "URL[,URL]")]
     coordinator: Option<String>,
     /// What to print on stdout: text, or one JSON document
     #[arg(short, long, global = true, value_enum, default_value_t = output::Format::Text)]

@@ -46,8 +46,11 @@ pub enum RuntimeError {
     #[error("worker {0} has another session, or its lease lapsed: register again")]
     SessionOver(WorkerId),
     /// The loop has ended.
-    #[error("the coordinator is shutting down")]
+    #[error("the coordinator is shutting down, or no longer leads")]
     Closed,
+    /// Another coordinator leads, or soon will.
+    #[error("this coordinator no longer leads: ask again, and another one answers")]
+    Deposed,
     /// The loop did not answer in time.
     #[error("the coordinator did not answer within {} s: its store may be slow", .0.as_secs())]
     Slow(Duration),

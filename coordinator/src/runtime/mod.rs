@@ -3,6 +3,7 @@
 //! It turns requests, reports and time into events of jobs, stores what [`crate::job::transition`] decides, and only then
 //! sends the commands to the workers' sessions. It knows no protobuf.
 
+mod authority;
 mod error;
 mod handle;
 mod input;
@@ -13,6 +14,7 @@ mod storage;
 mod workers;
 
 pub use self::{
+    authority::Authority,
     error::RuntimeError,
     handle::{Handle, Session},
     input::{Opening, Report},

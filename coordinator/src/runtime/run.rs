@@ -1,7 +1,7 @@
 //! The loop.
 
 use super::{
-    Handle, Opening, Report, RuntimeError,
+    Authority, Handle, Opening, Report, RuntimeError,
     input::{Input, Reply, SessionId},
     jobs::Jobs,
     placing, storage,
@@ -33,17 +33,20 @@ const TICK: Duration = Duration::from_millis(500);
 pub struct RuntimeConfig {
     /// How long a worker counts as living after it was last heard of.
     pub lease: Duration,
+    /// How long a worker that a job's record names may take to come back when the loop begins.
+    pub return_within: Duration,
 }
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(5) }
+        Self { lease: Duration::from_secs(5), return_within: Duration::from_secs(5) }
     }
 }
 
 /// The loop's state. [`Runtime::open`] loads it, [`Runtime::run`] runs it.
 pub struct Runtime<S> {
     store: S,
+    authority: Authority,
     config: RuntimeConfig,
     inputs: mpsc::Receiver<Input>,
     jobs: Jobs,
@@ -60,16 +63,24 @@ impl<S: Store> Runtime<S> {
         let jobs = Jobs::load(&store, now).await?;
         let mut workers = Workers::default();
         for place in placing::held(&jobs).into_keys() {
-            workers.expect(&place.worker, now, Instant::now());
+            let extra = config.return_within.saturating_sub(config.lease);
+            workers.expect(&place.worker, now, Instant::now() + extra);
         }
         let (sender, inputs) = mpsc::channel(INPUTS);
-        Ok((Handle::new(sender, config.lease), Self { store, config, inputs, jobs, workers }))
+        let authority = Authority::unlimited();
+        Ok((Handle::new(sender, config.lease), Self { store, authority, config, inputs, jobs, workers }))
+    }
+
+    /// The same for one of several coordinators: the loop ends as soon as it may no longer act.
+    #[must_use]
+    pub fn under(self, authority: Authority) -> Self {
+        Self { authority, ..self }
     }
 
     /// Runs until the token is cancelled or nobody can ask any more.
     ///
     /// # Errors
-    /// When the store fails: nothing that is decided could be kept.
+    /// When the store fails, as nothing that is decided could be kept, or the authority is over.
     pub async fn run(mut self, token: CancellationToken) -> Result<(), RuntimeError> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -84,10 +95,12 @@ impl<S: Store> Runtime<S> {
             }
             self.place().await?;
         }
+        self.authority.check()?;
         self.jobs.flush(&self.store, true).await
     }
 
     async fn hear(&mut self, input: Input) -> Result<(), RuntimeError> {
+        self.authority.check()?;
         match input {
             Input::Submit(submission, reply) => {
                 let result = self.submit(*submission).await;
@@ -193,6 +206,7 @@ impl<S: Store> Runtime<S> {
     }
 
     async fn tick(&mut self) -> Result<(), RuntimeError> {
+        self.authority.check()?;
         for worker in self.workers.lapsed(self.config.lease, Instant::now()) {
             tracing::warn!(worker = %worker, "a worker's lease lapsed");
             for job in self.every_job() {
@@ -238,6 +252,8 @@ impl<S: Store> Runtime<S> {
         if next != *state {
             self.jobs.update(&self.store, next, lazily, now).await?;
         }
+        // The store may have taken its time.
+        self.authority.check()?;
         for command in commands {
             self.workers.send(command);
         }
@@ -253,10 +269,10 @@ impl<S: Store> Runtime<S> {
     }
 }
 
-/// Answers; an error of the store also ends the loop, which is then told by [`RuntimeError::Closed`].
+/// Answers; an error of the store, or the end of the authority, also ends the loop, which is then told by [`RuntimeError::Closed`].
 fn answer<T>(reply: Reply<T>, result: Result<T, RuntimeError>) -> Result<(), RuntimeError> {
     match result {
-        Err(error @ (RuntimeError::Store(_) | RuntimeError::Record { .. })) => Err(error),
+        Err(error @ (RuntimeError::Store(_) | RuntimeError::Record { .. } | RuntimeError::Deposed)) => Err(error),
         result => {
             // Whoever asked may have gone.
             let _ = reply.send(result);

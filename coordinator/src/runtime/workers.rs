@@ -34,7 +34,7 @@ struct Worker {
 }
 
 impl Workers {
-    /// A job's record names this worker: it has one lease's time to come back.
+    /// A job's record names this worker: it has one lease's time from `at` on to come back.
     pub(super) fn expect(&mut self, worker: &WorkerId, now: Timestamp, at: Instant) {
         self.known.entry(worker.clone()).or_insert_with(|| Worker {
             inventory: None,

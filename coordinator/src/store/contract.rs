@@ -59,6 +59,16 @@ pub struct Put {
     pub lease: Option<LeaseId>,
 }
 
+/// What must still hold when a write is applied: that a key is as its holder wrote it. A leader's key goes with its lease, and
+/// a key that is written anew has another revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fence {
+    /// The key, which its holder creates and never writes again.
+    pub key: String,
+    /// The change that created it.
+    pub revision: Revision,
+}
+
 /// What a watch tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -105,8 +115,15 @@ pub trait Store: Send + Sync + 'static {
     /// Deletes a key if it is at `expected`, else [`StoreError::Conflict`].
     fn delete_if(&self, key: &str, expected: Revision) -> impl Future<Output = Result<Revision, StoreError>> + Send;
 
-    /// Every change below `prefix` after a revision, in order. The receiver ends when the store does or when its reader
-    /// fell too far behind: then list again.
+    /// The same store for a writer that may be deposed: each of its writes is refused with [`StoreError::Fenced`], in the
+    /// transaction itself, unless the fence holds. What it reads is not fenced.
+    fn fenced(&self, fence: Fence) -> Self
+    where
+        Self: Sized;
+
+    /// Every change below `prefix` after a revision, in order; each once. Of changes that the store gave up while it could not
+    /// be reached, the last of each key is told. The receiver ends when the store does or when its reader fell too far
+    /// behind: then list again.
     fn watch(
         &self,
         prefix: &str,

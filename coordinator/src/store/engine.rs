@@ -3,7 +3,7 @@
 
 use super::{
     StoreError,
-    contract::{Change, Entry, LeaseId, Listing, Put, Revision},
+    contract::{Change, Entry, Fence, LeaseId, Listing, Put, Revision},
     lease::Leases,
 };
 use std::{
@@ -37,11 +37,13 @@ pub(super) struct Loaded {
 /// A store's state behind its lock.
 pub(super) struct Engine<J> {
     inner: Arc<Mutex<Inner<J>>>,
+    /// What must hold for each write of this one.
+    fence: Option<Fence>,
 }
 
 impl<J> Clone for Engine<J> {
     fn clone(&self) -> Self {
-        Self { inner: self.inner.clone() }
+        Self { inner: self.inner.clone(), fence: self.fence.clone() }
     }
 }
 
@@ -77,13 +79,17 @@ impl<J: Journal> Engine<J> {
             history: VecDeque::new(),
             watchers: Vec::new(),
         };
-        let engine = Self { inner: Arc::new(Mutex::new(inner)) };
+        let engine = Self { inner: Arc::new(Mutex::new(inner)), fence: None };
         loaded.leases.iter().for_each(|(lease, _)| engine.mind(*lease));
         engine
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<J>> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn fenced(&self, fence: Fence) -> Self {
+        Self { inner: self.inner.clone(), fence: Some(fence) }
     }
 
     /// Runs `work` where it may block.
@@ -108,6 +114,7 @@ impl<J: Journal> Engine<J> {
 
     pub(super) fn put_if(&self, put: Put) -> Result<Revision, StoreError> {
         let mut inner = self.lock();
+        inner.hold(self.fence.as_ref(), &put.key)?;
         inner.expect(&put.key, put.expected)?;
         if let Some(lease) = put.lease {
             inner.leases.check(lease)?;
@@ -120,6 +127,7 @@ impl<J: Journal> Engine<J> {
 
     pub(super) fn delete_if(&self, key: &str, expected: Revision) -> Result<Revision, StoreError> {
         let mut inner = self.lock();
+        inner.hold(self.fence.as_ref(), key)?;
         inner.expect(key, Some(expected))?;
         let revision = Revision(inner.revision.0 + 1);
         inner.commit(vec![Change::Deleted { key: key.to_owned(), revision }])?;
@@ -130,7 +138,7 @@ impl<J: Journal> Engine<J> {
         let mut inner = self.lock();
         let oldest = inner.history.front().map_or(Revision(inner.revision.0 + 1), Change::revision);
         if after.0 + 1 < oldest.0 {
-            return Err(StoreError::Compacted { after, oldest });
+            return Err(StoreError::Compacted { after, oldest: Some(oldest) });
         }
         let past = inner.history.iter().filter(|change| change.revision() > after && change.key().starts_with(prefix));
         let past: Vec<Change> = past.cloned().collect();
@@ -194,6 +202,16 @@ fn lapse<J: Journal>(inner: &Mutex<Inner<J>>, lease: LeaseId) -> Result<(), Stor
 }
 
 impl<J: Journal> Inner<J> {
+    fn hold(&self, fence: Option<&Fence>, key: &str) -> Result<(), StoreError> {
+        let Some(fence) = fence else { return Ok(()) };
+        let found = self.entries.get(&fence.key).map(|entry| entry.revision);
+        if found == Some(fence.revision) {
+            return Ok(());
+        }
+        let (fence, expected) = (fence.key.clone(), fence.revision);
+        Err(StoreError::Fenced { key: key.to_owned(), fence, expected, found })
+    }
+
     fn expect(&self, key: &str, expected: Option<Revision>) -> Result<(), StoreError> {
         let found = self.entries.get(key).map(|entry| entry.revision);
         if found == expected { Ok(()) } else { Err(StoreError::Conflict { key: key.to_owned(), expected, found }) }

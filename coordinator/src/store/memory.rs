@@ -2,13 +2,14 @@
 
 use super::{
     StoreError,
-    contract::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
+    contract::{Change, Entry, Fence, LeaseId, Listing, Put, Revision, Store},
     engine::{Engine, Journal, Loaded},
 };
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Lives as long as the process.
+/// Lives as long as the process; clones share what is in it.
+#[derive(Clone)]
 pub struct MemoryStore(Engine<Nothing>);
 
 struct Nothing;
@@ -44,6 +45,10 @@ impl Store for MemoryStore {
 
     async fn delete_if(&self, key: &str, expected: Revision) -> Result<Revision, StoreError> {
         self.0.delete_if(key, expected)
+    }
+
+    fn fenced(&self, fence: Fence) -> Self {
+        Self(self.0.fenced(fence))
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<mpsc::Receiver<Change>, StoreError> {

@@ -1,11 +1,12 @@
 //! Where the coordinator keeps what must survive it: keys with revisions, compare-and-put, watches and leases.
 //!
 //! It knows bytes and keys, never what they mean. [`Store`] is shaped so that etcd fits it; [`RedbStore`] is one file
-//! for one coordinator, [`MemoryStore`] forgets.
+//! for one coordinator, [`EtcdStore`] is shared by several, [`MemoryStore`] forgets.
 
 mod contract;
 mod engine;
 mod error;
+mod etcd;
 mod lease;
 mod memory;
 mod redb;
@@ -13,8 +14,9 @@ mod redb;
 mod suite;
 
 pub use self::{
-    contract::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
+    contract::{Change, Entry, Fence, LeaseId, Listing, Put, Revision, Store},
     error::StoreError,
+    etcd::{EtcdAddress, EtcdStore, EtcdTls},
     memory::MemoryStore,
     redb::{FILE_NAME, RedbStore},
 };

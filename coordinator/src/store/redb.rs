@@ -2,7 +2,7 @@
 
 use super::{
     StoreError,
-    contract::{Change, Entry, LeaseId, Listing, Put, Revision, Store},
+    contract::{Change, Entry, Fence, LeaseId, Listing, Put, Revision, Store},
     engine::{Engine, Journal, Loaded},
 };
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, TableDefinition};
@@ -171,6 +171,10 @@ impl Store for RedbStore {
     async fn delete_if(&self, key: &str, expected: Revision) -> Result<Revision, StoreError> {
         let key = key.to_owned();
         self.0.blocking(move |engine| engine.delete_if(&key, expected)).await
+    }
+
+    fn fenced(&self, fence: Fence) -> Self {
+        Self(self.0.fenced(fence))
     }
 
     async fn watch(&self, prefix: &str, after: Revision) -> Result<mpsc::Receiver<Change>, StoreError> {

@@ -1,6 +1,6 @@
 //! What every store must do; each implementation runs it.
 
-use super::contract::{Change, Entry, Put, Revision, Store};
+use super::contract::{Change, Entry, Fence, Put, Revision, Store};
 use crate::store::StoreError;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -16,6 +16,7 @@ pub(super) async fn contract<S: Store>(store: &S) {
     lists_are_by_prefix(store).await;
     watches_see_past_and_future(store).await;
     leases_take_their_keys_along(store).await;
+    fences_refuse_the_deposed(store).await;
 }
 
 async fn puts_compare<S: Store>(store: &S) {
@@ -87,4 +88,26 @@ async fn leases_take_their_keys_along<S: Store>(store: &S) {
     assert!(matches!(store.keep_alive(kept).await, Err(StoreError::NoLease(_))));
     let late = store.put_if(Put { lease: Some(kept), ..put("/lease/late", "x", None) }).await;
     assert!(matches!(late, Err(StoreError::NoLease(_))));
+}
+
+async fn fences_refuse_the_deposed<S: Store>(store: &S) {
+    let first = store.put_if(put("/fence", "a", None)).await.unwrap();
+    let holder = store.fenced(Fence { key: "/fence".into(), revision: first });
+    let written = holder.put_if(put("/fenced/1", "1", None)).await.unwrap();
+    store.delete_if("/fence", first).await.unwrap();
+    let refused = holder.put_if(put("/fenced/1", "2", Some(written))).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Fenced { found: None, expected, .. } if expected == first), "{refused}");
+    let second = store.put_if(put("/fence", "b", None)).await.unwrap();
+    for refused in [
+        holder.put_if(put("/fenced/1", "2", Some(written))).await.unwrap_err(),
+        holder.put_if(put("/fenced/2", "2", None)).await.unwrap_err(),
+        holder.delete_if("/fenced/1", written).await.unwrap_err(),
+    ] {
+        assert!(matches!(refused, StoreError::Fenced { found: Some(found), .. } if found == second), "{refused}");
+    }
+    let entry = holder.get("/fenced/1").await.unwrap().unwrap();
+    assert_eq!((entry.value.as_slice(), entry.revision), (b"1".as_slice(), written), "what it reads is not fenced");
+    let successor = store.fenced(Fence { key: "/fence".into(), revision: second });
+    successor.put_if(put("/fenced/1", "2", Some(written))).await.unwrap();
+    assert_eq!(store.get("/fenced/2").await.unwrap(), None);
 }

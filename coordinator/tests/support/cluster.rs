@@ -10,6 +10,7 @@ use common::{
 };
 use coordinator::{
     api,
+    election::Seats,
     runtime::{Runtime, RuntimeConfig},
     store::RedbStore,
 };
@@ -33,13 +34,13 @@ impl Cluster {
     pub async fn start(state: &Path) -> Self {
         let shutdown = Shutdown::new();
         let store = RedbStore::open(state).unwrap();
-        let config = RuntimeConfig { lease: Duration::from_secs(2) };
+        let config = RuntimeConfig { lease: Duration::from_secs(2), return_within: Duration::from_secs(2) };
         let (handle, runtime) = Runtime::open(store, config).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let token = shutdown.token();
         shutdown.spawn(async move { runtime.run(token).await.unwrap() });
-        let server = api::serve(listener, handle, shutdown.clone());
+        let server = api::serve(listener, Seats::always(handle), shutdown.clone());
         shutdown.spawn(async move { server.await.unwrap() });
         let jobs = JobsClient::connect(url.clone()).await.unwrap();
         Self { shutdown, url, jobs }

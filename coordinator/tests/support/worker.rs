@@ -31,23 +31,13 @@ pub struct FakeWorker(JoinHandle<()>);
 impl FakeWorker {
     pub async fn start(url: &str, script: Script) -> Self {
         let (outbox, messages) = mpsc::channel(64);
-        let inventory = Inventory {
-            host: "h".into(),
-            trainers: 2,
-            gpus: Vec::new(),
-            cores: 2,
-            memory_bytes: 1 << 30,
-            version: "0".into(),
-        };
-        let inventory = serde_json::to_string(&inventory).unwrap();
-        let register = Register { worker: "w".into(), inventory, trainers: Vec::new() };
-        outbox.send(FromWorker { message: Some(Out::Register(register)) }).await.unwrap();
+        let mut trainers = Trainers::new(outbox, script);
+        trainers.register(None).await;
         let mut client = WorkersClient::connect(url.to_owned()).await.unwrap();
         let mut orders = client.session(ReceiverStream::new(messages)).await.unwrap().into_inner();
         let Some(In::Registered(registered)) = orders.message().await.unwrap().unwrap().message else {
             panic!("the first reply is not `registered`");
         };
-        let mut trainers = Trainers { outbox, script, plans: BTreeMap::new() };
         let mut beats = tokio::time::interval(Duration::from_millis(registered.lease_ms / 3));
         Self(tokio::spawn(async move {
             loop {
@@ -68,27 +58,49 @@ impl FakeWorker {
     }
 }
 
-struct Trainers {
-    outbox: mpsc::Sender<FromWorker>,
+/// The trainers of a worker; they outlive its sessions.
+pub struct Trainers {
+    pub outbox: mpsc::Sender<FromWorker>,
     script: Script,
     plans: BTreeMap<u32, TrainPlan>,
+    living: BTreeMap<u32, TrainerReady>,
 }
 
 impl Trainers {
-    async fn say(&self, message: Out) {
+    pub fn new(outbox: mpsc::Sender<FromWorker>, script: Script) -> Self {
+        Self { outbox, script, plans: BTreeMap::new(), living: BTreeMap::new() }
+    }
+
+    /// Says who this is, and which trainers live.
+    pub async fn register(&self, term: Option<u64>) {
+        let inventory = Inventory {
+            host: "h".into(),
+            trainers: 2,
+            gpus: Vec::new(),
+            cores: 2,
+            memory_bytes: 1 << 30,
+            version: "0".into(),
+        };
+        let inventory = serde_json::to_string(&inventory).unwrap();
+        let trainers = self.living.values().cloned().collect();
+        self.say(Out::Register(Register { worker: "w".into(), inventory, trainers, term })).await;
+    }
+
+    pub async fn say(&self, message: Out) {
         // The coordinator may be gone by now.
         let _ = self.outbox.send(FromWorker { message: Some(message) }).await;
     }
 
-    async fn obey(&mut self, order: In) {
+    pub async fn obey(&mut self, order: In) {
         match order {
             In::StartTrainer(start) => {
                 let trainer = start.trainer.unwrap();
                 let ready = TrainerReady {
                     pid: 100 + trainer.slot,
                     peer: format!("127.0.0.1:{}", trainer.slot + 1),
-                    trainer: Some(trainer),
+                    trainer: Some(trainer.clone()),
                 };
+                self.living.insert(trainer.slot, ready.clone());
                 self.say(Out::TrainerReady(ready)).await;
             }
             In::SendPlan(send) => {
@@ -107,7 +119,11 @@ impl Trainers {
                     self.finish(TrainerRef { slot: *slot, ..trainer.clone() }, step == 6).await;
                 }
             }
-            In::EndTrainer(end) => self.ended(end.trainer.unwrap(), None).await,
+            In::EndTrainer(end) => {
+                let trainer = end.trainer.unwrap();
+                self.living.remove(&trainer.slot);
+                self.ended(trainer, None).await;
+            }
             In::Registered(_) => panic!("registered twice"),
         }
     }

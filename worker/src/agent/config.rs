@@ -13,8 +13,8 @@ use std::{env, io, path::PathBuf, time::Duration};
 #[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// The coordinator, such as http://10.0.0.1:7070
-    #[arg(long, value_name = "URL")]
+    /// The coordinator, such as http://10.0.0.1:7070; several with commas between when one of them leads
+    #[arg(long, value_name = "URL[,URL]")]
     pub coordinator: Option<String>,
     /// What this worker is called; the machine's name unless given
     #[arg(long)]
@@ -42,7 +42,7 @@ pub struct Options {
 /// Validated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The coordinator's address.
+    /// The coordinator's address, or several with commas between.
     pub coordinator: String,
     /// What this worker is called.
     pub worker: WorkerId,

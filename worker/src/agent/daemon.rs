@@ -8,6 +8,7 @@ use super::{
 };
 use crate::supervisor::{Assignment, Found, Handle, Settings, Supervisor, SupervisorError, SupervisorEvent};
 use common::{daemon::shutdown::Shutdown, ids::Slot};
+use proto::leader::Search;
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
@@ -27,6 +28,9 @@ pub enum AgentError {
     /// The worker's folder or its trainers.
     #[error(transparent)]
     Supervisor(#[from] SupervisorError),
+    /// No coordinator's address.
+    #[error("{0}")]
+    NoAddress(String),
     /// The coordinator's address.
     #[error("`{url}` is no address of a coordinator: {source}; it looks like http://10.0.0.1:7070")]
     Address {
@@ -59,8 +63,11 @@ enum Event {
 /// # Errors
 /// When it cannot begin.
 pub async fn run(config: Config, leave: impl Future<Output = Leaving>) -> Result<(), AgentError> {
-    let address = |source| AgentError::Address { url: config.coordinator.clone(), source };
-    let endpoint = Endpoint::from_shared(config.coordinator.clone()).map_err(address)?;
+    let search = Search::parse(&config.coordinator).map_err(AgentError::NoAddress)?;
+    for url in search.addresses() {
+        let address = |source| AgentError::Address { url: url.clone(), source };
+        Endpoint::from_shared(url.clone()).map_err(address)?;
+    }
     let (supervisor_events, mut from_supervisor) = mpsc::channel(WAITING_EVENTS);
     let settings = Settings {
         state: config.state.clone(),
@@ -82,7 +89,7 @@ pub async fn run(config: Config, leave: impl Future<Output = Leaving>) -> Result
     };
     let mut agent = Agent { config, supervisor, state, handles: BTreeMap::new(), outbox: None, left: false };
     agent.take_up(found);
-    shutdown.spawn(Session { endpoint, worker, hand_over, token: shutdown.token() }.run());
+    shutdown.spawn(Session { search, worker, hand_over, token: shutdown.token() }.run());
     tokio::pin!(leave);
     let mut asked = false;
     while !agent.left {

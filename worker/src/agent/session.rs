@@ -1,11 +1,14 @@
-//! The session to the coordinator: opened again for ever, as the coordinator's absence is no reason to end anything.
+//! The session to the coordinator that leads: opened again for ever, as the coordinator's absence is no reason to end anything.
 
 use super::{
     message::{WorkerMessage, WorkerOrder},
     wire::{self, Incoming},
 };
 use common::{daemon::backoff::Backoff, ids::WorkerId};
-use proto::v1::{ToWorker, workers_client::WorkersClient};
+use proto::{
+    leader::{self, Deposed, Named, Search, Term, Terms},
+    v1::{ToWorker, workers_client::WorkersClient},
+};
 use std::{future::Future, time::Duration};
 use tokio::{
     sync::mpsc,
@@ -19,10 +22,13 @@ use tonic::{Status, Streaming, transport::Endpoint};
 const WAITING_MESSAGES: usize = 256;
 /// How long the coordinator may take to accept a connection, and then the session.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
-/// How often a connection is tested that nothing goes over, and how long the answer may take.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How often a connection is tested, and how long the answer may take: a coordinator that was stopped, or whose machine is
+/// gone, is left well before the next one counts this worker as lost.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
 /// Waits between two tries.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// The longest wait where another coordinator may lead soon.
+const ELECTION: Duration = Duration::from_secs(1);
 /// The largest message: as large as a frame of a trainer.
 const MAX_MESSAGE_BYTES: usize = crate::supervisor::ipc::MAX_FRAME_BYTES as usize;
 
@@ -44,6 +50,8 @@ enum SessionError {
     Connect(#[from] tonic::transport::Error),
     #[error("the coordinator ended the session: {}", .0.message())]
     Status(#[from] Status),
+    #[error(transparent)]
+    Deposed(#[from] Deposed),
     #[error("the coordinator did not answer within {} s", OPEN_DEADLINE.as_secs())]
     Deadline(#[from] tokio::time::error::Elapsed),
     #[error("the coordinator's first message is not that the worker is registered")]
@@ -56,6 +64,16 @@ enum SessionError {
     Leaving,
 }
 
+impl SessionError {
+    /// What it says about who leads.
+    fn named(&self) -> Named {
+        match self {
+            Self::Status(status) => leader::named(status),
+            _ => Named::Unsaid,
+        }
+    }
+}
+
 fn deepest(error: &tonic::transport::Error) -> String {
     let mut deepest: &dyn std::error::Error = error;
     while let Some(source) = deepest.source() {
@@ -66,8 +84,8 @@ fn deepest(error: &tonic::transport::Error) -> String {
 
 /// The way to the coordinator.
 pub struct Session<F> {
-    /// The coordinator.
-    pub endpoint: Endpoint,
+    /// The coordinators, of which one leads.
+    pub search: Search,
     /// Who this is.
     pub worker: WorkerId,
     /// Hands an event to the agent's loop; false when there is none any more.
@@ -82,14 +100,16 @@ where
     R: Future<Output = bool> + Send,
 {
     /// Keeps a session open until the token ends it.
-    pub async fn run(self) {
-        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    pub async fn run(mut self) {
+        let longest = if self.search.has_choice() { ELECTION } else { BACKOFF.1 };
+        let mut backoff = Backoff::new(BACKOFF.0, longest);
         let spread = f64::from(std::process::id() % 64) / 64.0;
         let mut told = false;
+        let mut terms = Terms::default();
         while !self.token.is_cancelled() {
             let mut registered = false;
             let error = tokio::select! {
-                Err(error) = self.once(&mut registered) => error,
+                Err(error) = self.once(&mut terms, &mut registered) => error,
                 () = self.token.cancelled() => SessionError::Leaving,
             };
             let leaving = self.token.is_cancelled() || matches!(error, SessionError::Leaving);
@@ -98,10 +118,15 @@ where
             }
             if registered {
                 backoff.reset();
+                self.search.found();
             }
-            if registered || !told {
-                tracing::warn!(%error, "no session, trying again until there is one; trainers go on");
+            if registered || !told || matches!(error, SessionError::Deposed(_)) {
+                let coordinator = self.search.current();
+                tracing::warn!(coordinator, %error, "no session, trying again until there is one; trainers go on");
                 told = true;
+            }
+            if self.search.failed(error.named()) {
+                continue;
             }
             tokio::select! {
                 () = sleep(backoff.next(spread)) => {}
@@ -111,8 +136,9 @@ where
     }
 
     /// One session. It never ends well: it ends.
-    async fn once(&self, registered: &mut bool) -> Result<(), SessionError> {
-        let endpoint = self.endpoint.clone().connect_timeout(OPEN_DEADLINE).tcp_nodelay(true);
+    async fn once(&self, terms: &mut Terms, registered: &mut bool) -> Result<(), SessionError> {
+        let endpoint = Endpoint::from_shared(self.search.current().to_owned())?;
+        let endpoint = endpoint.connect_timeout(OPEN_DEADLINE).tcp_nodelay(true);
         let endpoint = endpoint.http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
         let channel = timeout(OPEN_DEADLINE, endpoint.keep_alive_while_idle(true).connect()).await??;
         let mut client = WorkersClient::new(channel)
@@ -123,24 +149,28 @@ where
         if !(self.hand_over)(SessionEvent::Opened(sender.clone(), piled_up.clone())).await {
             return Err(SessionError::Leaving);
         }
-        let worker = self.worker.clone();
-        let outgoing = ReceiverStream::new(waiting).map(move |message| wire::encode(&worker, message));
+        let (worker, newest) = (self.worker.clone(), terms.newest());
+        let outgoing = ReceiverStream::new(waiting).map(move |message| wire::encode(&worker, newest, message));
         let mut incoming = timeout(OPEN_DEADLINE, client.session(outgoing)).await??.into_inner();
         let first = timeout(OPEN_DEADLINE, incoming.message()).await??.ok_or(SessionError::Closed)?;
+        terms.admit(first.term.map(Term))?;
         let Ok(Incoming::Registered { lease }) = wire::decode(first) else {
             return Err(SessionError::NotRegistered);
         };
         *registered = true;
-        tracing::info!(lease_s = lease.as_secs_f64(), "the session is open");
+        let (coordinator, term) = (self.search.current(), terms.newest().map(|term| term.0));
+        tracing::info!(coordinator, term, lease_s = lease.as_secs_f64(), "the session is open");
         tokio::select! {
-            result = self.obey(&mut incoming) => result,
+            result = self.obey(&mut incoming, terms) => result,
             error = beat(&sender, lease) => Err(error),
             () = piled_up.cancelled() => Err(SessionError::PiledUp),
         }
     }
 
-    async fn obey(&self, incoming: &mut Streaming<ToWorker>) -> Result<(), SessionError> {
+    async fn obey(&self, incoming: &mut Streaming<ToWorker>, terms: &mut Terms) -> Result<(), SessionError> {
         while let Some(message) = incoming.message().await? {
+            // An order of a leader that was deposed meanwhile is not obeyed, and the session with it is over.
+            terms.admit(message.term.map(Term))?;
             match wire::decode(message) {
                 Ok(Incoming::Order(order)) => {
                     if !(self.hand_over)(SessionEvent::Order(order)).await {

@@ -2,7 +2,10 @@
 
 use super::message::{Ended, Ready, TrainerRef, WorkerMessage, WorkerOrder, WorkerReport};
 use common::ids::{Generation, InvalidName, Slot, Step, WorkerId};
-use proto::v1::{self, from_worker, to_worker};
+use proto::{
+    leader::Term,
+    v1::{self, from_worker, to_worker},
+};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -77,14 +80,15 @@ fn trainer(reference: Option<v1::TrainerRef>) -> Result<TrainerRef, WireError> {
     Ok(TrainerRef { job: job.parse()?, generation: Generation(generation), slot: Slot(slot) })
 }
 
-/// Writes a message to the coordinator.
-pub fn encode(worker: &WorkerId, message: WorkerMessage) -> v1::FromWorker {
+/// Writes a message to the coordinator. `newest` is the newest term of a leader that this worker has seen.
+pub fn encode(worker: &WorkerId, newest: Option<Term>, message: WorkerMessage) -> v1::FromWorker {
     use from_worker::Message;
     let message = match message {
         WorkerMessage::Register { inventory, trainers } => Message::Register(v1::Register {
             worker: worker.to_string(),
             inventory: json(&inventory),
             trainers: trainers.into_iter().map(ready).collect(),
+            term: newest.map(|term| term.0),
         }),
         WorkerMessage::Heartbeat => Message::Heartbeat(v1::Heartbeat {}),
         WorkerMessage::Report(report) => encode_report(report),
@@ -144,7 +148,7 @@ mod tests {
     }
 
     fn check(message: Option<Message>, expected: &str) {
-        let found = match decode(v1::ToWorker { message }) {
+        let found = match decode(v1::ToWorker { message, term: None }) {
             Ok(incoming) => format!("{incoming:?}"),
             Err(error) => error.to_string(),
         };
