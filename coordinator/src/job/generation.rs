@@ -43,7 +43,7 @@ impl Step {
 
     /// Begins the next generation on the same places: what lives there keeps its process and the state in its memory, the rest
     /// is started again.
-    pub(super) fn begin_again(&mut self, held: Step) {
+    pub(super) fn begin_again(&mut self, held: common::ids::Step) {
         let places = self.state.membership.iter().flat_map(|m| &m.members).map(|member| member.place.clone());
         self.begin(places.collect());
         if let Some(membership) = self.state.membership.as_mut() {

@@ -32,7 +32,9 @@ impl Step {
         let left = self.state.recipe.faults.max_failures.saturating_sub(counters.failures);
         self.tell(
             "recovery",
-            format!("rank {lost} is started again; the others keep step {held} in memory; {left} more restarts are allowed"),
+            format!(
+                "rank {lost} is started again; the others keep step {held} in memory; {left} more restarts are allowed"
+            ),
         );
         self.begin_again(held);
     }

@@ -22,7 +22,8 @@ fn short(command: &Command) -> String {
         Command::StartTrainer { .. } => format!("start {to}"),
         Command::SendPlan { plan, .. } => {
             let resume = plan.resume.as_ref().map(|point| format!(" from {}", point.step)).unwrap_or_default();
-            format!("plan {to} rank {} of {} stage {}{resume}", plan.rank, plan.world(), plan.stage)
+            let memory = if plan.from_memory { " memory" } else { "" };
+            format!("plan {to} rank {} of {} stage {}{resume}{memory}", plan.rank, plan.world(), plan.stage)
         }
         Command::StopTrainer { .. } => format!("stop {to}"),
         Command::EndTrainer { .. } => format!("end {to}"),
@@ -127,19 +128,75 @@ fn reports_of_an_older_generation_change_nothing_and_are_counted() {
 }
 
 #[test]
-fn a_killed_trainer_ends_the_others_and_the_job_goes_on_from_its_checkpoint_after_a_wait() {
-    let committed = Event::CheckpointCommitted { generation: Generation(2), step: Step(4) };
-    let state = f::after(f::training(2), [f::written(2, 0, 4), f::written(2, 1, 4), committed]);
-    let state = check(&state, f::ended(2, 1, signal(9)), &["end 0 g2"]);
+fn a_trainer_that_is_killed_while_its_stage_trains_is_started_again_and_the_others_keep_what_they_hold() {
+    let state = f::after(f::training(2), [f::progress(2, 0, 1, 7)]);
+    let state = check(&state, f::ended(2, 1, signal(9)), &["start 0 g3", "start 1 g3"]);
+    assert_eq!((state.failures.len(), state.counters.failures, state.counters.no_progress), (1, 1, 0));
+    assert_eq!(state.membership.as_ref().unwrap().held, Some(Step(7)));
+    // The living one answers at once; what it said of the membership before is refused.
+    let state = check(&state, f::ready(3, 0), &[]);
+    let state = check(&state, f::written(2, 0, 8), &[]);
+    let (next, commands) = transition(&state, f::ready(3, 1), NOW);
+    assert_eq!(
+        commands.iter().map(short).collect::<Vec<_>>(),
+        ["plan 0 g3 rank 0 of 2 stage 1 memory", "plan 1 g3 rank 1 of 2 stage 1 memory"]
+    );
+    assert_eq!(next.life, Life::Running);
+    // Another one, before anybody got further: as long as the budget of tries without progress lasts.
+    let next = check(&next, f::ended(3, 0, signal(11)), &["start 0 g4", "start 1 g4"]);
+    assert_eq!(next.counters.no_progress, 1);
+    let next = check(&next, f::ended(4, 1, signal(11)), &["end 0 g4"]);
+    assert_eq!(next.failures.len(), 3);
+}
+
+#[test]
+fn one_that_dies_while_another_is_started_again_is_started_again_as_well() {
+    let state = f::after(f::training(3), [f::progress(2, 0, 1, 7), f::ended(2, 1, signal(9))]);
+    let state = check(&state, f::ended(3, 2, signal(9)), &["start 0 g4", "start 1 g4", "start 2 g4"]);
+    assert_eq!(state.membership.as_ref().unwrap().held, Some(Step(7)));
+    // A word of the generation before changes nothing: the process is started again in any case.
+    check(&state, f::ended(3, 0, signal(9)), &[]);
+}
+
+#[test]
+fn what_a_trainer_says_itself_or_what_takes_its_machine_ends_the_generation() {
+    let state = f::after(f::training(2), [f::progress(2, 0, 1, 7)]);
+    check(&state, f::ended(2, 1, f::said("no space")), &["end 0 g2"]);
+    check(&state, Event::WorkerLost { worker: f::place(1).worker }, &["end 0 g2"]);
+    let alone = f::after(f::training(1), [f::progress(2, 0, 1, 7)]);
+    assert!(
+        matches!(check(&alone, f::ended(2, 0, signal(9)), &[]).life, Life::BackOff { .. }),
+        "nobody holds its state"
+    );
+}
+
+#[test]
+fn a_trainer_that_is_killed_in_a_stage_that_trains_nothing_ends_the_others_and_the_job_goes_on_after_a_wait() {
+    let state = check(&f::running(2), f::ended(1, 1, signal(9)), &["end 0 g1"]);
     assert_eq!(phase(&state), Phase::Waiting { reason: WaitReason::TrainersEnding { left: 1 } });
-    let state = check(&state, f::ended(2, 0, signal(15)), &[]);
+    let state = check(&state, f::ended(1, 0, signal(15)), &[]);
     assert_eq!(state.failures.len(), 1, "the one that we ended is no failure");
     assert_eq!(phase(&state), Phase::Waiting { reason: WaitReason::BackOff { until: later(1) } });
     check(&state, Event::Tick, &[]);
     let state = check_at(later(1), &state, Event::Tick, &[]);
-    let state = check_at(later(1), &state, Event::Capacity { free: f::places(2) }, &["start 0 g3", "start 1 g3"]);
+    let state = check_at(later(1), &state, Event::Capacity { free: f::places(2) }, &["start 0 g2", "start 1 g2"]);
+    let state = f::after(state, [f::ready(2, 0)]);
+    check(&state, f::ready(2, 1), &["plan 0 g2 rank 0 of 2 stage 0", "plan 1 g2 rank 1 of 2 stage 0"]);
+}
+
+#[test]
+fn when_all_trainers_of_a_training_are_killed_it_goes_on_from_its_checkpoint() {
+    let committed = Event::CheckpointCommitted { generation: Generation(2), step: Step(4) };
+    let state =
+        f::after(f::training(2), [f::written(2, 0, 4), f::written(2, 1, 4), committed, f::progress(2, 0, 1, 6)]);
+    let state = check(&state, f::ended(2, 1, signal(9)), &["start 0 g3", "start 1 g3"]);
     let state = f::after(state, [f::ready(3, 0)]);
-    check(&state, f::ready(3, 1), &["plan 0 g3 rank 0 of 2 stage 1 from 4", "plan 1 g3 rank 1 of 2 stage 1 from 4"]);
+    // The plan names the checkpoint for the case that nobody holds more.
+    check(
+        &state,
+        f::ready(3, 1),
+        &["plan 0 g3 rank 0 of 2 stage 1 from 4 memory", "plan 1 g3 rank 1 of 2 stage 1 from 4 memory"],
+    );
 }
 
 #[test]
@@ -290,8 +347,10 @@ fn after_a_restart_everything_unconfirmed_is_sent_again() {
     assert_eq!(again(&state), ["plan 0 g2 rank 0 of 1 stage 1", "commit 0 g2 step 4"]);
     let state = f::after(state, [Event::Stop]);
     assert_eq!(again(&state), ["plan 0 g2 rank 0 of 1 stage 1", "commit 0 g2 step 4", "stop 0 g2"]);
-    let state = f::after(f::training(2), [f::ended(2, 0, signal(9))]);
-    assert_eq!(again(&state), ["end 1 g2"]);
+    let state = f::after(f::running(2), [f::ended(1, 0, signal(9))]);
+    assert_eq!(again(&state), ["end 1 g1"]);
+    let state = f::after(f::training(2), [f::ended(2, 0, signal(9)), f::ready(3, 1)]);
+    assert_eq!(again(&state), ["start 0 g3"]);
 }
 
 #[test]

@@ -35,7 +35,7 @@ pub fn plan(generation: u64) -> Order {
         peers: vec!["127.0.0.1:1".into()],
         stage: 0,
         resume: None,
-            from_memory: false,
+        from_memory: false,
         recipe,
         output: "/nowhere".into(),
     }))
