@@ -1,5 +1,5 @@
 //! The steps of `clip`, `contrast` and `mntp` over several processes and chunks equal plain autograd on the full batch: loss,
-//! every gradient, ten optimizer steps.
+//! every gradient, ten optimizer steps. A step in which one rank's embeddings are NaN updates nothing on any of them.
 //!
 //! Each rank is a process of its own: this program again, told by its environment to be one.
 
@@ -27,7 +27,7 @@ use worker::{
         layout::clip_groups,
         parameters::FlatParameters,
         step::{
-            Cut, LossSettings, StepSettings,
+            Cut, LossSettings, PairLoss, Pairing, StepSettings,
             clip::{self, PairEncoder, clip_step},
             contrast::{self, Contrast, TextEncoder, contrast_step},
             mntp::{self, MaskedEncoder, mntp_step},
@@ -53,6 +53,12 @@ fn pixels(kind: Kind) -> i64 {
     if kind == Kind::Double { 30_000 } else { 20 }
 }
 
+/// The step that `Task::Poisoned` poisons.
+const POISONED: i64 = 3;
+
+/// The label smoothing of `Task::Smoothed`.
+const SMOOTHING: f64 = 0.15;
+
 /// The factor on cosines of `contrast`.
 const SCALE: f64 = 12.0;
 
@@ -60,21 +66,35 @@ const SCALE: f64 = 12.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Task {
     Clip,
+    Smoothed,
+    Sigmoid,
+    /// As `Clip`, and in one step what one rank makes of its images is NaN.
+    Poisoned,
     Contrast,
     Mntp,
 }
 
 impl Task {
+    const ALL: [Self; 6] = [Self::Clip, Self::Smoothed, Self::Sigmoid, Self::Poisoned, Self::Contrast, Self::Mntp];
+
+    /// Whether it trains both towers.
+    fn pairs(self) -> bool {
+        matches!(self, Self::Clip | Self::Smoothed | Self::Sigmoid | Self::Poisoned)
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Clip => "clip",
+            Self::Smoothed => "smoothed",
+            Self::Sigmoid => "sigmoid",
+            Self::Poisoned => "poisoned",
             Self::Contrast => "contrast",
             Self::Mntp => "mntp",
         }
     }
 
     fn of(name: &str) -> Self {
-        [Self::Clip, Self::Contrast, Self::Mntp].into_iter().find(|task| task.name() == name).unwrap()
+        Self::ALL.into_iter().find(|task| task.name() == name).unwrap()
     }
 }
 
@@ -85,6 +105,8 @@ struct Towers {
     store: nn::VarStore,
     w: Vec<Tensor>,
     log_scale: Tensor,
+    /// Of the sigmoid loss.
+    bias: Option<Tensor>,
 }
 
 impl Towers {
@@ -97,23 +119,33 @@ impl Towers {
             ("text.b", [WIDTH, WIDTH]),
         ];
         let mut w = Vec::new();
-        let without = if task == Task::Clip { 0 } else { 2 };
+        let without = if task.pairs() { 0 } else { 2 };
         for (seed, (name, shape)) in (1..).zip(shapes).skip(without) {
             let mut variable = store.root().var(&name.replace('.', "_"), &shape, nn::Init::Const(0.0));
             let size = 1.8 / (shape[0] as f64).sqrt();
             tch::no_grad(|| variable.copy_(&(waves(seed, shape[0], shape[1]) * size)));
             w.push(variable);
         }
-        let log_scale = match task {
-            Task::Clip => store.root().var("logit_scale", &[], nn::Init::Const(2.659)),
-            Task::Contrast | Task::Mntp => Tensor::from(0.0f32),
+        let log_scale = match task.pairs() {
+            true => store.root().var("logit_scale", &[], nn::Init::Const(2.659)),
+            false => Tensor::from(0.0f32),
         };
+        let bias = (task == Task::Sigmoid).then(|| store.root().var("logit_bias", &[], nn::Init::Const(-2.0)));
         // In place: the handles above stay those of the store.
         match kind {
             Kind::Double => store.double(),
             _ => store.float(),
         }
-        Self { task, store, w, log_scale }
+        Self { task, store, w, log_scale, bias }
+    }
+
+    fn pairing(&self) -> Pairing<'_> {
+        let label_smoothing = if self.task == Task::Smoothed { SMOOTHING } else { 0.0 };
+        let loss = match &self.bias {
+            Some(bias) => PairLoss::Sigmoid { bias },
+            None => PairLoss::Softmax { label_smoothing },
+        };
+        Pairing { log_scale: &self.log_scale, loss }
     }
 
     fn parameters(&self) -> FlatParameters {
@@ -171,11 +203,13 @@ struct Slice<'a> {
     towers: &'a Towers,
     step: i64,
     chunks: Vec<std::ops::Range<u64>>,
+    poisoned: bool,
 }
 
 impl PairEncoder for Slice<'_> {
     fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
-        self.towers.encode(self.step, self.chunks[chunk].clone())
+        let (image, text) = self.towers.encode(self.step, self.chunks[chunk].clone());
+        (if self.poisoned { image * f64::NAN } else { image }, text)
     }
 }
 
@@ -207,14 +241,23 @@ fn loss_settings(chunk: u64) -> LossSettings {
     LossSettings { tile: 7, kept_bytes: if chunk < BATCH { 0 } else { i64::MAX } }
 }
 
-fn settings(step: u64, loss: LossSettings) -> StepSettings {
-    StepSettings { step, learning_rate: 1e-2, betas: (0.9, 0.98), eps: 1e-6, clip_norm: Some(0.5), loss }
+fn settings(step: u64, task: Task, loss: LossSettings) -> StepSettings {
+    StepSettings {
+        step,
+        learning_rate: 1e-2,
+        betas: (0.9, 0.98),
+        eps: 1e-6,
+        clip_norm: Some(0.5),
+        skip_nonfinite: task == Task::Poisoned,
+        loss,
+    }
 }
 
 fn trace(losses: &[f64], gradients: Trace, state: Vec<(String, Tensor)>) -> Trace {
     let mut all = gradients;
     all.extend(state.into_iter().map(|(name, tensor)| (name, tensor.detach().copy())));
-    all.insert("losses".to_owned(), Tensor::from_slice(losses));
+    // Those that are no number can be compared all the same.
+    all.insert("losses".to_owned(), Tensor::from_slice(losses).nan_to_num(-1.0, None, None));
     all
 }
 
@@ -236,26 +279,27 @@ fn train(collective: &dyn Collective, task: Task, kind: Kind, chunk: u64, sharde
     let chunks = sampler::chunks(slots, chunk);
     let sizes: Vec<i64> = chunks.iter().map(|chunk| (chunk.end - chunk.start) as i64).collect();
     let rows: Vec<i64> = sampler::rows(collective.world(), BATCH).into_iter().map(|n| n as i64).collect();
-    let slice = |step| Slice { towers: &towers, step, chunks: chunks.clone() };
+    let poisoned = |step| task == Task::Poisoned && step == POISONED && collective.rank() == Rank(0);
+    let slice = |step| Slice { towers: &towers, step, chunks: chunks.clone(), poisoned: poisoned(step) };
     let repeats = Repeats::new(REPEATS);
-    let (cut, scale) = (Cut { sizes: &sizes, rows: &rows, repeats: &repeats }, &towers.log_scale);
+    let (cut, pairing) = (Cut { sizes: &sizes, rows: &rows, repeats: &repeats }, towers.pairing());
     let loss = loss_settings(chunk);
     let mut timeline = Timeline::begin(Device::Cpu);
     let one = slice(1);
     let accumulated = match task {
-        Task::Clip => clip::accumulate(&one, cut, collective, &mut parameters, scale, loss, &mut timeline),
+        _ if task.pairs() => clip::accumulate(&one, cut, collective, &mut parameters, pairing, loss, &mut timeline),
         Task::Contrast => contrast::accumulate(&one, cut, pairs, collective, &mut parameters, loss, &mut timeline),
-        Task::Mntp => mntp::accumulate(&one, collective, &mut parameters, &mut timeline),
+        _ => mntp::accumulate(&one, collective, &mut parameters, &mut timeline),
     };
     let _ = accumulated.unwrap();
     let first = if sharded { Trace::new() } else { gradients(&towers, &parameters) };
     let step = |step: u64| {
         let (slice, timeline) = (slice(step as i64), Timeline::begin(Device::Cpu));
-        let settings = settings(step, loss);
+        let settings = settings(step, task, loss);
         let begun = match task {
-            Task::Clip => clip_step(&slice, cut, collective, &mut parameters, scale, &settings, timeline),
+            _ if task.pairs() => clip_step(&slice, cut, collective, &mut parameters, pairing, &settings, timeline),
             Task::Contrast => contrast_step(&slice, cut, pairs, collective, &mut parameters, &settings, timeline),
-            Task::Mntp => mntp_step(&slice, collective, &mut parameters, &settings, timeline),
+            _ => mntp_step(&slice, collective, &mut parameters, &settings, timeline),
         };
         let output = begun.unwrap().wait().unwrap();
         assert!(output.updated);
@@ -275,12 +319,28 @@ fn whole(towers: &Towers, step: i64, kind: Kind) -> Tensor {
     for (a, b) in REPEATS.into_iter().flat_map(|(a, b)| [(a, b), (b, a)]) {
         let _ = hidden_BB.get(a).get(b).fill_(1);
     }
+    let cosines_BB = || {
+        let (image, text) = towers.encode(step, 0..BATCH);
+        normalise(&image).matmul(&normalise(&text).tr())
+    };
     match towers.task {
-        Task::Clip => {
-            let (image, text) = towers.encode(step, 0..BATCH);
-            let logits_BB = normalise(&image).matmul(&normalise(&text).tr()) * towers.log_scale.exp();
-            let logits_BB = logits_BB.masked_fill(&hidden_BB, f64::NEG_INFINITY);
-            (one_way(&logits_BB) + one_way(&logits_BB.tr())) * 0.5
+        Task::Clip | Task::Poisoned | Task::Smoothed => {
+            let logits_BB = (cosines_BB() * towers.log_scale.exp()).masked_fill(&hidden_BB, f64::NEG_INFINITY);
+            let plain = (one_way(&logits_BB) + one_way(&logits_BB.tr())) * 0.5;
+            if towers.task != Task::Smoothed {
+                return plain;
+            }
+            let even = |logits_BB: &Tensor| {
+                let log_p_BB = logits_BB.log_softmax(-1, kind).masked_fill(&hidden_BB, 0.0);
+                let seen_B = hidden_BB.logical_not().sum_dim_intlist(&[1i64][..], false, kind);
+                -(log_p_BB.sum_dim_intlist(&[1i64][..], false, kind) / seen_B).mean(kind)
+            };
+            plain * (1.0 - SMOOTHING) + (even(&logits_BB) + even(&logits_BB.tr())) * (0.5 * SMOOTHING)
+        }
+        Task::Sigmoid => {
+            let logits_BB = cosines_BB() * towers.log_scale.exp() + towers.bias.as_ref().unwrap();
+            let z_BB = Tensor::eye(batch, (kind, Device::Cpu)) * 2.0 - 1.0;
+            -(logits_BB * z_BB).log_sigmoid().masked_fill(&hidden_BB, 0.0).sum(kind) / batch as f64
         }
         Task::Contrast => {
             let rows = normalise(&towers.texts(step, 0..BATCH)).chunk(3, 0);
@@ -305,6 +365,10 @@ fn reference(task: Task, kind: Kind) -> Trace {
         let loss = whole(&towers, step, kind);
         loss.backward();
         first.get_or_insert_with(|| gradients(&towers, &parameters));
+        if task == Task::Poisoned && step == POISONED {
+            losses.push(f64::NAN);
+            continue;
+        }
         losses.push(loss.double_value(&[]));
         let _ = parameters.clip(&Solo, Some(0.5)).unwrap();
         let constants =
@@ -413,10 +477,10 @@ fn check(task: Task, kind: &str, relative: f64) {
 
 #[test]
 fn any_world_and_any_chunks_equal_one_process_on_the_full_batch_in_fp32() {
-    [Task::Clip, Task::Contrast, Task::Mntp].into_iter().for_each(|task| check(task, "fp32", 1e-5));
+    Task::ALL.into_iter().for_each(|task| check(task, "fp32", 1e-5));
 }
 
 #[test]
 fn any_world_and_any_chunks_equal_one_process_on_the_full_batch_in_fp64() {
-    [Task::Clip, Task::Contrast, Task::Mntp].into_iter().for_each(|task| check(task, "fp64", 1e-12));
+    Task::ALL.into_iter().for_each(|task| check(task, "fp64", 1e-12));
 }

@@ -10,6 +10,7 @@ mod error;
 mod eval;
 mod fingerprint;
 mod mix;
+mod objective;
 mod order;
 mod raw;
 mod read;
@@ -25,6 +26,7 @@ mod tests;
 pub use data_path::DataPath;
 pub use error::RecipeError;
 pub use eval::{Benchmark, CaptionPair, EvalStage};
+pub use objective::{Objective, PairLoss};
 pub use read::{Source, parse};
 pub use text_sets::{TextKind, TextSet};
 pub use training::{CheckpointPolicy, Decay, Length, Mix, Optimizer, Precision, Schedule, Training};
@@ -327,8 +329,11 @@ pub struct ClipStage {
     /// The share of an image's patches that a step does not see, drawn anew for each sample and epoch.
     #[serde(default)]
     pub patch_dropout: f64,
-    /// The logit scale's start: ln(1/0.07) in CLIP.
+    /// The start of the logit scale's logarithm: ln(1/0.07) in CLIP.
     pub logit_scale_init: f64,
+    /// What is minimised.
+    #[serde(flatten)]
+    pub objective: Objective,
 }
 
 /// Settings of `embed`.

@@ -7,7 +7,7 @@ use crate::{
 };
 use common::{
     manifest::paths,
-    recipe::{AdapterModel, Recipe, TextModel, VisionModel},
+    recipe::{AdapterModel, Recipe, Stage, TextModel, VisionModel},
 };
 use std::path::{Path, PathBuf};
 use tch::Tensor;
@@ -106,6 +106,13 @@ impl Trained {
     /// One parameter.
     pub fn parameter(&self, name: &str) -> Result<Tensor, ExportError> {
         Ok(self.checkpoint.tensor(&format!("{PARAMETER}{name}"))?)
+    }
+
+    /// The logit bias; absent when the loss had none.
+    pub fn logit_bias(&self) -> Result<Option<Tensor>, ExportError> {
+        let of = |stage: &Stage| if let Stage::Clip(clip) = stage { clip.objective.logit_bias_init } else { None };
+        let biased = self.recipe.stages.iter().find_map(of).is_some();
+        biased.then(|| self.parameter("logit_bias")).transpose()
     }
 
     /// D, the width of the text vectors.

@@ -6,5 +6,9 @@ pub mod contrast;
 pub mod masked;
 mod repeats;
 mod rows;
+pub mod sigmoid;
+
+#[cfg(test)]
+mod fixtures;
 
 pub use repeats::Repeats;

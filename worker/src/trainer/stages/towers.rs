@@ -8,9 +8,12 @@ use crate::{
         weights,
     },
     torch,
-    trainer::{error::TrainerError, step::normalise},
+    trainer::{
+        error::TrainerError,
+        step::{PairLoss, Pairing, normalise},
+    },
 };
-use common::recipe::{Init, Precision, Recipe};
+use common::recipe::{Init, Objective, Precision, Recipe};
 use tch::{Device, Kind, Tensor, nn};
 
 /// Vision tower, adapter and logit scale, over one store of variables.
@@ -23,10 +26,13 @@ pub struct Towers {
     pub adapter: Adapter,
     /// The logit scale's logarithm, a scalar in fp32.
     pub log_scale: Tensor,
+    /// The logit bias, a scalar in fp32; of the sigmoid loss alone.
+    pub logit_bias: Option<Tensor>,
     /// Side of the square image in pixels.
     pub image_size: i64,
     /// Width of the shared space.
     pub width: i64,
+    objective: Objective,
     /// What forward and backward passes compute in; the variables are fp32.
     compute: Kind,
 }
@@ -38,6 +44,8 @@ pub struct TowerSettings {
     pub text_width: usize,
     /// Where the logit scale's logarithm begins.
     pub log_scale_init: f64,
+    /// The loss that they are trained with.
+    pub objective: Objective,
     /// What to compute in.
     pub precision: Precision,
     /// Whether the backward pass runs each block of the vision tower again.
@@ -70,15 +78,29 @@ impl Towers {
         let adapter = Adapter::new(&store.root(), &adapter_config);
         crate::model::init::random_adapter(&store, recipe.seed);
         let log_scale = store.root().var("logit_scale", &[], nn::Init::Const(settings.log_scale_init));
+        let bias = |start| store.root().var("logit_bias", &[], nn::Init::Const(start));
+        let logit_bias = settings.objective.logit_bias_init.map(bias);
         Ok(Self {
             image_size: config.image_size(),
             width: config.width(),
             vision: tower,
             adapter,
             log_scale,
+            logit_bias,
+            objective: settings.objective,
             store,
             compute: torch::kind(settings.precision),
         })
+    }
+
+    /// The loss, with its scalars.
+    pub fn pairing(&self) -> Pairing<'_> {
+        let label_smoothing = self.objective.label_smoothing;
+        let loss = match &self.logit_bias {
+            Some(bias) => PairLoss::Sigmoid { bias },
+            None => PairLoss::Softmax { label_smoothing },
+        };
+        Pairing { log_scale: &self.log_scale, loss }
     }
 
     /// What the vision tower makes of pixels, or of the patches `kept_BK` of them: [B, width], not normalised.
@@ -150,11 +172,21 @@ mod tests {
         parse(source, &[format!("model.vision.folder=models/{folder}")]).unwrap()
     }
 
+    /// How a few steps are taken.
+    #[derive(Clone, Copy, Default)]
+    struct Run {
+        objective: Objective,
+        skip_nonfinite: bool,
+        /// The step whose images are NaN.
+        poisoned: Option<u64>,
+    }
+
     /// Losses of a few steps over one batch with patch dropout and activation checkpointing.
-    fn losses(folder: &str) -> Vec<f64> {
+    fn losses(folder: &str, Run { objective, skip_nonfinite, poisoned }: Run) -> Vec<f64> {
         let settings = TowerSettings {
             text_width: 24,
             log_scale_init: 2.6592,
+            objective,
             precision: Precision::Fp32,
             activation_checkpointing: true,
         };
@@ -165,7 +197,7 @@ mod tests {
         };
         let (layers, patches) = (towers.vision.layers(), towers.vision.patches());
         let kept = Tensor::arange_start_step(0, patches, 2, (Kind::Int64, Device::Cpu)).expand([PAIRS, -1], false);
-        let batch = Batch {
+        let mut batch = Batch {
             towers: &towers,
             pixels: normal(&[PAIRS, 3, towers.image_size, towers.image_size], 1),
             kept,
@@ -174,18 +206,22 @@ mod tests {
         let groups = clip_groups(0.1, 0.9, layers, |name| towers.vision.layer_id(name));
         let variables = towers.store.variables().into_iter().collect();
         let mut parameters = FlatParameters::new(variables, groups, Device::Cpu).unwrap();
+        let pixels = batch.pixels.shallow_clone();
         let step = |step| {
+            let factor = if poisoned == Some(step) { f64::NAN } else { 1.0 };
+            batch.pixels = &pixels * factor;
             let settings = StepSettings {
                 step,
                 learning_rate: 1e-3,
                 betas: (0.9, 0.98),
                 eps: 1e-6,
                 clip_norm: Some(1.0),
+                skip_nonfinite,
                 loss: LossSettings::default(),
             };
             let cut = Cut { sizes: &[PAIRS], rows: &[PAIRS], repeats: &Repeats::default() };
             let time = Timeline::begin(Device::Cpu);
-            let begun = clip_step(&batch, cut, &Solo, &mut parameters, &towers.log_scale, &settings, time);
+            let begun = clip_step(&batch, cut, &Solo, &mut parameters, towers.pairing(), &settings, time);
             begun.unwrap().wait().unwrap().loss
         };
         (1..=8).map(step).collect()
@@ -194,9 +230,36 @@ mod tests {
     #[test]
     fn every_vision_tower_of_configs_learns_in_the_clip_stage() {
         for folder in ["vit-tiny", "eva02-tiny", "siglip-tiny"] {
-            let losses = losses(folder);
+            let losses = losses(folder, Run::default());
             assert!((losses[0] - (PAIRS as f64).ln()).abs() < 1.5, "{folder} begins by guessing: {losses:?}");
             assert!(losses[7] < 0.5 * losses[0], "{folder}: {losses:?}");
         }
+    }
+
+    #[test]
+    fn the_sigmoid_loss_and_label_smoothing_learn_in_the_clip_stage() {
+        let sigmoid =
+            Objective { loss: common::recipe::PairLoss::Sigmoid, logit_bias_init: Some(-10.0), ..Objective::default() };
+        let losses = losses("vit-tiny", Run { objective: sigmoid, ..Run::default() });
+        assert!(losses[0] > 5.0 && losses[7] < 0.9 * losses[0], "{losses:?}");
+        let smoothed = Objective { label_smoothing: 0.1, ..Objective::default() };
+        let smoothed = self::losses("vit-tiny", Run { objective: smoothed, ..Run::default() });
+        assert!(smoothed[7] < 0.7 * smoothed[0], "{smoothed:?}");
+        let plain = self::losses("vit-tiny", Run::default());
+        assert!(smoothed[7] > plain[7], "{smoothed:?} {plain:?}");
+    }
+
+    #[test]
+    fn a_poisoned_step_updates_nothing_and_the_guard_changes_no_bit_of_others() {
+        let plain = losses("vit-tiny", Run::default());
+        let guarded = Run { skip_nonfinite: true, ..Run::default() };
+        assert_eq!(losses("vit-tiny", guarded), plain);
+        let skipped = losses("vit-tiny", Run { poisoned: Some(3), ..guarded });
+        assert!(skipped[2].is_nan(), "{skipped:?}");
+        assert_eq!(skipped[..2], plain[..2]);
+        assert_eq!(skipped[3], plain[2], "the step after it begins where it began");
+        assert!(skipped[4..].iter().all(|loss| loss.is_finite()), "{skipped:?}");
+        let through = losses("vit-tiny", Run { poisoned: Some(3), ..Run::default() });
+        assert!(through[3..].iter().all(|loss| loss.is_nan()), "{through:?}");
     }
 }
