@@ -62,6 +62,7 @@ pub(super) fn tower_settings(stage: &ClipStage, text_width: usize) -> TowerSetti
     TowerSettings {
         text_width,
         log_scale_init: stage.logit_scale_init,
+        objective: stage.objective,
         precision: stage.training.precision,
         activation_checkpointing: stage.training.activation_checkpointing,
     }
@@ -221,9 +222,10 @@ impl Task for Pairs<'_> {
             text: text.split_with_sizes(sizes, 0),
             kept: kept.map(|kept| kept.split_with_sizes(sizes, 0)),
             normalise: &self.normalise,
+            poisoned: taken.poisoned,
         };
         let Taken { cut, settings, collective, parameters, timeline, .. } = taken;
-        clip_step(&encoder, cut, collective, parameters, &self.towers.log_scale, &settings, timeline)
+        clip_step(&encoder, cut, collective, parameters, self.towers.pairing(), &settings, timeline)
     }
 }
 
@@ -234,13 +236,17 @@ struct Chunks<'a> {
     text: Vec<Tensor>,
     kept: Option<Vec<Tensor>>,
     normalise: &'a Normalise,
+    poisoned: bool,
 }
 
 impl PairEncoder for Chunks<'_> {
     fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
         let kept = self.kept.as_ref().map(|kept| &kept[chunk]);
         // Bytes until here: a chunk's pixels are numbers while it is encoded.
-        let pixels = self.normalise.apply(&self.pixels[chunk]);
+        let mut pixels = self.normalise.apply(&self.pixels[chunk]);
+        if self.poisoned {
+            let _ = pixels.fill_(f64::NAN);
+        }
         (self.towers.image_features(&pixels, kept), self.towers.text_features(&self.text[chunk]))
     }
 }
