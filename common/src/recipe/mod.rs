@@ -12,6 +12,7 @@ mod fingerprint;
 mod mix;
 mod objective;
 mod order;
+mod parts;
 mod raw;
 mod read;
 mod stages;
@@ -27,6 +28,7 @@ pub use data_path::DataPath;
 pub use error::RecipeError;
 pub use eval::{Benchmark, CaptionPair, EvalStage};
 pub use objective::{Objective, PairLoss};
+pub use parts::Lock;
 pub use read::{Source, parse};
 pub use text_sets::{TextKind, TextSet};
 pub use training::{CheckpointPolicy, Decay, Length, Mix, Optimizer, Precision, Schedule, Training};
@@ -334,6 +336,9 @@ pub struct ClipStage {
     /// What is minimised.
     #[serde(flatten)]
     pub objective: Objective,
+    /// What of the towers is not trained.
+    #[serde(default, skip_serializing_if = "objective::is_default")]
+    pub lock: Lock,
 }
 
 /// Settings of `embed`.

@@ -4,7 +4,7 @@ use super::{
     Augment, CheckpointPolicy, ClipStage, ConvertToRgb, Decay, EmbedStage, Length, Optimizer, PixelMode, Precision,
     Schedule, Stage, Training,
     error::{RecipeError, nearest},
-    eval, mix, objective,
+    eval, mix, objective, parts,
     raw::{Table, Value},
     read::{boolean, choice, float, positive, text, unsigned, within},
     tuning,
@@ -115,6 +115,7 @@ fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeErr
             .get("logit_scale_init", |v| within(v, 0.0, 100f64.ln()))?
             .unwrap_or(objective.loss.log_scale_init()),
         objective,
+        lock: parts::lock(table)?,
     })
 }
 

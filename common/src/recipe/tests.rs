@@ -410,7 +410,7 @@ fn a_loss_has_its_own_settings_and_what_is_not_said_leaves_the_fingerprint() {
     let plain = with("").unwrap();
     assert_eq!(clip(&plain).objective, Objective::default());
     let json = serde_json::to_string(&plain).unwrap();
-    for key in ["label_smoothing", "logit_bias", "\"loss\"", "skip_nonfinite"] {
+    for key in ["label_smoothing", "logit_bias", "\"loss\"", "skip_nonfinite", "\"lock\""] {
         assert!(!json.contains(key), "{key} is in {json}");
     }
     let sigmoid = with("loss = \"sigmoid\"").unwrap();
@@ -422,13 +422,18 @@ fn a_loss_has_its_own_settings_and_what_is_not_said_leaves_the_fingerprint() {
     let smoothed = with("label_smoothing = 0.1\nskip_nonfinite = 10").unwrap();
     assert_eq!((clip(&smoothed).objective.label_smoothing, clip(&smoothed).training.skip_nonfinite), (0.1, 10));
     assert_eq!(clip(&smoothed).logit_scale_init, (1.0f64 / 0.07).ln());
-    for recipe in [plain, sigmoid, smoothed] {
+    let locked = with("lock = { vision = true, vision_unlocked_groups = 2 }").unwrap();
+    assert_eq!(clip(&locked).lock, Lock { vision: true, vision_unlocked_groups: 2, ..Lock::default() });
+    for recipe in [plain, sigmoid, smoothed, locked] {
         assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&recipe).unwrap()).unwrap(), recipe);
     }
     for (lines, expected) in [
         ("loss = \"sigmoid\"\nlabel_smoothing = 0.1", "`label_smoothing` is of the softmax loss"),
         ("logit_bias_init = -10", "`logit_bias_init` is of the sigmoid loss"),
         ("loss = \"sigmod\"", "`stage.loss` is `sigmod`, it must be one of: softmax, sigmoid"),
+        ("lock = { vision_unlocked_groups = 1 }", "`stage.lock.vision_unlocked_groups` is of a locked vision tower"),
+        ("lock = { vision = true, adapter = true }", "nothing is left to learn"),
+        ("lock = { visoin = true }", "`visoin` is no key in `stage.lock`; did you mean `vision`?"),
         ("label_smoothing = 1.0", "`stage.label_smoothing` is 1, it must be from 0 to 0.999"),
         ("label_smothing = 0.1", "did you mean `label_smoothing`?"),
         ("skip_nonfinit = 1", "did you mean `skip_nonfinite`?"),

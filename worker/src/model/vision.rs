@@ -40,6 +40,9 @@ pub trait VisionTower: std::fmt::Debug {
     /// The depth of a parameter for layer-wise learning rates: 0 embeddings, 1..=L blocks, L + 1 the head and whatever
     /// is not of the tower.
     fn layer_id(&self, name: &str) -> i64;
+
+    /// What the names of the norm behind the last block begin with.
+    fn final_norm(&self) -> &'static str;
 }
 
 /// The configuration of any supported vision tower, as the folder's `config.json` describes it.

@@ -22,6 +22,8 @@ use tch::{Device, Kind, Tensor};
 /// Variables, their gradients and the optimizer's moments.
 pub struct FlatParameters {
     variables: Vec<Variable>,
+    /// What is not trained, and is kept with the rest.
+    frozen: Vec<(String, Tensor)>,
     groups: Vec<(Group, Range<i64>)>,
     values: Tensor,
     gradients: Tensor,
@@ -53,6 +55,7 @@ impl FlatParameters {
         let mut flat = Self {
             reducer,
             variables,
+            frozen: Vec::new(),
             groups,
             values: flat(),
             gradients: flat(),
@@ -62,6 +65,13 @@ impl FlatParameters {
         };
         flat.adopt()?;
         Ok(flat)
+    }
+
+    /// With what is not trained: it gets no gradient and no moments, and is saved, loaded and broadcast with the rest.
+    pub fn with_frozen(mut self, mut frozen: Vec<(String, Tensor)>) -> Self {
+        frozen.sort_by(|a, b| a.0.cmp(&b.0));
+        self.frozen = frozen;
+        self
     }
 
     fn adopt(&mut self) -> Result<(), TrainerError> {
@@ -205,7 +215,7 @@ impl FlatParameters {
         common.map(updated).collect()
     }
 
-    /// Everything that a checkpoint holds, by name: `param.X`, `exp_avg.X`, `exp_avg_sq.X`. All ranks call it together:
+    /// Everything that a checkpoint holds, by name: `param.X`, and of what is trained `exp_avg.X` and `exp_avg_sq.X`. All ranks call it together:
     /// sharded moments are gathered, which takes the memory of both for as long as the list lives.
     ///
     /// # Errors
@@ -222,6 +232,7 @@ impl FlatParameters {
                 self.variables.iter().map(|variable| (format!("{kind}.{}", variable.name), variable.view(flat))),
             );
         }
+        named.extend(self.frozen.iter().map(|(name, tensor)| (format!("param.{name}"), tensor.shallow_clone())));
         Ok(named)
     }
 
@@ -245,6 +256,9 @@ impl FlatParameters {
         TrainerError: From<E>,
     {
         self.fill("param", &self.values, &tensor)?;
+        for (name, frozen) in &self.frozen {
+            overwrite("param", name, frozen, &tensor)?;
+        }
         for (kind, moment) in [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)] {
             let Some(shards) = &self.shards else {
                 self.fill(kind, moment, &tensor)?;
@@ -268,20 +282,7 @@ impl FlatParameters {
     where
         TrainerError: From<E>,
     {
-        for variable in &self.variables {
-            let (name, mut place) = (format!("{kind}.{}", variable.name), variable.view(flat));
-            let loaded = tensor(&name)?;
-            if loaded.size() != place.size() {
-                return Err(TrainerError::Plan(format!(
-                    "the checkpoint's `{name}` has shape {:?}, this recipe's model has {:?}: its config.json was changed \
-                     since the checkpoint was written",
-                    loaded.size(),
-                    place.size()
-                )));
-            }
-            tch::no_grad(|| place.copy_(&loaded));
-        }
-        Ok(())
+        self.variables.iter().try_for_each(|variable| overwrite(kind, &variable.name, &variable.view(flat), tensor))
     }
 
     /// Gives every rank what rank 0 has; sharded moments are each rank's own.
@@ -290,6 +291,9 @@ impl FlatParameters {
     /// When a peer fails.
     pub fn broadcast(&mut self, collective: &dyn Collective) -> Result<(), CollectiveError> {
         collective.broadcast(&mut self.values, Rank(0))?;
+        for (_, frozen) in &mut self.frozen {
+            collective.broadcast(frozen, Rank(0))?;
+        }
         if self.shards.is_none() {
             collective.broadcast(&mut self.exp_avg, Rank(0))?;
             collective.broadcast(&mut self.exp_avg_sq, Rank(0))?;
@@ -301,6 +305,30 @@ impl FlatParameters {
     pub fn gradient(&self, name: &str) -> Option<Tensor> {
         Some(self.variables.iter().find(|variable| variable.name == name)?.view(&self.gradients))
     }
+}
+
+/// Overwrites one tensor with the loaded one.
+fn overwrite<E>(
+    kind: &str,
+    name: &str,
+    place: &Tensor,
+    tensor: &impl Fn(&str) -> Result<Tensor, E>,
+) -> Result<(), TrainerError>
+where
+    TrainerError: From<E>,
+{
+    let name = format!("{kind}.{name}");
+    let loaded = tensor(&name)?;
+    if loaded.size() != place.size() {
+        return Err(TrainerError::Plan(format!(
+            "the checkpoint's `{name}` has shape {:?}, this recipe's model has {:?}: its config.json was changed since the \
+             checkpoint was written",
+            loaded.size(),
+            place.size()
+        )));
+    }
+    tch::no_grad(|| place.shallow_clone().copy_(&loaded));
+    Ok(())
 }
 
 fn stretch(flat: &Tensor, range: &Range<i64>) -> Tensor {

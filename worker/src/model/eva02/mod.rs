@@ -227,4 +227,8 @@ impl VisionTower for Eva02 {
         let block = inside.strip_prefix("blocks.").and_then(|rest| rest.split('.').next()?.parse::<i64>().ok());
         block.map_or(head, |block| block + 1)
     }
+
+    fn final_norm(&self) -> &'static str {
+        "visual.norm."
+    }
 }

@@ -236,4 +236,8 @@ impl VisionTower for Siglip {
         let block = inside.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next()?.parse::<i64>().ok());
         block.map_or(head, |block| block + 1)
     }
+
+    fn final_norm(&self) -> &'static str {
+        "vision_model.post_layernorm."
+    }
 }

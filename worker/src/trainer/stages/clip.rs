@@ -1,6 +1,7 @@
 //! Stage `clip`: the vision tower and the adapter learn against the stored text vectors, with negatives of all ranks.
 
 use super::{
+    frozen,
     text_vectors::TextVectors,
     towers::{TowerSettings, Towers},
 };
@@ -45,8 +46,8 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let (optimizer, layers) = (&stage.training.optimizer, towers.vision.layers());
     let groups =
         clip_groups(optimizer.weight_decay, optimizer.layer_decay, layers, |name| towers.vision.layer_id(name));
-    let variables = towers.store.variables().into_iter().collect();
-    let parameters = FlatParameters::new(variables, groups, context.device)?;
+    let (trained, frozen) = frozen::parted(&towers.store);
+    let parameters = FlatParameters::new(trained, groups, context.device)?.with_frozen(frozen);
     let sources = datasets.iter().map(|data| Source { limit: data.limit(), fingerprint: data.fingerprint() }).collect();
     if context.speaks() {
         // Checkpoints know the fingerprint alone; `export` needs the whole.
@@ -63,6 +64,7 @@ pub(super) fn tower_settings(stage: &ClipStage, text_width: usize) -> TowerSetti
         text_width,
         log_scale_init: stage.logit_scale_init,
         objective: stage.objective,
+        lock: stage.lock,
         precision: stage.training.precision,
         activation_checkpointing: stage.training.activation_checkpointing,
     }

@@ -5,6 +5,7 @@ pub mod contrast;
 pub mod embed;
 pub mod eval;
 pub mod export;
+mod frozen;
 mod llm;
 pub mod mntp;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The two sides of stage 2: the vision tower, and the adapter on the LLM's vectors; with the logit scale they are what
 //! `clip` trains and `eval` measures.
 
+use super::frozen;
 use crate::{
     model::{
         adapter::{Adapter, AdapterConfig},
@@ -13,7 +14,7 @@ use crate::{
         step::{PairLoss, Pairing, normalise},
     },
 };
-use common::recipe::{Init, Objective, Precision, Recipe};
+use common::recipe::{Init, Lock, Objective, Precision, Recipe};
 use tch::{Device, Kind, Tensor, nn};
 
 /// Vision tower, adapter and logit scale, over one store of variables.
@@ -46,6 +47,8 @@ pub struct TowerSettings {
     pub log_scale_init: f64,
     /// The loss that they are trained with.
     pub objective: Objective,
+    /// What is not trained.
+    pub lock: Lock,
     /// What to compute in.
     pub precision: Precision,
     /// Whether the backward pass runs each block of the vision tower again.
@@ -61,7 +64,8 @@ impl Towers {
         let config = VisionConfig::read(&vision.folder)?;
         let mut store = nn::VarStore::new(device);
         let mut tower = config.build(&store.root());
-        tower.recompute_blocks(settings.activation_checkpointing);
+        // What has no backward pass keeps nothing for one.
+        tower.recompute_blocks(settings.activation_checkpointing && !settings.lock.whole_vision());
         match vision.init {
             Init::Random => crate::model::init::random(&store, recipe.seed, &config),
             Init::Pretrained => {
@@ -80,6 +84,7 @@ impl Towers {
         let log_scale = store.root().var("logit_scale", &[], nn::Init::Const(settings.log_scale_init));
         let bias = |start| store.root().var("logit_bias", &[], nn::Init::Const(start));
         let logit_bias = settings.objective.logit_bias_init.map(bias);
+        frozen::lock(&store, tower.as_ref(), settings.lock)?;
         Ok(Self {
             image_size: config.image_size(),
             width: config.width(),
@@ -113,10 +118,13 @@ impl Towers {
         self.adapter.forward(&vectors_BD.to_kind(self.compute))
     }
 
-    /// Floating-point operations of a training step per pair when `patches` of an image are seen: three times those of a
-    /// forward pass (Kaplan et al. 2020, section 2.1). What recomputation adds does not count.
+    /// Floating-point operations of a training step per pair when `patches` of an image are seen: of what is trained three
+    /// times those of a forward pass (Kaplan et al. 2020, section 2.1), of what is locked those of the forward pass. What
+    /// recomputation adds does not count.
     pub fn flops_per_pair(&self, patches: i64) -> f64 {
-        3.0 * (self.vision.flops(patches) + self.adapter.flops())
+        let passes = |trained: f64| 1.0 + 2.0 * trained;
+        let (vision, adapter) = frozen::trained_shares(&self.store);
+        passes(vision) * self.vision.flops(patches) + passes(adapter) * self.adapter.flops()
     }
 
     /// Image embeddings, normalised: [B, width] fp32.
@@ -172,24 +180,30 @@ mod tests {
         parse(source, &[format!("model.vision.folder=models/{folder}")]).unwrap()
     }
 
+    fn settings(objective: Objective) -> TowerSettings {
+        TowerSettings {
+            text_width: 24,
+            log_scale_init: 2.6592,
+            objective,
+            lock: Lock::default(),
+            precision: Precision::Fp32,
+            activation_checkpointing: true,
+        }
+    }
+
     /// How a few steps are taken.
     #[derive(Clone, Copy, Default)]
     struct Run {
         objective: Objective,
+        lock: Lock,
         skip_nonfinite: bool,
         /// The step whose images are NaN.
         poisoned: Option<u64>,
     }
 
     /// Losses of a few steps over one batch with patch dropout and activation checkpointing.
-    fn losses(folder: &str, Run { objective, skip_nonfinite, poisoned }: Run) -> Vec<f64> {
-        let settings = TowerSettings {
-            text_width: 24,
-            log_scale_init: 2.6592,
-            objective,
-            precision: Precision::Fp32,
-            activation_checkpointing: true,
-        };
+    fn losses(folder: &str, Run { objective, lock, skip_nonfinite, poisoned }: Run) -> Vec<f64> {
+        let settings = TowerSettings { lock, ..settings(objective) };
         let towers = Towers::build(&recipe(folder), settings, Device::Cpu).unwrap();
         let normal = |shape: &[i64], seed| {
             tch::manual_seed(seed);
@@ -204,8 +218,8 @@ mod tests {
             text: normal(&[PAIRS, 24], 2),
         };
         let groups = clip_groups(0.1, 0.9, layers, |name| towers.vision.layer_id(name));
-        let variables = towers.store.variables().into_iter().collect();
-        let mut parameters = FlatParameters::new(variables, groups, Device::Cpu).unwrap();
+        let (trained, frozen) = frozen::parted(&towers.store);
+        let mut parameters = FlatParameters::new(trained, groups, Device::Cpu).unwrap().with_frozen(frozen);
         let pixels = batch.pixels.shallow_clone();
         let step = |step| {
             let factor = if poisoned == Some(step) { f64::NAN } else { 1.0 };
@@ -261,5 +275,37 @@ mod tests {
         assert!(skipped[4..].iter().all(|loss| loss.is_finite()), "{skipped:?}");
         let through = losses("vit-tiny", Run { poisoned: Some(3), ..Run::default() });
         assert!(through[3..].iter().all(|loss| loss.is_nan()), "{through:?}");
+    }
+
+    #[test]
+    fn what_is_locked_stays_as_it_was_and_is_in_the_checkpoint_without_moments() {
+        let (blocks, all) = (Lock { vision: true, vision_unlocked_groups: 2, ..Lock::default() }, Lock::default());
+        let towers = |lock| {
+            let settings = TowerSettings { lock, ..settings(Objective::default()) };
+            Towers::build(&recipe("vit-tiny"), settings, Device::Cpu).unwrap()
+        };
+        let whole: Vec<String> = towers(all).store.variables().into_keys().collect();
+        let towers = towers(blocks);
+        let (trained, frozen) = frozen::parted(&towers.store);
+        assert_eq!(trained.len() + frozen.len(), whole.len());
+        let parameters = FlatParameters::new(trained, clip_groups(0.1, 1.0, 0, |_| 1), Device::Cpu).unwrap();
+        let numel: usize = frozen.iter().map(|(_, tensor)| tensor.numel()).sum();
+        let all: usize = towers.store.variables().values().map(Tensor::numel).sum();
+        assert_eq!(parameters.numel() as usize, all - numel);
+        let parameters = parameters.with_frozen(frozen);
+        let names: Vec<String> = parameters.named(&Solo).unwrap().into_iter().map(|(name, _)| name).collect();
+        assert!(whole.iter().all(|name| names.contains(&format!("param.{name}"))));
+        let locked = "vision_model.embeddings.patch_embedding.weight";
+        assert!(whole.iter().any(|name| name == locked) && !names.contains(&format!("exp_avg.{locked}")));
+    }
+
+    #[test]
+    fn a_locked_tower_and_a_locked_adapter_let_the_other_learn() {
+        let vision = Lock { vision: true, ..Lock::default() };
+        let adapter = Lock { adapter: true, logit_scale: true, ..Lock::default() };
+        for lock in [vision, adapter, Lock { vision_unlocked_groups: 1, ..vision }] {
+            let losses = losses("vit-tiny", Run { lock, ..Run::default() });
+            assert!(losses[7] < 0.98 * losses[0], "{lock:?}: {losses:?}");
+        }
     }
 }
