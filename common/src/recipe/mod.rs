@@ -28,7 +28,7 @@ pub use data_path::DataPath;
 pub use error::RecipeError;
 pub use eval::{Benchmark, CaptionPair, EvalStage};
 pub use objective::{Objective, PairLoss};
-pub use parts::Lock;
+pub use parts::{Ema, Lock};
 pub use read::{Source, parse};
 pub use text_sets::{TextKind, TextSet};
 pub use training::{CheckpointPolicy, Decay, Length, Mix, Optimizer, Precision, Schedule, Training};
@@ -339,6 +339,12 @@ pub struct ClipStage {
     /// What of the towers is not trained.
     #[serde(default, skip_serializing_if = "objective::is_default")]
     pub lock: Lock,
+    /// Low-rank updates beside the vision tower's layers, which are trained in its place; absent means that the tower is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
+    /// The average that is kept of what is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<Ema>,
 }
 
 /// Settings of `embed`.

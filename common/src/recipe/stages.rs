@@ -104,7 +104,7 @@ const TRANSFORMERS: Defaults =
 const MNTP: Defaults = Defaults { policy: Policy::Mixed, ..TRANSFORMERS };
 
 fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeError> {
-    let objective = objective::read(table)?;
+    let (objective, lock) = (objective::read(table)?, parts::lock(table)?);
     Ok(ClipStage {
         training: training(table, data, &OPEN_CLIP)?,
         augment: augment(table)?,
@@ -115,7 +115,9 @@ fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeErr
             .get("logit_scale_init", |v| within(v, 0.0, 100f64.ln()))?
             .unwrap_or(objective.loss.log_scale_init()),
         objective,
-        lock: parts::lock(table)?,
+        lock,
+        lora: parts::lora(table, lock)?,
+        ema: parts::ema(table)?,
     })
 }
 

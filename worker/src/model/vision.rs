@@ -4,6 +4,7 @@ use super::{
     ModelError,
     eva02::{Eva02, Eva02Config},
     init::{Fill, Initialise},
+    lora::Adaptable,
     siglip::{Siglip, SiglipConfig},
     vit::{ClipVision, ClipVisionConfig},
     weights::NameMap,
@@ -14,7 +15,7 @@ use std::path::Path;
 use tch::{Tensor, nn};
 
 /// A vision tower with its way into the shared space. Shapes: B batch, S pixels a side, K patches kept, P shared width.
-pub trait VisionTower: std::fmt::Debug {
+pub trait VisionTower: std::fmt::Debug + Adaptable {
     /// As [`VisionTower::forward`], of the patches `kept_BK` [B, K] int64 alone: numbers from 0, row by row of the grid.
     fn forward_kept(&self, pixels_BCHW: &Tensor, kept_BK: Option<&Tensor>) -> Tensor;
 

@@ -4,9 +4,9 @@ use super::{
     frozen,
     text_vectors::TextVectors,
     towers::{TowerSettings, Towers},
+    tuning::{self, seed_chunk},
 };
 use crate::{
-    checkpoint::Loaded,
     data::{
         Batch, BatchRequest, BrokenSample, Dataset, Loader, LoaderConfig, Normalise, OnBroken, SampleRequest, Transform,
     },
@@ -27,7 +27,7 @@ use crate::{
 };
 use common::{ids::Step, manifest::paths, recipe::ClipStage, sampler};
 use half::bf16;
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 use tch::{Kind, Tensor};
 
 /// Batches decoded ahead.
@@ -46,8 +46,15 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let (optimizer, layers) = (&stage.training.optimizer, towers.vision.layers());
     let groups =
         clip_groups(optimizer.weight_decay, optimizer.layer_decay, layers, |name| towers.vision.layer_id(name));
-    let (trained, frozen) = frozen::parted(&towers.store);
-    let parameters = FlatParameters::new(trained, groups, context.device)?.with_frozen(frozen);
+    towers.train();
+    if towers.drops() {
+        tuning::tell_of_cut_chunks(&stage.training, context);
+    }
+    let (trained, frozen) = frozen::parted(towers.variables());
+    let mut parameters = FlatParameters::new(trained, groups, context.device)?.with_frozen(frozen);
+    if let Some(ema) = stage.ema {
+        parameters.average(ema.decay);
+    }
     let sources = datasets.iter().map(|data| Source { limit: data.limit(), fingerprint: data.fingerprint() }).collect();
     if context.speaks() {
         // Checkpoints know the fingerprint alone; `export` needs the whole.
@@ -65,6 +72,8 @@ pub(super) fn tower_settings(stage: &ClipStage, text_width: usize) -> TowerSetti
         log_scale_init: stage.logit_scale_init,
         objective: stage.objective,
         lock: stage.lock,
+        lora: stage.lora.clone(),
+        averaged: stage.ema.is_some_and(|ema| ema.used),
         precision: stage.training.precision,
         activation_checkpointing: stage.training.activation_checkpointing,
     }
@@ -83,22 +92,6 @@ fn rows_of<'a>(wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>
         }
     }
     Ok(numbers)
-}
-
-/// Puts a checkpoint's parameters into the variables of the same names.
-pub(super) fn load_parameters(store: &mut tch::nn::VarStore, loaded: &Loaded) -> Result<(), TrainerError> {
-    for (name, mut variable) in store.variables() {
-        let tensor = loaded.tensor(&format!("param.{name}"))?;
-        if tensor.size() != variable.size() {
-            return Err(TrainerError::Plan(format!(
-                "the checkpoint's `{name}` has shape {:?}, this recipe's model has {:?}: config.json was changed since it was written",
-                tensor.size(),
-                variable.size()
-            )));
-        }
-        tch::no_grad(|| variable.copy_(&tensor));
-    }
-    Ok(())
 }
 
 /// Images and text vectors as the training's task.
@@ -224,6 +217,8 @@ impl Task for Pairs<'_> {
             text: text.split_with_sizes(sizes, 0),
             kept: kept.map(|kept| kept.split_with_sizes(sizes, 0)),
             normalise: &self.normalise,
+            slots: taken.chunks,
+            seed: (self.seed, taken.step),
             poisoned: taken.poisoned,
         };
         let Taken { cut, settings, collective, parameters, timeline, .. } = taken;
@@ -238,12 +233,18 @@ struct Chunks<'a> {
     text: Vec<Tensor>,
     kept: Option<Vec<Tensor>>,
     normalise: &'a Normalise,
+    slots: &'a [Range<u64>],
+    /// Of dropout: the recipe's, and the step.
+    seed: (u64, Step),
     poisoned: bool,
 }
 
 impl PairEncoder for Chunks<'_> {
     fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
         let kept = self.kept.as_ref().map(|kept| &kept[chunk]);
+        if self.towers.drops() {
+            seed_chunk(self.seed.0, self.seed.1, self.slots[chunk].start);
+        }
         // Bytes until here: a chunk's pixels are numbers while it is encoded.
         let mut pixels = self.normalise.apply(&self.pixels[chunk]);
         if self.poisoned {

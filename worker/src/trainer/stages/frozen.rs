@@ -1,14 +1,19 @@
 //! What of the towers is trained and what stays as it is.
 //!
 //! What is locked wants no gradient: it is in no flat buffer, has no moments, and no backward pass goes to it. Checkpoints hold it
-//! all the same, once and without moments, so that `eval`, `export` and a resume need nothing beside them: the folder that the
+//! all the same, without moments, so that `eval`, `export` and a resume need nothing beside them: the folder that the
 //! tower was read from may be another by then.
 
 use crate::{
-    model::{lock, vision::VisionTower},
+    model::{
+        lock,
+        lora::{Lora, LoraConfig},
+        vision::VisionTower,
+    },
     trainer::error::TrainerError,
 };
-use common::recipe::Lock;
+use common::recipe::{self, Lock};
+use std::collections::BTreeSet;
 use tch::{Tensor, nn};
 
 /// Variables by name.
@@ -41,9 +46,33 @@ pub(super) fn lock(store: &nn::VarStore, tower: &dyn VisionTower, how: Lock) -> 
     Ok(())
 }
 
+/// Puts new low-rank updates beside the tower's layers, and has no gradient computed of the tower's own weights.
+///
+/// # Errors
+/// When the tower has not the layers.
+pub(super) fn adapt(
+    store: &nn::VarStore,
+    tower: &mut dyn VisionTower,
+    how: &recipe::Lora,
+    seed: u64,
+) -> Result<Lora, TrainerError> {
+    for (name, variable) in store.variables() {
+        if !is_adapter(&name) && !is_scalar(&name) {
+            let _ = variable.set_requires_grad(false);
+        }
+    }
+    let mut target_modules = how.targets.clone();
+    if target_modules.is_empty() {
+        let end = |(name, _): &(String, _)| name.rsplit('.').next().unwrap_or_default().to_owned();
+        target_modules = tower.linears().iter().map(end).collect::<BTreeSet<String>>().into_iter().collect();
+    }
+    let (rank, alpha, dropout) = (i64::from(how.rank), how.alpha, how.dropout);
+    Ok(Lora::new(tower, &LoraConfig { rank, alpha, dropout, target_modules, rank_stabilised: false }, seed)?)
+}
+
 /// What is trained, and what is not.
-pub(super) fn parted(store: &nn::VarStore) -> (Named, Named) {
-    store.variables().into_iter().partition(|(_, variable)| variable.requires_grad())
+pub(super) fn parted(variables: Named) -> (Named, Named) {
+    variables.into_iter().partition(|(_, variable)| variable.requires_grad())
 }
 
 /// The trained shares of the vision tower's numbers and of the adapter's, 0 to 1.

@@ -3,8 +3,10 @@
 
 use super::frozen;
 use crate::{
+    checkpoint::Loaded,
     model::{
         adapter::{Adapter, AdapterConfig},
+        lora,
         vision::{VisionConfig, VisionTower},
         weights,
     },
@@ -14,7 +16,7 @@ use crate::{
         step::{PairLoss, Pairing, normalise},
     },
 };
-use common::recipe::{Init, Lock, Objective, Precision, Recipe};
+use common::recipe::{Init, Lock, Lora, Objective, Precision, Recipe};
 use tch::{Device, Kind, Tensor, nn};
 
 /// Vision tower, adapter and logit scale, over one store of variables.
@@ -34,12 +36,16 @@ pub struct Towers {
     /// Width of the shared space.
     pub width: i64,
     objective: Objective,
+    /// Low-rank updates that stand beside the vision tower's layers.
+    lora: Option<lora::Lora>,
+    /// Whether checkpoints are read for the average.
+    averaged: bool,
     /// What forward and backward passes compute in; the variables are fp32.
     compute: Kind,
 }
 
 /// What a stage asks of the towers.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TowerSettings {
     /// Width of the text vectors.
     pub text_width: usize,
@@ -49,6 +55,10 @@ pub struct TowerSettings {
     pub objective: Objective,
     /// What is not trained.
     pub lock: Lock,
+    /// What is trained in the vision tower's place.
+    pub lora: Option<Lora>,
+    /// Whether checkpoints are read for the average that they hold.
+    pub averaged: bool,
     /// What to compute in.
     pub precision: Precision,
     /// Whether the backward pass runs each block of the vision tower again.
@@ -85,6 +95,8 @@ impl Towers {
         let bias = |start| store.root().var("logit_bias", &[], nn::Init::Const(start));
         let logit_bias = settings.objective.logit_bias_init.map(bias);
         frozen::lock(&store, tower.as_ref(), settings.lock)?;
+        let adapt = |how: &Lora| frozen::adapt(&store, tower.as_mut(), how, recipe.seed);
+        let lora = settings.lora.as_ref().map(adapt).transpose()?;
         Ok(Self {
             image_size: config.image_size(),
             width: config.width(),
@@ -93,9 +105,55 @@ impl Towers {
             log_scale,
             logit_bias,
             objective: settings.objective,
+            lora,
+            averaged: settings.averaged,
             store,
             compute: torch::kind(settings.precision),
         })
+    }
+
+    /// Every variable by its name in a checkpoint, low-rank updates among them.
+    pub fn variables(&self) -> Vec<(String, Tensor)> {
+        let updates = self.lora.iter().flat_map(|lora| lora.store().variables());
+        self.store.variables().into_iter().chain(updates).collect()
+    }
+
+    /// Has low-rank updates drop inputs from now on, where the recipe wants that.
+    pub fn train(&self) {
+        if let Some(lora) = &self.lora {
+            lora.train(true);
+        }
+    }
+
+    /// Whether inputs are dropped in training: a pass draws random numbers then.
+    pub fn drops(&self) -> bool {
+        self.lora.as_ref().is_some_and(|lora| lora.config().dropout > 0.0)
+    }
+
+    /// Puts a checkpoint's values into the variables, of what is trained the average if it is to be taken; then merges low-rank
+    /// updates into the weights beside which they stand, and freezes all.
+    ///
+    /// # Errors
+    /// When the checkpoint is of another model.
+    pub fn load(&mut self, checkpoint: &Loaded) -> Result<(), TrainerError> {
+        for (name, mut variable) in self.variables() {
+            let kind = if self.averaged && variable.requires_grad() { "ema" } else { "param" };
+            let tensor = checkpoint.tensor(&format!("{kind}.{name}"))?;
+            if tensor.size() != variable.size() {
+                return Err(TrainerError::Plan(format!(
+                    "the checkpoint's `{name}` has shape {:?}, this recipe's model has {:?}: config.json was changed since it \
+                     was written",
+                    tensor.size(),
+                    variable.size()
+                )));
+            }
+            tch::no_grad(|| variable.copy_(&tensor));
+        }
+        if self.lora.take().is_some() {
+            lora::merge(self.vision.as_mut());
+        }
+        self.store.freeze();
+        Ok(())
     }
 
     /// The loss, with its scalars.
@@ -119,12 +177,13 @@ impl Towers {
     }
 
     /// Floating-point operations of a training step per pair when `patches` of an image are seen: of what is trained three
-    /// times those of a forward pass (Kaplan et al. 2020, section 2.1), of what is locked those of the forward pass. What
-    /// recomputation adds does not count.
+    /// times those of a forward pass (Kaplan et al. 2020, section 2.1), of what is locked those of the forward pass, and beside
+    /// low-rank updates two times. What recomputation adds does not count.
     pub fn flops_per_pair(&self, patches: i64) -> f64 {
         let passes = |trained: f64| 1.0 + 2.0 * trained;
         let (vision, adapter) = frozen::trained_shares(&self.store);
-        passes(vision) * self.vision.flops(patches) + passes(adapter) * self.adapter.flops()
+        let vision = if self.lora.is_some() { 2.0 } else { passes(vision) };
+        vision * self.vision.flops(patches) + passes(adapter) * self.adapter.flops()
     }
 
     /// Image embeddings, normalised: [B, width] fp32.
@@ -186,24 +245,27 @@ mod tests {
             log_scale_init: 2.6592,
             objective,
             lock: Lock::default(),
+            lora: None,
+            averaged: false,
             precision: Precision::Fp32,
             activation_checkpointing: true,
         }
     }
 
     /// How a few steps are taken.
-    #[derive(Clone, Copy, Default)]
+    #[derive(Clone, Default)]
     struct Run {
         objective: Objective,
         lock: Lock,
+        lora: Option<Lora>,
         skip_nonfinite: bool,
         /// The step whose images are NaN.
         poisoned: Option<u64>,
     }
 
     /// Losses of a few steps over one batch with patch dropout and activation checkpointing.
-    fn losses(folder: &str, Run { objective, lock, skip_nonfinite, poisoned }: Run) -> Vec<f64> {
-        let settings = TowerSettings { lock, ..settings(objective) };
+    fn losses(folder: &str, Run { objective, lock, lora, skip_nonfinite, poisoned }: Run) -> Vec<f64> {
+        let settings = TowerSettings { lock, lora, ..settings(objective) };
         let towers = Towers::build(&recipe(folder), settings, Device::Cpu).unwrap();
         let normal = |shape: &[i64], seed| {
             tch::manual_seed(seed);
@@ -218,7 +280,7 @@ mod tests {
             text: normal(&[PAIRS, 24], 2),
         };
         let groups = clip_groups(0.1, 0.9, layers, |name| towers.vision.layer_id(name));
-        let (trained, frozen) = frozen::parted(&towers.store);
+        let (trained, frozen) = frozen::parted(towers.variables());
         let mut parameters = FlatParameters::new(trained, groups, Device::Cpu).unwrap().with_frozen(frozen);
         let pixels = batch.pixels.shallow_clone();
         let step = |step| {
@@ -267,8 +329,8 @@ mod tests {
     fn a_poisoned_step_updates_nothing_and_the_guard_changes_no_bit_of_others() {
         let plain = losses("vit-tiny", Run::default());
         let guarded = Run { skip_nonfinite: true, ..Run::default() };
-        assert_eq!(losses("vit-tiny", guarded), plain);
-        let skipped = losses("vit-tiny", Run { poisoned: Some(3), ..guarded });
+        assert_eq!(losses("vit-tiny", guarded.clone()), plain);
+        let skipped = losses("vit-tiny", Run { poisoned: Some(3), ..guarded.clone() });
         assert!(skipped[2].is_nan(), "{skipped:?}");
         assert_eq!(skipped[..2], plain[..2]);
         assert_eq!(skipped[3], plain[2], "the step after it begins where it began");
@@ -286,7 +348,7 @@ mod tests {
         };
         let whole: Vec<String> = towers(all).store.variables().into_keys().collect();
         let towers = towers(blocks);
-        let (trained, frozen) = frozen::parted(&towers.store);
+        let (trained, frozen) = frozen::parted(towers.variables());
         assert_eq!(trained.len() + frozen.len(), whole.len());
         let parameters = FlatParameters::new(trained, clip_groups(0.1, 1.0, 0, |_| 1), Device::Cpu).unwrap();
         let numel: usize = frozen.iter().map(|(_, tensor)| tensor.numel()).sum();
@@ -306,6 +368,21 @@ mod tests {
         for lock in [vision, adapter, Lock { vision_unlocked_groups: 1, ..vision }] {
             let losses = losses("vit-tiny", Run { lock, ..Run::default() });
             assert!(losses[7] < 0.98 * losses[0], "{lock:?}: {losses:?}");
+        }
+    }
+
+    #[test]
+    fn low_rank_updates_learn_beside_every_vision_tower_that_stays_as_it_was() {
+        for folder in ["vit-tiny", "eva02-tiny", "siglip-tiny"] {
+            let lora = common::recipe::Lora { rank: 4, alpha: 8.0, dropout: 0.1, targets: Vec::new() };
+            let lock = Lock { adapter: true, ..Lock::default() };
+            let losses = losses(folder, Run { lora: Some(lora.clone()), lock, ..Run::default() });
+            assert!(losses[7] < 0.98 * losses[0], "{folder}: {losses:?}");
+            let settings = TowerSettings { lora: Some(lora), lock, ..settings(Objective::default()) };
+            let towers = Towers::build(&recipe(folder), settings, Device::Cpu).unwrap();
+            let (trained, _) = frozen::parted(towers.variables());
+            assert!(trained.iter().all(|(name, _)| name.contains(".lora_") || name == "logit_scale"), "{folder}");
+            assert!(towers.drops() && trained.len() > 20, "{folder}: {}", trained.len());
         }
     }
 }
