@@ -150,7 +150,9 @@ impl Towers {
 
     fn parameters(&self) -> FlatParameters {
         let variables = self.store.variables().into_iter().collect();
-        FlatParameters::new(variables, clip_groups(0.1, 1.0, 0, |_| 1), Device::Cpu).unwrap()
+        let mut parameters = FlatParameters::new(variables, clip_groups(0.1, 1.0, 0, |_| 1), Device::Cpu).unwrap();
+        parameters.average(0.8);
+        parameters
     }
 
     /// Embeddings of the pairs of some slots at a step, with a dropout mask for each slot.
@@ -374,6 +376,7 @@ fn reference(task: Task, kind: Kind) -> Trace {
         let constants =
             AdamW { step: step as u64, learning_rate: 1e-2, betas: (0.9, 0.98), weight_decay: 0.0, eps: 1e-6 };
         parameters.update(&Solo, None, &constants).unwrap();
+        parameters.update_average(None);
     }
     trace(&losses, first.unwrap(), parameters.named(&Solo).unwrap())
 }

@@ -6,7 +6,6 @@ use crate::{
     data::{DataError, storage::StorageError},
     export::ExportError,
     model::ModelError,
-    trainer::step::NonFinite,
     vectors::VectorsError,
 };
 use std::path::PathBuf;
@@ -66,16 +65,14 @@ pub enum TrainerError {
     Plan(String),
     /// The loss or its gradients are no numbers any more.
     #[error(
-        "{what} of step {step} is not finite (loss {loss}, gradient norm {grad_norm}), {}: the training has diverged. The \
-         newest checkpoint is from before; lower `learning_rate`, set `clip_norm`, or lengthen `warmup_steps`, then `resume`; \
+        "step {step} is not finite (loss {loss}, gradient norm {grad_norm}), {}: the training has diverged. The newest \
+         checkpoint is from before; lower `learning_rate`, set `clip_norm`, or lengthen `warmup_steps`, then `resume`; \
          of a single bad batch `skip_nonfinite` leaves out the update",
         passed(*skipped)
     )]
     Diverged {
         /// Which step.
         step: u64,
-        /// What of it.
-        what: NonFinite,
         /// Mean over the global batch.
         loss: f64,
         /// Of the gradients, before clipping.

@@ -6,6 +6,7 @@
 
 use super::{
     buckets::Buckets,
+    ema::Ema,
     error::TrainerError,
     layout::{Group, Layout, Place, Variable, lay_out},
     reducer::Reducer,
@@ -30,6 +31,8 @@ pub struct FlatParameters {
     /// As long as `values`, or this rank's stretches one after the other.
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
+    /// Laid out like a moment; absent when no average is kept.
+    ema: Option<Ema>,
     reducer: Reducer,
     /// Absent when every rank updates all.
     shards: Option<Shards>,
@@ -61,6 +64,7 @@ impl FlatParameters {
             gradients: flat(),
             exp_avg: flat(),
             exp_avg_sq: flat(),
+            ema: None,
             shards: None,
         };
         flat.adopt()?;
@@ -84,11 +88,20 @@ impl FlatParameters {
         Ok(())
     }
 
+    /// Keeps an average of what is trained from now on. Before `shard` and before `load`.
+    pub fn average(&mut self, decay: f64) {
+        self.ema = Some(Ema::new(decay, &self.values));
+    }
+
     /// Keeps the moments of this rank's share alone from now on. Before the first update and before `load`.
     pub fn shard(&mut self, collective: &dyn Collective) {
         let shards = Shards::cut(self.reducer.ranges(), collective.rank(), collective.world());
         let moment = || Tensor::zeros([shards.elements()], (self.values.kind(), self.values.device()));
         (self.exp_avg, self.exp_avg_sq) = (moment(), moment());
+        if let Some(ema) = &mut self.ema {
+            let own: Vec<Tensor> = shards.placed().map(|(own, _)| stretch(&ema.flat, &own)).collect();
+            ema.flat = Tensor::cat(&own, 0);
+        }
         self.shards = Some(shards);
     }
 
@@ -192,14 +205,31 @@ impl FlatParameters {
         Ok(())
     }
 
+    /// Takes the newest values into the average, where one is kept, unless `skip`, a float scalar on the device, is 1.
+    pub fn update_average(&mut self, skip: Option<&Tensor>) {
+        let Some(ema) = &self.ema else { return };
+        for (own, place) in self.placed() {
+            ema.update(ema.flat.narrow(0, place, own.end - own.start), &stretch(&self.values, &own), skip);
+        }
+    }
+
+    /// What this rank updates of the buffer, and where the moments of each stretch begin.
+    fn placed(&self) -> Vec<(Range<i64>, i64)> {
+        match &self.shards {
+            None => vec![(0..self.values.size()[0], 0)],
+            Some(shards) => shards.placed().collect(),
+        }
+    }
+
+    /// What is kept of every trained number beside itself, by its name in a checkpoint.
+    fn moments(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
+        let ema = self.ema.as_ref().map(|ema| ("ema", &ema.flat));
+        [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)].into_iter().chain(ema)
+    }
+
     /// What this rank updates of a stretch of the buffer.
     fn updated(&self, group: &Range<i64>) -> Vec<Updated> {
-        let whole = 0..self.values.size()[0];
-        let placed: Vec<(Range<i64>, i64)> = match &self.shards {
-            None => vec![(whole, 0)],
-            Some(shards) => shards.placed().collect(),
-        };
-        let common = placed.into_iter().filter_map(|(own, place)| {
+        let common = self.placed().into_iter().filter_map(|(own, place)| {
             let common = own.start.max(group.start)..own.end.min(group.end);
             (common.start < common.end).then(|| (place + common.start - own.start, common))
         });
@@ -215,18 +245,18 @@ impl FlatParameters {
         common.map(updated).collect()
     }
 
-    /// Everything that a checkpoint holds, by name: `param.X`, and of what is trained `exp_avg.X` and `exp_avg_sq.X`. All ranks call it together:
+    /// Everything that a checkpoint holds, by name: `param.X`, and of what is trained `exp_avg.X`, `exp_avg_sq.X`, and `ema.X`
+    /// where an average is kept. All ranks call it together:
     /// sharded moments are gathered, which takes the memory of both for as long as the list lives.
     ///
     /// # Errors
     /// When a peer fails.
     pub fn named(&self, collective: &dyn Collective) -> Result<Vec<(String, Tensor)>, CollectiveError> {
         let mut named = Vec::with_capacity(3 * self.variables.len());
-        let flats = [
-            ("param", self.values.shallow_clone()),
-            ("exp_avg", self.whole(collective, &self.exp_avg)?),
-            ("exp_avg_sq", self.whole(collective, &self.exp_avg_sq)?),
-        ];
+        let mut flats = vec![("param", self.values.shallow_clone())];
+        for (kind, moment) in self.moments() {
+            flats.push((kind, self.whole(collective, moment)?));
+        }
         for (kind, flat) in &flats {
             named.extend(
                 self.variables.iter().map(|variable| (format!("{kind}.{}", variable.name), variable.view(flat))),
@@ -259,7 +289,7 @@ impl FlatParameters {
         for (name, frozen) in &self.frozen {
             overwrite("param", name, frozen, &tensor)?;
         }
-        for (kind, moment) in [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)] {
+        for (kind, moment) in self.moments() {
             let Some(shards) = &self.shards else {
                 self.fill(kind, moment, &tensor)?;
                 continue;
@@ -297,6 +327,9 @@ impl FlatParameters {
         if self.shards.is_none() {
             collective.broadcast(&mut self.exp_avg, Rank(0))?;
             collective.broadcast(&mut self.exp_avg_sq, Rank(0))?;
+            if let Some(ema) = &mut self.ema {
+                collective.broadcast(&mut ema.flat, Rank(0))?;
+            }
         }
         Ok(())
     }
@@ -375,5 +408,67 @@ mod tests {
         assert_eq!(store.variables()["w"].double_value(&[0, 0]), w);
         let short = flat.load(|_| Ok::<_, TrainerError>(Tensor::zeros([1], (Kind::Float, Device::Cpu)))).unwrap_err();
         assert!(short.to_string().contains("has shape [1]"), "{short}");
+    }
+
+    fn case() -> std::collections::HashMap<String, Tensor> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/objective/ema.safetensors");
+        Tensor::read_safetensors(path).unwrap().into_iter().collect()
+    }
+
+    /// Parameters of the case, in its kind, and their store.
+    fn averaged(case: &std::collections::HashMap<String, Tensor>) -> (nn::VarStore, FlatParameters) {
+        let mut store = store();
+        store.double();
+        for (name, mut variable) in store.variables() {
+            tch::no_grad(|| variable.copy_(&case[&format!("start.{name}")]));
+        }
+        let variables = store.variables().into_iter().collect();
+        let mut flat = FlatParameters::new(variables, clip_groups(0.1, 1.0, 0, |_| 1), Device::Cpu).unwrap();
+        flat.average(0.9);
+        (store, flat)
+    }
+
+    /// A step with the case's gradients.
+    fn step(flat: &mut FlatParameters, case: &std::collections::HashMap<String, Tensor>, step: i64) {
+        for name in ["w", "b"] {
+            flat.gradient(name).unwrap().copy_(&case[&format!("gradients.{name}")].get(step));
+        }
+        let constants =
+            AdamW { step: step as u64 + 1, learning_rate: 0.05, betas: (0.9, 0.98), weight_decay: 0.0, eps: 1e-6 };
+        flat.update(&Solo, None, &constants).unwrap();
+        flat.update_average(None);
+    }
+
+    fn named(flat: &FlatParameters) -> std::collections::HashMap<String, Tensor> {
+        flat.named(&Solo).unwrap().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect()
+    }
+
+    #[test]
+    fn the_average_is_that_of_torch_and_timm_and_comes_back_in_every_bit() {
+        let case = case();
+        let (_store, mut flat) = averaged(&case);
+        (0..5).for_each(|i| step(&mut flat, &case, i));
+        let saved = named(&flat);
+        let (_other_store, mut other) = averaged(&case);
+        other.load(|name| Ok::<_, TrainerError>(saved[name].shallow_clone())).unwrap();
+        (5..10).for_each(|i| step(&mut flat, &case, i));
+        (5..10).for_each(|i| step(&mut other, &case, i));
+        let (found, resumed) = (named(&flat), named(&other));
+        assert!(found.iter().all(|(name, tensor)| tensor.equal(&resumed[name])), "a resumed average is another");
+        for theirs in ["torch", "timm"] {
+            for name in ["w", "b"] {
+                let expected = &case[&format!("{theirs}.{name}")];
+                let off = ((&found[&format!("ema.{name}")] - expected).norm() / expected.norm()).double_value(&[]);
+                println!("{theirs}, {name}: off by {off:.1e}");
+                assert!(off < 1e-12, "{theirs}, {name}: off by {off}");
+            }
+        }
+        // A step that is held back leaves it.
+        let before = named(&flat);
+        let _ = tch::no_grad(|| flat.values.fill_(7.0));
+        flat.update_average(Some(&Tensor::from(1.0f32)));
+        assert!(named(&flat)["ema.w"].equal(&before["ema.w"]));
+        flat.update_average(Some(&Tensor::from(0.0f32)));
+        assert!(!named(&flat)["ema.w"].equal(&before["ema.w"]));
     }
 }

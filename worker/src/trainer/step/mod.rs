@@ -218,6 +218,8 @@ fn update(
             log_scale.detach().exp()
         }
     };
+    // After the clamp: of what the next step begins with.
+    parameters.update_average(held.as_ref());
     let bias = pairing.and_then(|pairing| pairing.bias());
     timeline.lap(Section::Optimizer);
     let number = |bias: Option<&Tensor>| bias.map_or_else(|| loss.zeros_like(), Tensor::detach);

@@ -187,7 +187,7 @@ impl Ledger {
         let (StepOutput { loss, grad_norm, .. }, before) = (output, self.skipped_in_a_row);
         if before >= run.settings.skip_nonfinite {
             let (step, loss, grad_norm) = (step.0, *loss, *grad_norm);
-            return Err(TrainerError::Diverged { step, what, loss, grad_norm, skipped: before });
+            return Err(TrainerError::Diverged { step, loss, grad_norm, skipped: before });
         }
         self.skipped_in_a_row += 1;
         self.skipped_steps += 1;
