@@ -27,7 +27,7 @@ mod tests;
 pub use data_path::DataPath;
 pub use error::RecipeError;
 pub use eval::{Benchmark, CaptionPair, EvalStage};
-pub use objective::{Objective, PairLoss};
+pub use objective::{Objective, PairLoss, SelfDistillation};
 pub use parts::{Ema, Lock};
 pub use read::{Source, parse};
 pub use text_sets::{TextKind, TextSet};

@@ -3,7 +3,7 @@
 use super::{
     error::RecipeError,
     raw::Table,
-    read::{choice, within},
+    read::{choice, positive, within},
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,19 @@ pub struct Objective {
     /// The logit bias's start; of the sigmoid loss, which always has one, and of no other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logit_bias_init: Option<f64>,
+    /// What keeps the vision tower near its own average; absent for nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub self_distillation: Option<SelfDistillation>,
+}
+
+/// The vision tower learns from its own average, `ema` of the stage, as well (ProCLIP, arXiv 2510.18795).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct SelfDistillation {
+    /// The factor on what is added to the loss; 4e-4 in ProCLIP.
+    pub weight: f64,
+    /// The number of rows that its sums are scaled to; ProCLIP sums over the rows of one device. Absent means the global batch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u64>,
 }
 
 /// A loss over pairs.
@@ -72,5 +85,15 @@ pub(super) fn read(table: &mut Table<'_>) -> Result<Objective, RecipeError> {
         }
         PairLoss::Softmax => None,
     };
-    Ok(Objective { loss, label_smoothing, logit_bias_init })
+    let self_distillation = table.table("self_distillation")?.map(self_distillation).transpose()?;
+    Ok(Objective { loss, label_smoothing, logit_bias_init, self_distillation })
+}
+
+fn self_distillation(mut table: Table<'_>) -> Result<SelfDistillation, RecipeError> {
+    let read = SelfDistillation {
+        weight: table.get("weight", |value| within(value, 0.0, 1e3))?.unwrap_or(4e-4),
+        rows: table.get("rows", positive)?,
+    };
+    table.finish()?;
+    Ok(read)
 }

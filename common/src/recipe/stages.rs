@@ -104,7 +104,13 @@ const TRANSFORMERS: Defaults =
 const MNTP: Defaults = Defaults { policy: Policy::Mixed, ..TRANSFORMERS };
 
 fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeError> {
-    let (objective, lock) = (objective::read(table)?, parts::lock(table)?);
+    let (objective, lock, ema) = (objective::read(table)?, parts::lock(table)?, parts::ema(table)?);
+    if objective.self_distillation.is_some() && (ema.is_none() || lock.whole_vision()) {
+        return Err(table.error(
+            "`self_distillation` holds the vision tower to its own average: the tower must be trained, and the stage needs `ema = \
+             { decay = … }`",
+        ));
+    }
     Ok(ClipStage {
         training: training(table, data, &OPEN_CLIP)?,
         augment: augment(table)?,
@@ -117,7 +123,7 @@ fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeErr
         objective,
         lock,
         lora: parts::lora(table, lock)?,
-        ema: parts::ema(table)?,
+        ema,
     })
 }
 

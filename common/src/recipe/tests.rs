@@ -410,7 +410,16 @@ fn a_loss_has_its_own_settings_and_what_is_not_said_leaves_the_fingerprint() {
     let plain = with("").unwrap();
     assert_eq!(clip(&plain).objective, Objective::default());
     let json = serde_json::to_string(&plain).unwrap();
-    for key in ["label_smoothing", "logit_bias", "\"loss\"", "skip_nonfinite", "\"lock\"", "\"lora\"", "\"ema\""] {
+    for key in [
+        "label_smoothing",
+        "logit_bias",
+        "\"loss\"",
+        "skip_nonfinite",
+        "\"lock\"",
+        "\"lora\"",
+        "\"ema\"",
+        "distillation",
+    ] {
         assert!(!json.contains(key), "{key} is in {json}");
     }
     let sigmoid = with("loss = \"sigmoid\"").unwrap();
@@ -425,10 +434,13 @@ fn a_loss_has_its_own_settings_and_what_is_not_said_leaves_the_fingerprint() {
     let locked = with("lock = { vision = true, vision_unlocked_groups = 2 }").unwrap();
     assert_eq!(clip(&locked).lock, Lock { vision: true, vision_unlocked_groups: 2, ..Lock::default() });
     let parts = with("lora = { rank = 4 }\nema = { }").unwrap();
+    let distilled = with("self_distillation = { rows = 512 }\nema = { decay = 0.999 }").unwrap();
+    let expected = SelfDistillation { weight: 4e-4, rows: Some(512) };
+    assert_eq!(clip(&distilled).objective.self_distillation, Some(expected));
     let lora = clip(&parts).lora.clone().unwrap();
     assert_eq!((lora.rank, lora.alpha, lora.targets.len()), (4, 8.0, 0));
     assert_eq!(clip(&parts).ema, Some(Ema { decay: 0.9999, used: true }));
-    for recipe in [plain, sigmoid, smoothed, locked, parts] {
+    for recipe in [plain, sigmoid, smoothed, locked, parts, distilled] {
         assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&recipe).unwrap()).unwrap(), recipe);
     }
     for (lines, expected) in [
@@ -440,6 +452,7 @@ fn a_loss_has_its_own_settings_and_what_is_not_said_leaves_the_fingerprint() {
         ("lora = { rank = 4 }\nlock = { vision = true }", "a vision tower that is locked anyway"),
         ("ema = { decay = 1.0 }", "`stage.ema.decay` is 1, it must be from 0 to 0.9999999"),
         ("ema = { used = true }", "`used` is no key in `stage.ema`; did you mean `use`?"),
+        ("self_distillation = { }", "the stage needs `ema = { decay = … }`"),
         ("lock = { visoin = true }", "`visoin` is no key in `stage.lock`; did you mean `vision`?"),
         ("label_smoothing = 1.0", "`stage.label_smoothing` is 1, it must be from 0 to 0.999"),
         ("label_smothing = 0.1", "did you mean `label_smoothing`?"),

@@ -3,6 +3,7 @@
 
 pub mod clip;
 pub mod contrast;
+pub mod distillation;
 pub mod masked;
 mod repeats;
 mod rows;

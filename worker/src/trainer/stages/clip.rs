@@ -2,6 +2,7 @@
 
 use super::{
     frozen,
+    teacher::Teacher,
     text_vectors::TextVectors,
     towers::{TowerSettings, Towers},
     tuning::{self, seed_chunk},
@@ -18,14 +19,19 @@ use crate::{
         layout::clip_groups,
         parameters::FlatParameters,
         step::{
-            StepBegun,
+            Distillation, Pairing, StepBegun,
             clip::{PairEncoder, clip_step},
         },
         training::{Source, Taken, Task, Training},
     },
     vectors::{VectorStore, nth},
 };
-use common::{ids::Step, manifest::paths, recipe::ClipStage, sampler};
+use common::{
+    ids::Step,
+    manifest::paths,
+    recipe::{ClipStage, SelfDistillation},
+    sampler,
+};
 use half::bf16;
 use std::{ops::Range, sync::Arc, time::Duration};
 use tch::{Kind, Tensor};
@@ -53,15 +59,17 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let (trained, frozen) = frozen::parted(towers.variables());
     let mut parameters = FlatParameters::new(trained, groups, context.device)?.with_frozen(frozen);
     if let Some(ema) = stage.ema {
-        parameters.average(ema.decay);
+        parameters.average(ema.decay, stage.objective.self_distillation.is_some());
     }
+    let teach = |_| Teacher::of(&towers, &parameters, recipe, tower_settings(stage, width));
+    let teacher = stage.objective.self_distillation.map(teach).transpose()?;
     let sources = datasets.iter().map(|data| Source { limit: data.limit(), fingerprint: data.fingerprint() }).collect();
     if context.speaks() {
         // Checkpoints know the fingerprint alone; `export` needs the whole.
         recipe_file::write(&paths::stage_folder(&context.plan.output, context.stage_kind()), recipe)?;
     }
     let mut training = Training::prepare(&stage.training, context, sources, order, parameters)?;
-    let mut pairs = Pairs::open(stage, context, &training, (datasets, vectors, towers))?;
+    let mut pairs = Pairs::open(stage, context, &training, (datasets, vectors, towers, teacher))?;
     training.run(&mut pairs)
 }
 
@@ -101,6 +109,7 @@ struct Pairs<'a> {
     datasets: Vec<Arc<Dataset>>,
     vectors: Vec<VectorStore>,
     towers: Towers,
+    teacher: Option<Teacher>,
     loader: Loader,
     uploads: Uploads,
     normalise: Normalise,
@@ -118,7 +127,7 @@ impl<'a> Pairs<'a> {
         stage: &'a ClipStage,
         context: &Context<'_>,
         training: &Training<'_, '_>,
-        (datasets, vectors, towers): (Vec<Arc<Dataset>>, Vec<VectorStore>, Towers),
+        (datasets, vectors, towers, teacher): (Vec<Arc<Dataset>>, Vec<VectorStore>, Towers, Option<Teacher>),
     ) -> Result<Self, TrainerError> {
         let (order, slots) = (training.order().clone(), training.slots());
         let config = LoaderConfig {
@@ -140,6 +149,7 @@ impl<'a> Pairs<'a> {
             datasets,
             vectors,
             towers,
+            teacher,
             loader: Loader::start(config, training.steps().map(request)),
             uploads: Uploads { pixels: upload()?, text: upload()?, kept: upload()? },
             normalise: Normalise::new(context.device),
@@ -203,7 +213,9 @@ impl Task for Pairs<'_> {
     }
 
     fn flops(&self, batch: &Batch) -> f64 {
-        self.towers.flops_per_pair(i64::from(self.patches_seen())) * batch.samples.len() as f64
+        let patches = i64::from(self.patches_seen());
+        let teacher = self.teacher.as_ref().map_or(0.0, |_| self.towers.vision.flops(patches));
+        (self.towers.flops_per_pair(patches) + teacher) * batch.samples.len() as f64
     }
 
     fn step(&mut self, batch: &Batch, taken: Taken<'_>) -> Result<StepBegun, TrainerError> {
@@ -213,6 +225,7 @@ impl Task for Pairs<'_> {
         let sizes = taken.cut.sizes;
         let encoder = Chunks {
             towers: &self.towers,
+            teacher: self.teacher.as_ref(),
             pixels: pixels.split_with_sizes(sizes, 0),
             text: text.split_with_sizes(sizes, 0),
             kept: kept.map(|kept| kept.split_with_sizes(sizes, 0)),
@@ -222,13 +235,19 @@ impl Task for Pairs<'_> {
             poisoned: taken.poisoned,
         };
         let Taken { cut, settings, collective, parameters, timeline, .. } = taken;
-        clip_step(&encoder, cut, collective, parameters, self.towers.pairing(), &settings, timeline)
+        let batch = self.stage.training.global_batch;
+        let distil =
+            |how: SelfDistillation| Distillation { weight: how.weight, rows: how.rows.unwrap_or(batch) as f64 };
+        let distillation = self.stage.objective.self_distillation.map(distil);
+        let pairing = Pairing { distillation, ..self.towers.pairing() };
+        clip_step(&encoder, cut, collective, parameters, pairing, &settings, timeline)
     }
 }
 
 /// A local slice in chunks.
 struct Chunks<'a> {
     towers: &'a Towers,
+    teacher: Option<&'a Teacher>,
     pixels: Vec<Tensor>,
     text: Vec<Tensor>,
     kept: Option<Vec<Tensor>>,
@@ -239,17 +258,31 @@ struct Chunks<'a> {
     poisoned: bool,
 }
 
-impl PairEncoder for Chunks<'_> {
-    fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
-        let kept = self.kept.as_ref().map(|kept| &kept[chunk]);
-        if self.towers.drops() {
-            seed_chunk(self.seed.0, self.seed.1, self.slots[chunk].start);
-        }
-        // Bytes until here: a chunk's pixels are numbers while it is encoded.
+impl Chunks<'_> {
+    /// A chunk's pixels: bytes until here, numbers while it is encoded.
+    fn pixels(&self, chunk: usize) -> Tensor {
         let mut pixels = self.normalise.apply(&self.pixels[chunk]);
         if self.poisoned {
             let _ = pixels.fill_(f64::NAN);
         }
-        (self.towers.image_features(&pixels, kept), self.towers.text_features(&self.text[chunk]))
+        pixels
+    }
+
+    fn kept(&self, chunk: usize) -> Option<&Tensor> {
+        self.kept.as_ref().map(|kept| &kept[chunk])
+    }
+}
+
+impl PairEncoder for Chunks<'_> {
+    fn teach(&self, chunk: usize) -> Option<Tensor> {
+        Some(self.teacher?.image_features(&self.pixels(chunk), self.kept(chunk)))
+    }
+
+    fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
+        if self.towers.drops() {
+            seed_chunk(self.seed.0, self.seed.1, self.slots[chunk].start);
+        }
+        let image = self.towers.image_features(&self.pixels(chunk), self.kept(chunk));
+        (image, self.towers.text_features(&self.text[chunk]))
     }
 }

@@ -10,6 +10,7 @@ mod llm;
 pub mod mntp;
 #[cfg(test)]
 mod parity;
+mod teacher;
 pub(crate) mod text;
 mod text_vectors;
 mod towers;

@@ -163,7 +163,7 @@ impl Towers {
             Some(bias) => PairLoss::Sigmoid { bias },
             None => PairLoss::Softmax { label_smoothing },
         };
-        Pairing { log_scale: &self.log_scale, loss }
+        Pairing { log_scale: &self.log_scale, loss, distillation: None }
     }
 
     /// What the vision tower makes of pixels, or of the patches `kept_BK` of them: [B, width], not normalised.
@@ -199,7 +199,7 @@ impl Towers {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::teacher::Teacher, *};
     use crate::{
         collective::Solo,
         objective::Repeats,
@@ -384,5 +384,28 @@ mod tests {
             assert!(trained.iter().all(|(name, _)| name.contains(".lora_") || name == "logit_scale"), "{folder}");
             assert!(towers.drops() && trained.len() > 20, "{folder}: {}", trained.len());
         }
+    }
+
+    #[test]
+    fn the_teacher_is_the_average_as_it_is_at_any_time() {
+        let settings = || TowerSettings {
+            lock: Lock { vision: true, vision_unlocked_groups: 3, ..Lock::default() },
+            ..settings(Objective::default())
+        };
+        let student = Towers::build(&recipe("vit-tiny"), settings(), Device::Cpu).unwrap();
+        let (trained, _) = frozen::parted(student.variables());
+        let mut parameters = FlatParameters::new(trained, clip_groups(0.1, 1.0, 0, |_| 1), Device::Cpu).unwrap();
+        parameters.average(0.5, true);
+        let teacher = Teacher::of(&student, &parameters, &recipe("vit-tiny"), settings()).unwrap();
+        let pixels = Tensor::ones([2, 3, student.image_size, student.image_size], (Kind::Float, Device::Cpu));
+        let start = student.image_features(&pixels, None).detach();
+        assert!(teacher.image_features(&pixels, None).equal(&start));
+        let projection = student.store.variables()["visual_projection.weight"].shallow_clone();
+        let _ = tch::no_grad(|| projection.shallow_clone().g_mul_scalar_(3.0));
+        assert!(teacher.image_features(&pixels, None).equal(&start), "only the student has learned");
+        parameters.update_average(None);
+        // Half of the way to three times what it was.
+        let apart = (teacher.image_features(&pixels, None) - &start * 2.0).norm() / start.norm();
+        assert!(apart.double_value(&[]) < 1e-5, "{apart:?}");
     }
 }

@@ -21,6 +21,11 @@ pub trait PairEncoder {
     /// Image and text embeddings [c, D] of a chunk, not normalised. Called again for the same chunk, it gives the same:
     /// an encoder that draws random numbers seeds them by the chunk.
     fn encode(&self, chunk: usize) -> (Tensor, Tensor);
+
+    /// What a teacher makes of a chunk's images: [c, D], not normalised. Asked for once, where a distillation is.
+    fn teach(&self, _chunk: usize) -> Option<Tensor> {
+        None
+    }
 }
 
 /// A chunk's normalised embeddings, and the kind that the towers compute in.
@@ -41,7 +46,7 @@ impl Local {
             let all: Vec<Tensor> = chunks.iter().map(|chunk| part(chunk).detach().to_kind(chunk.kind)).collect();
             Tensor::cat(&all, 0)
         };
-        Self { image_RD: rows(|chunk| &chunk.image), text_RD: rows(|chunk| &chunk.text) }
+        Self { image_RD: rows(|chunk| &chunk.image), text_RD: rows(|chunk| &chunk.text), teacher_RD: None }
     }
 }
 
@@ -66,7 +71,12 @@ pub fn accumulate(
     assert_eq!(Some(&sizes.iter().sum()), cut.rows.get(rank), "the chunks are the rank's rows");
 
     let encode = |chunk: usize| encode(encoder, chunk);
-    let (cache, local) = GradCache::first_pass(sizes.len(), &encode, Local::of);
+    let (cache, mut local) = GradCache::first_pass(sizes.len(), &encode, Local::of);
+    if pairing.distillation.is_some() {
+        let teach = |chunk| encoder.teach(chunk).map(|rows| normalise(&rows).to_kind(local.image_RD.kind()));
+        let taught: Option<Vec<Tensor>> = tch::no_grad(|| (0..sizes.len()).map(teach).collect());
+        local.teacher_RD = taught.map(|rows| Tensor::cat(&rows, 0));
+    }
     timeline.lap(Section::Encode);
 
     let Loss { total, image_RD, text_RD, .. } = pairing.evaluate(&local, cut, collective, settings, timeline)?;

@@ -3,7 +3,7 @@
 use super::{Cut, LossSettings};
 use crate::{
     collective::Collective,
-    objective::{Repeats, clip, sigmoid},
+    objective::{Repeats, clip, distillation, sigmoid},
     trainer::{
         error::TrainerError,
         timeline::{Section, Timeline},
@@ -18,6 +18,17 @@ pub struct Pairing<'a> {
     pub log_scale: &'a Tensor,
     /// The loss.
     pub loss: PairLoss<'a>,
+    /// What holds images' rows to a teacher's; absent for nothing.
+    pub distillation: Option<Distillation>,
+}
+
+/// How much a teacher of images counts; see `objective::distillation`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Distillation {
+    /// The factor on its loss.
+    pub weight: f64,
+    /// The number of rows that its sums are scaled to.
+    pub rows: f64,
 }
 
 /// A loss over a global batch of pairs.
@@ -38,7 +49,7 @@ pub enum PairLoss<'a> {
 impl<'a> Pairing<'a> {
     /// CLIP's loss.
     pub fn softmax(log_scale: &'a Tensor) -> Self {
-        Self { log_scale, loss: PairLoss::Softmax { label_smoothing: 0.0 } }
+        Self { log_scale, loss: PairLoss::Softmax { label_smoothing: 0.0 }, distillation: None }
     }
 
     /// The logit bias, where the loss has one.
@@ -82,7 +93,12 @@ impl<'a> Pairing<'a> {
         if scalars.requires_grad() {
             scalars.backward();
         }
-        Ok(loss)
+        match (self.distillation, &local.teacher_RD) {
+            (Some(how), Some(teacher_RD)) => {
+                distil(loss, (&local.image_RD, teacher_RD), cut, collective, (how, settings), timeline)
+            }
+            _ => Ok(loss),
+        }
     }
 }
 
@@ -90,6 +106,8 @@ impl<'a> Pairing<'a> {
 pub(super) struct Local {
     pub(super) image_RD: Tensor,
     pub(super) text_RD: Tensor,
+    /// The teacher's of the images, where there is one.
+    pub(super) teacher_RD: Option<Tensor>,
 }
 
 /// What the loss leaves: its value, and the gradients of the local rows.
@@ -184,4 +202,28 @@ fn sigmoid(
     timeline.lap(Section::Gather);
     let total = loss_B.mean(None::<Kind>);
     Ok((Loss { total, image_RD: image.rows_RD, text_RD: text.rows_RD, scale: image.scale }, image.bias))
+}
+
+/// Adds what a teacher says of the images.
+fn distil(
+    loss: Loss,
+    (image_RD, teacher_RD): (&Tensor, &Tensor),
+    Cut { rows, .. }: Cut<'_>,
+    collective: &dyn Collective,
+    (how, settings): (Distillation, LossSettings),
+    timeline: &mut Timeline,
+) -> Result<Loss, TrainerError> {
+    let first = rows[..collective.rank().0 as usize].iter().sum();
+    let all_BD = &collective.all_gather_rows(image_RD, rows)?;
+    let teacher_BD = &collective.all_gather_rows(teacher_RD, rows)?;
+    timeline.lap(Section::Gather);
+    let (tile, n) = (settings.tile, how.rows);
+    let side = distillation::Side { own_RD: image_RD, teacher_RD, all_BD, teacher_BD, first, tile, rows: n };
+    let (added_R, gradient_RD) = side.evaluate();
+    timeline.lap(Section::Loss);
+    let added_B = collective.all_gather_rows(&added_R, rows)?;
+    timeline.lap(Section::Gather);
+    let total = loss.total + distillation::loss(&added_B) * how.weight;
+    let image_RD = loss.image_RD + gradient_RD * how.weight;
+    Ok(Loss { total, image_RD, ..loss })
 }

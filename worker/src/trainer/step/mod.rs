@@ -7,7 +7,7 @@ mod gradcache;
 mod losses;
 pub mod mntp;
 
-pub use losses::{PairLoss, Pairing};
+pub use losses::{Distillation, PairLoss, Pairing};
 
 use super::{
     error::TrainerError,

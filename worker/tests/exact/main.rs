@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, non_snake_case, reason = "a test; shapes in names")]
 
+mod towers;
+
 use common::{
     ids::{Generation, Rank},
     sampler,
@@ -18,222 +20,29 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
     time::Duration,
 };
-use tch::{Device, Kind, Tensor, nn};
+use tch::{Device, Kind, Tensor};
+use towers::{BATCH, POISONED, REPEATS, SCALE, Slice, Task, Towers, lacking, whole};
 use worker::{
     collective::{Collective, Deadlines, Identity, Solo, join},
     objective::Repeats,
     torch::shim::AdamW,
     trainer::{
-        layout::clip_groups,
         parameters::FlatParameters,
         step::{
-            Cut, LossSettings, PairLoss, Pairing, StepSettings,
-            clip::{self, PairEncoder, clip_step},
-            contrast::{self, Contrast, TextEncoder, contrast_step},
-            mntp::{self, MaskedEncoder, mntp_step},
-            normalise,
+            Cut, LossSettings, StepSettings,
+            clip::{self, clip_step},
+            contrast::{self, Contrast, contrast_step},
+            mntp::{self, mntp_step},
         },
         timeline::Timeline,
     },
 };
 
-const BATCH: u64 = 23;
-const WIDTH: i64 = 12;
-/// Places of the batch with the same sample: within a rank, across ranks, and one three times.
-const REPEATS: [(i64, i64); 5] = [(0, 22), (3, 4), (7, 15), (15, 19), (7, 19)];
 const LIMITS: Deadlines = Deadlines { join: Duration::from_secs(60), operation: Duration::from_secs(60) };
 /// Set for a process that is to be a rank: what it is, as `RANK TASK KIND CHUNK OPTIMIZER FILE`.
 const RANK_VARIABLE: &str = "LLM2CLIP_TEST_RANK";
 /// Before the address that a rank says.
 const ADDRESS: &str = "listens on ";
-
-/// Inputs of the image tower. In fp64 so many that its first layer is a gradient bucket by itself; in fp32 AdamW would make
-/// full steps of the rounding of so many gradients of nearly nothing.
-fn pixels(kind: Kind) -> i64 {
-    if kind == Kind::Double { 30_000 } else { 20 }
-}
-
-/// The step that `Task::Poisoned` poisons.
-const POISONED: i64 = 3;
-
-/// The label smoothing of `Task::Smoothed`.
-const SMOOTHING: f64 = 0.15;
-
-/// The factor on cosines of `contrast`.
-const SCALE: f64 = 12.0;
-
-/// What is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Task {
-    Clip,
-    Smoothed,
-    Sigmoid,
-    /// As `Clip`, and in one step what one rank makes of its images is NaN.
-    Poisoned,
-    Contrast,
-    Mntp,
-}
-
-impl Task {
-    const ALL: [Self; 6] = [Self::Clip, Self::Smoothed, Self::Sigmoid, Self::Poisoned, Self::Contrast, Self::Mntp];
-
-    /// Whether it trains both towers.
-    fn pairs(self) -> bool {
-        matches!(self, Self::Clip | Self::Smoothed | Self::Sigmoid | Self::Poisoned)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Clip => "clip",
-            Self::Smoothed => "smoothed",
-            Self::Sigmoid => "sigmoid",
-            Self::Poisoned => "poisoned",
-            Self::Contrast => "contrast",
-            Self::Mntp => "mntp",
-        }
-    }
-
-    fn of(name: &str) -> Self {
-        Self::ALL.into_iter().find(|task| task.name() == name).unwrap()
-    }
-}
-
-/// Two small towers with dropout, of which `contrast` and `mntp` have the one of texts alone; whoever builds it gets the same
-/// weights.
-struct Towers {
-    task: Task,
-    store: nn::VarStore,
-    w: Vec<Tensor>,
-    log_scale: Tensor,
-    /// Of the sigmoid loss.
-    bias: Option<Tensor>,
-}
-
-impl Towers {
-    fn new(task: Task, kind: Kind) -> Self {
-        let mut store = nn::VarStore::new(Device::Cpu);
-        let shapes = [
-            ("image.a", [pixels(kind), WIDTH]),
-            ("image.b", [WIDTH, WIDTH]),
-            ("text.a", [9, WIDTH]),
-            ("text.b", [WIDTH, WIDTH]),
-        ];
-        let mut w = Vec::new();
-        let without = if task.pairs() { 0 } else { 2 };
-        for (seed, (name, shape)) in (1..).zip(shapes).skip(without) {
-            let mut variable = store.root().var(&name.replace('.', "_"), &shape, nn::Init::Const(0.0));
-            let size = 1.8 / (shape[0] as f64).sqrt();
-            tch::no_grad(|| variable.copy_(&(waves(seed, shape[0], shape[1]) * size)));
-            w.push(variable);
-        }
-        let log_scale = match task.pairs() {
-            true => store.root().var("logit_scale", &[], nn::Init::Const(2.659)),
-            false => Tensor::from(0.0f32),
-        };
-        let bias = (task == Task::Sigmoid).then(|| store.root().var("logit_bias", &[], nn::Init::Const(-2.0)));
-        // In place: the handles above stay those of the store.
-        match kind {
-            Kind::Double => store.double(),
-            _ => store.float(),
-        }
-        Self { task, store, w, log_scale, bias }
-    }
-
-    fn pairing(&self) -> Pairing<'_> {
-        let label_smoothing = if self.task == Task::Smoothed { SMOOTHING } else { 0.0 };
-        let loss = match &self.bias {
-            Some(bias) => PairLoss::Sigmoid { bias },
-            None => PairLoss::Softmax { label_smoothing },
-        };
-        Pairing { log_scale: &self.log_scale, loss }
-    }
-
-    fn parameters(&self) -> FlatParameters {
-        let variables = self.store.variables().into_iter().collect();
-        let mut parameters = FlatParameters::new(variables, clip_groups(0.1, 1.0, 0, |_| 1), Device::Cpu).unwrap();
-        parameters.average(0.8);
-        parameters
-    }
-
-    /// Embeddings of the pairs of some slots at a step, with a dropout mask for each slot.
-    fn encode(&self, step: i64, slots: std::ops::Range<u64>) -> (Tensor, Tensor) {
-        let (first, count) = (slots.start as i64, (slots.end - slots.start) as i64);
-        let tower = |kind: i64, w: &[Tensor]| tower(100 * step + kind, (first, count), &w[0], &w[1]);
-        (tower(10, &self.w[..2]), tower(20, &self.w[2..]))
-    }
-
-    /// Vectors of the queries, positives and negatives of some slots at a step.
-    fn texts(&self, step: i64, slots: std::ops::Range<u64>) -> Tensor {
-        let place = (slots.start as i64, (slots.end - slots.start) as i64);
-        Tensor::cat(&[20, 21, 22].map(|role| tower(100 * step + role, place, &self.w[0], &self.w[1])), 0)
-    }
-
-    /// The summed loss of some slots' masked tokens: slot i has i modulo 3 of them.
-    fn masked(&self, step: i64, slots: std::ops::Range<u64>) -> Tensor {
-        let (first, count) = (slots.start as i64, (slots.end - slots.start) as i64);
-        let tokens: Vec<i64> = (0..count).flat_map(|row| vec![row; ((first + row) % 3) as usize]).collect();
-        let targets: Vec<i64> = tokens.iter().map(|row| (first + row + step) % WIDTH).collect();
-        let logits = tower(100 * step + 20, (first, count), &self.w[0], &self.w[1]);
-        let logits = logits.index_select(0, &Tensor::from_slice(&tokens));
-        worker::objective::masked::cross_entropy_sum(&logits, &Tensor::from_slice(&targets))
-    }
-}
-
-fn masked_tokens(slots: std::ops::Range<u64>) -> i64 {
-    slots.map(|slot| (slot % 3) as i64).sum()
-}
-
-/// [count, WIDTH]: two layers with a dropout mask for each row.
-fn tower(seed: i64, (first, count): (i64, i64), a: &Tensor, b: &Tensor) -> Tensor {
-    let x = waves(seed, BATCH as i64, a.size()[0]).narrow(0, first, count);
-    let mask = waves(seed + 50, BATCH as i64, WIDTH).narrow(0, first, count).gt(-0.5).to_kind(a.kind());
-    ((x.to_kind(a.kind()).matmul(a).tanh() * mask) * 1.25).matmul(b)
-}
-
-/// Pairs that have no negative, [count] bool.
-fn lacking((first, count): (i64, i64)) -> Tensor {
-    (Tensor::arange(count, (Kind::Int64, Device::Cpu)) + first).remainder(5).eq(2)
-}
-
-/// Numbers on [-1, 1] that depend on the seed and the place alone.
-fn waves(seed: i64, rows: i64, columns: i64) -> Tensor {
-    let place = Tensor::arange(rows * columns, (Kind::Double, Device::Cpu)) + (seed * 7919) as f64;
-    (place * 12.9898).sin().multiply_scalar(43758.5453).sin().to_kind(Kind::Float).view([rows, columns])
-}
-
-struct Slice<'a> {
-    towers: &'a Towers,
-    step: i64,
-    chunks: Vec<std::ops::Range<u64>>,
-    poisoned: bool,
-}
-
-impl PairEncoder for Slice<'_> {
-    fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
-        let (image, text) = self.towers.encode(self.step, self.chunks[chunk].clone());
-        (if self.poisoned { image * f64::NAN } else { image }, text)
-    }
-}
-
-impl TextEncoder for Slice<'_> {
-    fn encode(&self, chunk: usize) -> Tensor {
-        self.towers.texts(self.step, self.chunks[chunk].clone())
-    }
-}
-
-impl MaskedEncoder for Slice<'_> {
-    fn chunks(&self) -> usize {
-        self.chunks.len()
-    }
-
-    fn masked(&self) -> i64 {
-        self.chunks.iter().cloned().map(masked_tokens).sum()
-    }
-
-    fn loss_sum(&self, chunk: usize) -> Tensor {
-        self.towers.masked(self.step, self.chunks[chunk].clone())
-    }
-}
 
 /// What a run leaves: `losses` of each step, `gradient.X` of the first step, and at the end what a checkpoint holds.
 type Trace = BTreeMap<String, Tensor>;
@@ -309,51 +118,6 @@ fn train(collective: &dyn Collective, task: Task, kind: Kind, chunk: u64, sharde
     };
     let losses: Vec<f64> = (1..=10).map(step).collect();
     trace(&losses, first, parameters.named(collective).unwrap())
-}
-
-/// The loss of the whole batch.
-fn whole(towers: &Towers, step: i64, kind: Kind) -> Tensor {
-    let batch = BATCH as i64;
-    let targets = Tensor::arange(batch, (Kind::Int64, Device::Cpu));
-    // `cross_entropy_for_logits` of tch computes in fp32.
-    let one_way = |logits: &Tensor| logits.log_softmax(-1, kind).nll_loss(&targets);
-    let hidden_BB = Tensor::zeros([batch; 2], (Kind::Bool, Device::Cpu));
-    for (a, b) in REPEATS.into_iter().flat_map(|(a, b)| [(a, b), (b, a)]) {
-        let _ = hidden_BB.get(a).get(b).fill_(1);
-    }
-    let cosines_BB = || {
-        let (image, text) = towers.encode(step, 0..BATCH);
-        normalise(&image).matmul(&normalise(&text).tr())
-    };
-    match towers.task {
-        Task::Clip | Task::Poisoned | Task::Smoothed => {
-            let logits_BB = (cosines_BB() * towers.log_scale.exp()).masked_fill(&hidden_BB, f64::NEG_INFINITY);
-            let plain = (one_way(&logits_BB) + one_way(&logits_BB.tr())) * 0.5;
-            if towers.task != Task::Smoothed {
-                return plain;
-            }
-            let even = |logits_BB: &Tensor| {
-                let log_p_BB = logits_BB.log_softmax(-1, kind).masked_fill(&hidden_BB, 0.0);
-                let seen_B = hidden_BB.logical_not().sum_dim_intlist(&[1i64][..], false, kind);
-                -(log_p_BB.sum_dim_intlist(&[1i64][..], false, kind) / seen_B).mean(kind)
-            };
-            plain * (1.0 - SMOOTHING) + (even(&logits_BB) + even(&logits_BB.tr())) * (0.5 * SMOOTHING)
-        }
-        Task::Sigmoid => {
-            let logits_BB = cosines_BB() * towers.log_scale.exp() + towers.bias.as_ref().unwrap();
-            let z_BB = Tensor::eye(batch, (kind, Device::Cpu)) * 2.0 - 1.0;
-            -(logits_BB * z_BB).log_sigmoid().masked_fill(&hidden_BB, 0.0).sum(kind) / batch as f64
-        }
-        Task::Contrast => {
-            let rows = normalise(&towers.texts(step, 0..BATCH)).chunk(3, 0);
-            let scores = |documents: &Tensor| rows[0].matmul(&documents.tr()) * SCALE;
-            let positives_BB = scores(&rows[1]).masked_fill(&hidden_BB, f64::NEG_INFINITY);
-            let none_1B = lacking((0, batch)).unsqueeze(0);
-            let negatives_BB = scores(&rows[2]).masked_fill(&none_1B, f64::NEG_INFINITY);
-            one_way(&Tensor::cat(&[positives_BB, negatives_BB], 1))
-        }
-        Task::Mntp => towers.masked(step, 0..BATCH) / masked_tokens(0..BATCH) as f64,
-    }
 }
 
 /// Ten steps of plain autograd on the full matrix, with the same optimizer.
@@ -480,7 +244,8 @@ fn check(task: Task, kind: &str, relative: f64) {
 
 #[test]
 fn any_world_and_any_chunks_equal_one_process_on_the_full_batch_in_fp32() {
-    Task::ALL.into_iter().for_each(|task| check(task, "fp32", 1e-5));
+    // The others differ from these in what fp64 shows better.
+    [Task::Clip, Task::Sigmoid, Task::Contrast, Task::Mntp].into_iter().for_each(|task| check(task, "fp32", 1e-5));
 }
 
 #[test]
