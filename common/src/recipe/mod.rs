@@ -10,7 +10,9 @@ mod error;
 mod eval;
 mod fingerprint;
 mod mix;
+mod objective;
 mod order;
+mod parts;
 mod raw;
 mod read;
 mod stages;
@@ -25,6 +27,8 @@ mod tests;
 pub use data_path::DataPath;
 pub use error::RecipeError;
 pub use eval::{Benchmark, CaptionPair, EvalStage};
+pub use objective::{Objective, PairLoss, SelfDistillation};
+pub use parts::{Ema, Lock};
 pub use read::{Source, parse};
 pub use text_sets::{TextKind, TextSet};
 pub use training::{CheckpointPolicy, Decay, Length, Mix, Optimizer, Precision, Schedule, Training};
@@ -327,8 +331,20 @@ pub struct ClipStage {
     /// The share of an image's patches that a step does not see, drawn anew for each sample and epoch.
     #[serde(default)]
     pub patch_dropout: f64,
-    /// The logit scale's start: ln(1/0.07) in CLIP.
+    /// The start of the logit scale's logarithm: ln(1/0.07) in CLIP.
     pub logit_scale_init: f64,
+    /// What is minimised.
+    #[serde(flatten)]
+    pub objective: Objective,
+    /// What of the towers is not trained.
+    #[serde(default, skip_serializing_if = "objective::is_default")]
+    pub lock: Lock,
+    /// Low-rank updates beside the vision tower's layers, which are trained in its place; absent means that the tower is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<Lora>,
+    /// The average that is kept of what is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<Ema>,
 }
 
 /// Settings of `embed`.

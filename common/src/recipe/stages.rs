@@ -4,7 +4,7 @@ use super::{
     Augment, CheckpointPolicy, ClipStage, ConvertToRgb, Decay, EmbedStage, Length, Optimizer, PixelMode, Precision,
     Schedule, Stage, Training,
     error::{RecipeError, nearest},
-    eval, mix,
+    eval, mix, objective, parts,
     raw::{Table, Value},
     read::{boolean, choice, float, positive, text, unsigned, within},
     tuning,
@@ -79,6 +79,7 @@ fn training(table: &mut Table<'_>, data: Vec<String>, defaults: &Defaults) -> Re
         checkpoint: checkpoint(table)?,
         activation_checkpointing: table.get("activation_checkpointing", boolean)?.unwrap_or(false),
         profile_steps: table.get("profile_steps", unsigned)?.unwrap_or(0),
+        skip_nonfinite: table.get("skip_nonfinite", unsigned)?.unwrap_or(0),
     })
 }
 
@@ -103,6 +104,13 @@ const TRANSFORMERS: Defaults =
 const MNTP: Defaults = Defaults { policy: Policy::Mixed, ..TRANSFORMERS };
 
 fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeError> {
+    let (objective, lock, ema) = (objective::read(table)?, parts::lock(table)?, parts::ema(table)?);
+    if objective.self_distillation.is_some() && (ema.is_none() || lock.whole_vision()) {
+        return Err(table.error(
+            "`self_distillation` holds the vision tower to its own average: the tower must be trained, and the stage needs `ema = \
+             { decay = … }`",
+        ));
+    }
     Ok(ClipStage {
         training: training(table, data, &OPEN_CLIP)?,
         augment: augment(table)?,
@@ -111,7 +119,11 @@ fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeErr
         patch_dropout: table.get("patch_dropout", |value| within(value, 0.0, 0.95))?.unwrap_or(0.0),
         logit_scale_init: table
             .get("logit_scale_init", |v| within(v, 0.0, 100f64.ln()))?
-            .unwrap_or((1.0f64 / 0.07).ln()),
+            .unwrap_or(objective.loss.log_scale_init()),
+        objective,
+        lock,
+        lora: parts::lora(table, lock)?,
+        ema,
     })
 }
 

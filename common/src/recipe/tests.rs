@@ -403,3 +403,62 @@ fn mistakes_of_stages_that_tune_the_llm_are_told() {
     let error = read(&exchanged, &[]).unwrap_err().to_string();
     assert!(error.contains("stage `contrast` comes after `embed`"), "{error}");
 }
+
+#[test]
+fn a_loss_has_its_own_settings_and_what_is_not_said_leaves_the_fingerprint() {
+    let with = |lines: &str| read(&RECIPE.replace("steps = 100", &format!("steps = 100\n{lines}")), &[]);
+    let plain = with("").unwrap();
+    assert_eq!(clip(&plain).objective, Objective::default());
+    let json = serde_json::to_string(&plain).unwrap();
+    for key in [
+        "label_smoothing",
+        "logit_bias",
+        "\"loss\"",
+        "skip_nonfinite",
+        "\"lock\"",
+        "\"lora\"",
+        "\"ema\"",
+        "distillation",
+    ] {
+        assert!(!json.contains(key), "{key} is in {json}");
+    }
+    let sigmoid = with("loss = \"sigmoid\"").unwrap();
+    assert_eq!(
+        clip(&sigmoid).objective,
+        Objective { loss: PairLoss::Sigmoid, logit_bias_init: Some(-10.0), ..Objective::default() }
+    );
+    assert_eq!(clip(&sigmoid).logit_scale_init, 10f64.ln());
+    let smoothed = with("label_smoothing = 0.1\nskip_nonfinite = 10").unwrap();
+    assert_eq!((clip(&smoothed).objective.label_smoothing, clip(&smoothed).training.skip_nonfinite), (0.1, 10));
+    assert_eq!(clip(&smoothed).logit_scale_init, (1.0f64 / 0.07).ln());
+    let locked = with("lock = { vision = true, vision_unlocked_groups = 2 }").unwrap();
+    assert_eq!(clip(&locked).lock, Lock { vision: true, vision_unlocked_groups: 2, ..Lock::default() });
+    let parts = with("lora = { rank = 4 }\nema = { }").unwrap();
+    let distilled = with("self_distillation = { rows = 512 }\nema = { decay = 0.999 }").unwrap();
+    let expected = SelfDistillation { weight: 4e-4, rows: Some(512) };
+    assert_eq!(clip(&distilled).objective.self_distillation, Some(expected));
+    let lora = clip(&parts).lora.clone().unwrap();
+    assert_eq!((lora.rank, lora.alpha, lora.targets.len()), (4, 8.0, 0));
+    assert_eq!(clip(&parts).ema, Some(Ema { decay: 0.9999, used: true }));
+    for recipe in [plain, sigmoid, smoothed, locked, parts, distilled] {
+        assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&recipe).unwrap()).unwrap(), recipe);
+    }
+    for (lines, expected) in [
+        ("loss = \"sigmoid\"\nlabel_smoothing = 0.1", "`label_smoothing` is of the softmax loss"),
+        ("logit_bias_init = -10", "`logit_bias_init` is of the sigmoid loss"),
+        ("loss = \"sigmod\"", "`stage.loss` is `sigmod`, it must be one of: softmax, sigmoid"),
+        ("lock = { vision_unlocked_groups = 1 }", "`stage.lock.vision_unlocked_groups` is of a locked vision tower"),
+        ("lock = { vision = true, adapter = true }", "nothing is left to learn"),
+        ("lora = { rank = 4 }\nlock = { vision = true }", "a vision tower that is locked anyway"),
+        ("ema = { decay = 1.0 }", "`stage.ema.decay` is 1, it must be from 0 to 0.9999999"),
+        ("ema = { used = true }", "`used` is no key in `stage.ema`; did you mean `use`?"),
+        ("self_distillation = { }", "the stage needs `ema = { decay = … }`"),
+        ("lock = { visoin = true }", "`visoin` is no key in `stage.lock`; did you mean `vision`?"),
+        ("label_smoothing = 1.0", "`stage.label_smoothing` is 1, it must be from 0 to 0.999"),
+        ("label_smothing = 0.1", "did you mean `label_smoothing`?"),
+        ("skip_nonfinit = 1", "did you mean `skip_nonfinite`?"),
+    ] {
+        let error = with(lines).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}

@@ -1,6 +1,6 @@
 //! What all stages that train have in common.
 
-use super::{Recipe, Stage};
+use super::{Recipe, Stage, objective::is_default};
 use crate::sampler::{Policy, Tail};
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +35,10 @@ pub struct Training {
     /// Steps whose sections are written to a trace, after the first few; 0 means none.
     #[serde(default)]
     pub profile_steps: u64,
+    /// How many steps in a row may have a loss or a gradient norm that is not finite: their updates are left out. With 0 the
+    /// first one ends the job.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub skip_nonfinite: u64,
 }
 
 /// How data sets are mixed.

@@ -107,7 +107,7 @@ pub struct Lora {
     pub alpha: f64,
     /// The probability with which an input of an update is zeroed in training.
     pub dropout: f64,
-    /// The layers, by the ends of their names.
+    /// The layers, by the ends of their names; none means every linear layer of the model's blocks.
     pub targets: Vec<String>,
 }
 
@@ -128,7 +128,7 @@ pub(super) fn mntp(table: &mut Table<'_>, training: Training) -> Result<MntpStag
         block: table.get("block", |value| positive(value).and(small(value)))?.unwrap_or(512),
         remainder: table.get("remainder", remainder)?.unwrap_or(Remainder::Once),
         mask: mask(table)?,
-        lora: lora(table)?,
+        lora: lora(table, &TARGETS)?,
     })
 }
 
@@ -151,7 +151,7 @@ pub(super) fn contrast(table: &mut Table<'_>, training: Training) -> Result<Cont
         pairs,
         scale: table.get("scale", |value| within(value, 1e-3, 1e3))?.unwrap_or(50.0),
         negatives: table.get("negatives", boolean)?.unwrap_or(true),
-        lora: lora(table)?,
+        lora: lora(table, &TARGETS)?,
     })
 }
 
@@ -191,7 +191,8 @@ fn pair_rule(mut table: Table<'_>) -> Result<PairRule, RecipeError> {
     Ok(rule)
 }
 
-fn lora(table: &mut Table<'_>) -> Result<Option<Lora>, RecipeError> {
+/// Reads `lora`; `targets` are those of a recipe that names none.
+pub(super) fn lora(table: &mut Table<'_>, targets: &[&str]) -> Result<Option<Lora>, RecipeError> {
     let Some(mut lora) = table.table("lora")? else { return Ok(None) };
     let rank = lora.get("rank", |value| positive(value).and(small(value)))?.unwrap_or(16);
     let read = Lora {
@@ -200,7 +201,7 @@ fn lora(table: &mut Table<'_>) -> Result<Option<Lora>, RecipeError> {
         dropout: lora.get("dropout", |value| within(value, 0.0, 0.95))?.unwrap_or(0.05),
         targets: lora
             .get("targets", |value| one_or_more(value, text))?
-            .unwrap_or_else(|| TARGETS.map(str::to_owned).to_vec()),
+            .unwrap_or_else(|| targets.iter().map(|target| (*target).to_owned()).collect()),
     };
     lora.finish()?;
     Ok(Some(read))

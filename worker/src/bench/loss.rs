@@ -102,7 +102,7 @@ fn streamed(args: &LossArgs, rows: i64, options: (Kind, Device), timeline: &mut 
     let scale = &Tensor::from(14.285_714f32).to_device(options.1);
     let gather = |seed| embeddings(args.global_batch, args.width, seed, options);
     fn side<'a>(own_RD: &'a Tensor, targets_BD: &'a Tensor, (scale, tile, repeats): How<'a>) -> Side<'a> {
-        Side { own_RD, targets_BD, scale, first: 0, tile, repeats }
+        Side { own_RD, targets_BD, scale, first: 0, tile, repeats, smoothing: 0.0 }
     }
     let how = (scale, args.tile, &Repeats::default());
     let text_BD = gather(1);

@@ -14,7 +14,7 @@ use crate::{
         layout::clip_groups,
         parameters::FlatParameters,
         step::{
-            Cut, LossSettings, StepBegun, StepOutput, StepSettings,
+            Cut, LossSettings, Pairing, StepBegun, StepOutput, StepSettings,
             clip::{PairEncoder, clip_step},
         },
         timeline::{Section, Timeline},
@@ -167,6 +167,7 @@ fn begin(setup: &mut Setup, step: u64, device: Device) -> anyhow::Result<StepBeg
         betas: (0.9, 0.98),
         eps: 1e-6,
         clip_norm: None,
+        skip_nonfinite: false,
         loss: LossSettings::default(),
     };
     let (rows, repeats) = ([setup.sizes.iter().sum()], Repeats::default());
@@ -175,7 +176,7 @@ fn begin(setup: &mut Setup, step: u64, device: Device) -> anyhow::Result<StepBeg
         Cut { sizes: &setup.sizes, rows: &rows, repeats: &repeats },
         &Solo,
         &mut setup.parameters,
-        &setup.log_scale,
+        Pairing::softmax(&setup.log_scale),
         &settings,
         Timeline::begin(device),
     )?)

@@ -47,6 +47,9 @@ pub struct Description {
     pub shared_width: i64,
     /// What cosines are multiplied by.
     pub logit_scale: f64,
+    /// What is added to the products, after the sigmoid loss; absent after the softmax loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logit_bias: Option<f64>,
 }
 
 /// A checkpoint.
@@ -158,6 +161,7 @@ impl Description {
             },
             shared_width: config.width(),
             logit_scale: trained.parameter("logit_scale")?.exp().double_value(&[]),
+            logit_bias: trained.logit_bias()?.map(|bias| bias.double_value(&[])),
         };
         description.fingerprint = description.digest();
         Ok(description)

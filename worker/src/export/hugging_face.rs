@@ -50,7 +50,7 @@ fn document(config: &VisionConfig, trained: &Trained) -> Result<Value, ExportErr
         "expansion": adapter.expansion, "l2_norm": adapter.l2_norm,
     });
     let log_scale = trained.parameter("logit_scale")?.double_value(&[]);
-    Ok(match config {
+    let mut document = match config {
         VisionConfig::Clip(config) => json!({
             "architectures": ["LLM2CLIPModel"], "auto_map": { "AutoModel": "modeling_llm2clip.LLM2CLIPModel" },
             "model_type": "clip", "projection_dim": config.projection_dim, "logit_scale_init_value": log_scale,
@@ -70,7 +70,11 @@ fn document(config: &VisionConfig, trained: &Trained) -> Result<Value, ExportErr
             "image_size": config.image_size, "patch_size": config.patch_size, "layer_norm_eps": config.layer_norm_eps,
             "hidden_act": config.hidden_act.name(), "text_adapter": sizes, "dtype": "float32",
         }),
-    })
+    };
+    if let Some(bias) = trained.logit_bias()? {
+        document["logit_bias_init_value"] = json!(bias.double_value(&[]));
+    }
+    Ok(document)
 }
 
 fn clip(config: &ClipVisionConfig) -> Value {

@@ -47,6 +47,9 @@ class LLM2CLIPModel(PreTrainedModel):
         self.visual_projection = nn.Linear(config.vision_config.hidden_size, config.projection_dim, bias=False)
         self.text_adapter = TextAdapter(**config.text_adapter)
         self.logit_scale = nn.Parameter(torch.tensor(config.logit_scale_init_value))
+        # After the sigmoid loss.
+        bias = getattr(config, "logit_bias_init_value", None)
+        self.logit_bias = None if bias is None else nn.Parameter(torch.tensor(bias))
         self.post_init()
 
     def get_image_features(self, pixel_values):
@@ -56,7 +59,8 @@ class LLM2CLIPModel(PreTrainedModel):
         return self.text_adapter(vectors)
 
     def forward(self, pixel_values, vectors):
-        """Scaled cosines of images and texts: [images, texts]."""
+        """Scaled cosines of images and texts, with the bias if there is one: [images, texts]."""
         images = F.normalize(self.get_image_features(pixel_values), dim=-1)
         texts = F.normalize(self.get_text_features(vectors), dim=-1)
-        return self.logit_scale.exp() * images @ texts.T
+        logits = self.logit_scale.exp() * images @ texts.T
+        return logits if self.logit_bias is None else logits + self.logit_bias

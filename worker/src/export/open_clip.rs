@@ -30,10 +30,12 @@ pub(super) fn write(export: &Path, config: &VisionConfig, trained: &Trained) -> 
     };
     tensors.extend(placeholder(config.width()));
     tensors.push(("logit_scale".to_owned(), trained.parameter("logit_scale")?));
+    let bias = trained.logit_bias()?;
+    tensors.extend(bias.as_ref().map(|bias| ("logit_bias".to_owned(), bias.shallow_clone())));
     let folder = export.join(FOLDER);
     std::fs::create_dir(&folder).map_err(super::error::io("create", &folder))?;
     files::write_safetensors(&folder.join("open_clip_model.safetensors"), tensors, &[])?;
-    files::write_json(&folder.join("open_clip_config.json"), &document(config, vision))?;
+    files::write_json(&folder.join("open_clip_config.json"), &document(config, vision, bias.as_ref()))?;
     Ok(true)
 }
 
@@ -66,13 +68,16 @@ fn placeholder(width: i64) -> Vec<(String, Tensor)> {
     around.into_iter().map(zeros).chain(inside.iter().map(|(name, shape)| zeros((name, shape)))).collect()
 }
 
-fn document(config: &VisionConfig, vision: Value) -> Value {
+fn document(config: &VisionConfig, vision: Value, bias: Option<&Tensor>) -> Value {
     let text = json!({ "context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1, "mlp_ratio": 1.0 });
     let mut model = json!({
         "embed_dim": config.width(), "vision_cfg": vision, "text_cfg": text, "custom_text": true,
     });
     if let VisionConfig::Clip(ClipVisionConfig { hidden_act: Activation::QuickGelu, .. }) = config {
         model["quick_gelu"] = json!(true);
+    }
+    if let Some(bias) = bias {
+        model["init_logit_bias"] = json!(bias.double_value(&[]));
     }
     let preprocess = json!({
         "mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest",

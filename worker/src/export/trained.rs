@@ -15,6 +15,11 @@ use tch::Tensor;
 const STAGE: &str = "clip";
 /// What a checkpoint puts before the names of parameters.
 const PARAMETER: &str = "param.";
+/// And before those of their averages.
+const AVERAGE: &str = "ema.";
+/// The ends of the names of low-rank updates.
+const LORA_A: &str = ".lora_A.weight";
+const LORA_B: &str = ".lora_B.weight";
 
 /// A verified checkpoint with its recipe.
 #[derive(Debug)]
@@ -95,17 +100,48 @@ impl Trained {
         Ok(VisionConfig::read(&self.vision()?.folder)?)
     }
 
-    /// Every parameter by our own name, sorted.
+    /// Every parameter by our own name, sorted; low-rank updates are in those that they stand beside.
     pub fn parameters(&self) -> Result<Vec<(String, Tensor)>, ExportError> {
         let all = self.checkpoint.manifest.parts.iter().flat_map(|part| part.tensors.keys());
         let mut names: Vec<&str> = all.filter_map(|name| name.strip_prefix(PARAMETER)).collect();
+        names.retain(|name| !name.ends_with(LORA_A) && !name.ends_with(LORA_B));
         names.sort_unstable();
         names.into_iter().map(|name| Ok((name.to_owned(), self.parameter(name)?))).collect()
     }
 
-    /// One parameter.
+    /// One parameter: what is to be used of it, with its low-rank update.
     pub fn parameter(&self, name: &str) -> Result<Tensor, ExportError> {
-        Ok(self.checkpoint.tensor(&format!("{PARAMETER}{name}"))?)
+        let base = self.own(name)?;
+        let (Some(module), Some(lora)) =
+            (name.strip_suffix(".weight"), self.recipe.clip().and_then(|c| c.lora.as_ref()))
+        else {
+            return Ok(base);
+        };
+        let names = [LORA_A, LORA_B].map(|end| format!("{module}{end}"));
+        if !self.holds(&format!("{PARAMETER}{}", names[0])) {
+            return Ok(base);
+        }
+        let (a, b) = (self.own(&names[0])?, self.own(&names[1])?);
+        Ok(base + b.matmul(&a) * (lora.alpha / f64::from(lora.rank)))
+    }
+
+    /// A parameter as it is in the checkpoint: its average, where one is to be used and kept.
+    fn own(&self, name: &str) -> Result<Tensor, ExportError> {
+        let average = format!("{AVERAGE}{name}");
+        let used = self.recipe.clip().is_some_and(|clip| clip.ema.is_some_and(|ema| ema.used));
+        let name = if used && self.holds(&average) { average } else { format!("{PARAMETER}{name}") };
+        Ok(self.checkpoint.tensor(&name)?)
+    }
+
+    /// Whether the checkpoint has a tensor.
+    fn holds(&self, name: &str) -> bool {
+        self.checkpoint.manifest.parts.iter().any(|part| part.tensors.contains_key(name))
+    }
+
+    /// The logit bias; absent when the loss had none.
+    pub fn logit_bias(&self) -> Result<Option<Tensor>, ExportError> {
+        let biased = self.recipe.clip().is_some_and(|clip| clip.objective.logit_bias_init.is_some());
+        biased.then(|| self.parameter("logit_bias")).transpose()
     }
 
     /// D, the width of the text vectors.

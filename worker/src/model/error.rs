@@ -90,6 +90,17 @@ pub enum ModelError {
         /// What is wrong.
         reason: String,
     },
+    /// More unlocked groups than there are.
+    #[error(
+        "{unlocked} groups of the vision tower are to be unlocked, and it has {groups}; lower `lock.vision_unlocked_groups` of \
+         the stage, or leave `lock.vision` out"
+    )]
+    LockGroups {
+        /// As the recipe has it.
+        unlocked: u32,
+        /// Of the tower.
+        groups: i64,
+    },
     /// `tokenizer.json` cannot be used.
     #[error("{path} cannot be used as a tokenizer: {reason}")]
     Tokenizer {

@@ -10,6 +10,7 @@ pub mod eva02;
 pub mod init;
 mod layers;
 pub mod llama;
+pub mod lock;
 pub mod lora;
 mod patches;
 pub mod pooling;

@@ -4,6 +4,7 @@ use super::{
     ModelError,
     eva02::{Eva02, Eva02Config},
     init::{Fill, Initialise},
+    lora::Adaptable,
     siglip::{Siglip, SiglipConfig},
     size::Size,
     vit::{ClipVision, ClipVisionConfig},
@@ -15,7 +16,7 @@ use std::path::Path;
 use tch::{Tensor, nn};
 
 /// A vision tower with its way into the shared space. Shapes: B batch, S pixels a side, K patches kept, P shared width.
-pub trait VisionTower: std::fmt::Debug {
+pub trait VisionTower: std::fmt::Debug + Adaptable {
     /// As [`VisionTower::forward`], of the patches `kept_BK` [B, K] int64 alone: numbers from 0, row by row of the grid.
     fn forward_kept(&self, pixels_BCHW: &Tensor, kept_BK: Option<&Tensor>) -> Tensor;
 
@@ -41,6 +42,9 @@ pub trait VisionTower: std::fmt::Debug {
     /// The depth of a parameter for layer-wise learning rates: 0 embeddings, 1..=L blocks, L + 1 the head and whatever
     /// is not of the tower.
     fn layer_id(&self, name: &str) -> i64;
+
+    /// What the names of the norm behind the last block begin with.
+    fn final_norm(&self) -> &'static str;
 }
 
 /// The configuration of any supported vision tower, as the folder's `config.json` describes it.

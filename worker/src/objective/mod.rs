@@ -3,8 +3,13 @@
 
 pub mod clip;
 pub mod contrast;
+pub mod distillation;
 pub mod masked;
 mod repeats;
 mod rows;
+pub mod sigmoid;
+
+#[cfg(test)]
+mod fixtures;
 
 pub use repeats::Repeats;

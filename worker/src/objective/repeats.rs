@@ -22,19 +22,30 @@ impl Repeats {
 
     /// Makes the logits of repeated samples −∞ in the tile of `rows` and `columns`.
     pub fn hide(&self, logits_rt: &mut Tensor, rows: Range<i64>, columns: Range<i64>) {
-        let first = self.hidden.partition_point(|(row, _)| *row < rows.start);
-        let these = self.hidden[first..].iter().take_while(|(row, _)| *row < rows.end);
-        let (r, t): (Vec<i64>, Vec<i64>) = these
+        self.fill(logits_rt, rows, columns, f64::NEG_INFINITY);
+    }
+
+    /// Puts `value` where repeated samples meet in the tile of `rows` and `columns`.
+    pub(super) fn fill(&self, tile_rt: &mut Tensor, rows: Range<i64>, columns: Range<i64>, value: f64) {
+        let (r, t): (Vec<i64>, Vec<i64>) = self
+            .of_rows(&rows)
             .filter(|(_, column)| columns.contains(column))
             .map(|(row, column)| (row - rows.start, column - columns.start))
             .unzip();
         if r.is_empty() {
             return;
         }
-        let index = |places: &[i64]| Some(Tensor::from_slice(places).to_device(logits_rt.device()));
+        let index = |places: &[i64]| Some(Tensor::from_slice(places).to_device(tile_rt.device()));
         let (r, t) = (index(&r), index(&t));
-        let nothing = Tensor::full([], f64::NEG_INFINITY, (Kind::Double, logits_rt.device())).to_kind(logits_rt.kind());
-        let _ = logits_rt.index_put_(&[r, t], &nothing, false);
+        let value = Tensor::full([], value, (Kind::Double, tile_rt.device())).to_kind(tile_rt.kind());
+        let _ = tile_rt.index_put_(&[r, t], &value, false);
+    }
+
+    /// (row, column) of repeated samples in some rows of the logits, in ascending order.
+    pub(super) fn of_rows(&self, rows: &Range<i64>) -> impl Iterator<Item = (i64, i64)> {
+        let first = self.hidden.partition_point(|(row, _)| *row < rows.start);
+        let end = rows.end;
+        self.hidden[first..].iter().copied().take_while(move |(row, _)| *row < end)
     }
 
     /// Whether no sample is there twice.

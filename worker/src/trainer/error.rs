@@ -10,6 +10,13 @@ use crate::{
 };
 use std::path::PathBuf;
 
+fn passed(before: u64) -> String {
+    match before {
+        0 => "and `skip_nonfinite` lets none pass".to_owned(),
+        before => format!("as in {before} steps before it, and `skip_nonfinite` lets no more pass"),
+    }
+}
+
 /// Why a trainer cannot go on. The message is what the user reads in `why`.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainerError {
@@ -56,16 +63,22 @@ pub enum TrainerError {
     /// The plan cannot be carried out as it is.
     #[error("{0}")]
     Plan(String),
-    /// The loss is no number any more.
+    /// The loss or its gradients are no numbers any more.
     #[error(
-        "the loss of step {step} is {loss}: the training has diverged. The newest checkpoint is from before; \
-         lower `learning_rate`, set `clip_norm`, or lengthen `warmup_steps`, then `resume`"
+        "step {step} is not finite (loss {loss}, gradient norm {grad_norm}), {}: the training has diverged. The newest \
+         checkpoint is from before; lower `learning_rate`, set `clip_norm`, or lengthen `warmup_steps`, then `resume`; \
+         of a single bad batch `skip_nonfinite` leaves out the update",
+        passed(*skipped)
     )]
     Diverged {
         /// Which step.
         step: u64,
-        /// NaN or infinite.
+        /// Mean over the global batch.
         loss: f64,
+        /// Of the gradients, before clipping.
+        grad_norm: f64,
+        /// How many steps just before it were left out for the same.
+        skipped: u64,
     },
     /// The device held an update back although no collective says why.
     #[error(

@@ -1,5 +1,5 @@
 //! Faults on purpose, so that scenarios can see what a fault does: `LLM2CLIP_FAILPOINTS="clip.step=panic@5"` in a trainer's
-//! environment, or `kill`. Without the variable nothing is ever hit.
+//! environment, or `kill`, or `poison`, which makes its share of the step's batch NaN. Without the variable nothing is ever hit.
 
 use rustix::process::{Signal, getpid, kill_process};
 use std::str::FromStr;
@@ -37,6 +37,8 @@ enum Action {
     Panic,
     /// SIGKILL, sent to itself.
     Kill,
+    /// The batch becomes one of NaN.
+    Poison,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,12 +53,13 @@ struct Failpoint {
 pub struct Failpoints(Vec<Failpoint>);
 
 impl Failpoints {
-    /// Does what was asked for at this point, if anything was.
+    /// Does what was asked for at this point, if anything was. Returns whether the caller is to poison its batch.
     ///
     /// # Panics
     /// When that is what was asked for.
-    pub fn hit(&self, point: Point, number: u64) {
+    pub fn hit(&self, point: Point, number: u64) -> bool {
         match self.0.iter().find(|failpoint| failpoint.point == point && failpoint.at == number) {
+            Some(Failpoint { action: Action::Poison, .. }) => return true,
             Some(Failpoint { action: Action::Panic, .. }) => {
                 panic!("{VARIABLE} asks for a panic at {point:?} {number}")
             }
@@ -66,6 +69,7 @@ impl Failpoints {
             }
             None => {}
         }
+        false
     }
 }
 
@@ -81,6 +85,7 @@ impl FromStr for Failpoints {
             let action = match action {
                 "panic" => Action::Panic,
                 "kill" => Action::Kill,
+                "poison" => Action::Poison,
                 _ => return None,
             };
             Some(Failpoint { point, action, at: at.parse().ok()? })
@@ -100,8 +105,9 @@ mod tests {
     #[test]
     fn a_failpoint_is_hit_where_it_says_and_nowhere_else() {
         let failpoints: Failpoints = "clip.step=panic@5".parse().unwrap();
-        failpoints.hit(Point::ClipStep, 4);
-        Failpoints::default().hit(Point::ClipStep, 5);
+        assert!(!failpoints.hit(Point::ClipStep, 4) && !Failpoints::default().hit(Point::ClipStep, 5));
+        let poison: Failpoints = "clip.step=poison@3, clip.step=poison@4".parse().unwrap();
+        assert_eq!([2, 3, 4, 5].map(|step| poison.hit(Point::ClipStep, step)), [false, true, true, false]);
         assert!(std::panic::catch_unwind(|| failpoints.hit(Point::ClipStep, 5)).is_err());
         for wrong in ["clip.step", "clip.step=panic", "clip.step=panic@x", "nowhere=panic@5", "clip.step=dance@5"] {
             let error = wrong.parse::<Failpoints>().unwrap_err();

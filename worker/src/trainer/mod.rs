@@ -8,6 +8,7 @@ pub mod ahead;
 pub mod buckets;
 pub mod commits;
 pub mod context;
+mod ema;
 pub mod error;
 pub mod failpoints;
 pub mod layout;

@@ -6,6 +6,7 @@
 
 use super::{
     buckets::Buckets,
+    ema::Ema,
     error::TrainerError,
     layout::{Group, Layout, Place, Variable, lay_out},
     reducer::Reducer,
@@ -22,12 +23,16 @@ use tch::{Device, Kind, Tensor};
 /// Variables, their gradients and the optimizer's moments.
 pub struct FlatParameters {
     variables: Vec<Variable>,
+    /// What is not trained, and is kept with the rest.
+    frozen: Vec<(String, Tensor)>,
     groups: Vec<(Group, Range<i64>)>,
     values: Tensor,
     gradients: Tensor,
     /// As long as `values`, or this rank's stretches one after the other.
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
+    /// Laid out like a moment; absent when no average is kept.
+    ema: Option<Ema>,
     reducer: Reducer,
     /// Absent when every rank updates all.
     shards: Option<Shards>,
@@ -53,15 +58,24 @@ impl FlatParameters {
         let mut flat = Self {
             reducer,
             variables,
+            frozen: Vec::new(),
             groups,
             values: flat(),
             gradients: flat(),
             exp_avg: flat(),
             exp_avg_sq: flat(),
+            ema: None,
             shards: None,
         };
         flat.adopt()?;
         Ok(flat)
+    }
+
+    /// With what is not trained: it gets no gradient and no moments, and is saved, loaded and broadcast with the rest.
+    pub fn with_frozen(mut self, mut frozen: Vec<(String, Tensor)>) -> Self {
+        frozen.sort_by(|a, b| a.0.cmp(&b.0));
+        self.frozen = frozen;
+        self
     }
 
     fn adopt(&mut self) -> Result<(), TrainerError> {
@@ -74,11 +88,27 @@ impl FlatParameters {
         Ok(())
     }
 
+    /// Keeps an average of what is trained from now on: all of it on every rank when `whole`, else what the rank has of the
+    /// moments. Before `shard` and before `load`.
+    pub fn average(&mut self, decay: f64, whole: bool) {
+        self.ema = Some(Ema::new(decay, whole, &self.values));
+    }
+
+    /// The average of a variable, as it will be from now on; absent when none is kept, or not all of it.
+    pub fn averaged(&self, name: &str) -> Option<Tensor> {
+        let ema = self.ema.as_ref().filter(|ema| ema.whole)?;
+        Some(self.variables.iter().find(|variable| variable.name == name)?.view(&ema.flat))
+    }
+
     /// Keeps the moments of this rank's share alone from now on. Before the first update and before `load`.
     pub fn shard(&mut self, collective: &dyn Collective) {
         let shards = Shards::cut(self.reducer.ranges(), collective.rank(), collective.world());
         let moment = || Tensor::zeros([shards.elements()], (self.values.kind(), self.values.device()));
         (self.exp_avg, self.exp_avg_sq) = (moment(), moment());
+        if let Some(ema) = self.ema.as_mut().filter(|ema| !ema.whole) {
+            let own: Vec<Tensor> = shards.placed().map(|(own, _)| stretch(&ema.flat, &own)).collect();
+            ema.flat = Tensor::cat(&own, 0);
+        }
         self.shards = Some(shards);
     }
 
@@ -182,14 +212,34 @@ impl FlatParameters {
         Ok(())
     }
 
+    /// Takes the newest values into the average, where one is kept, unless `skip`, a float scalar on the device, is 1.
+    pub fn update_average(&mut self, skip: Option<&Tensor>) {
+        let Some(ema) = &self.ema else { return };
+        let all = || vec![(0..self.values.size()[0], 0)];
+        for (own, place) in if ema.whole { all() } else { self.placed() } {
+            ema.update(ema.flat.narrow(0, place, own.end - own.start), &stretch(&self.values, &own), skip);
+        }
+    }
+
+    /// What this rank updates of the buffer, and where the moments of each stretch begin.
+    fn placed(&self) -> Vec<(Range<i64>, i64)> {
+        match &self.shards {
+            None => vec![(0..self.values.size()[0], 0)],
+            Some(shards) => shards.placed().collect(),
+        }
+    }
+
+    /// What is kept of every trained number beside itself: its name in a checkpoint, the flat buffer, and this rank's stretches
+    /// where the buffer has these alone.
+    fn moments(&self) -> impl Iterator<Item = (&'static str, &Tensor, Option<&Shards>)> {
+        let shards = self.shards.as_ref();
+        let ema = self.ema.as_ref().map(|ema| ("ema", &ema.flat, shards.filter(|_| !ema.whole)));
+        [("exp_avg", &self.exp_avg, shards), ("exp_avg_sq", &self.exp_avg_sq, shards)].into_iter().chain(ema)
+    }
+
     /// What this rank updates of a stretch of the buffer.
     fn updated(&self, group: &Range<i64>) -> Vec<Updated> {
-        let whole = 0..self.values.size()[0];
-        let placed: Vec<(Range<i64>, i64)> = match &self.shards {
-            None => vec![(whole, 0)],
-            Some(shards) => shards.placed().collect(),
-        };
-        let common = placed.into_iter().filter_map(|(own, place)| {
+        let common = self.placed().into_iter().filter_map(|(own, place)| {
             let common = own.start.max(group.start)..own.end.min(group.end);
             (common.start < common.end).then(|| (place + common.start - own.start, common))
         });
@@ -205,29 +255,34 @@ impl FlatParameters {
         common.map(updated).collect()
     }
 
-    /// Everything that a checkpoint holds, by name: `param.X`, `exp_avg.X`, `exp_avg_sq.X`. All ranks call it together:
+    /// Everything that a checkpoint holds, by name: `param.X`, and of what is trained `exp_avg.X`, `exp_avg_sq.X`, and `ema.X`
+    /// where an average is kept. All ranks call it together:
     /// sharded moments are gathered, which takes the memory of both for as long as the list lives.
     ///
     /// # Errors
     /// When a peer fails.
     pub fn named(&self, collective: &dyn Collective) -> Result<Vec<(String, Tensor)>, CollectiveError> {
         let mut named = Vec::with_capacity(3 * self.variables.len());
-        let flats = [
-            ("param", self.values.shallow_clone()),
-            ("exp_avg", self.whole(collective, &self.exp_avg)?),
-            ("exp_avg_sq", self.whole(collective, &self.exp_avg_sq)?),
-        ];
+        let mut flats = vec![("param", self.values.shallow_clone())];
+        for (kind, moment, shards) in self.moments() {
+            flats.push((kind, self.whole(collective, (moment, shards))?));
+        }
         for (kind, flat) in &flats {
             named.extend(
                 self.variables.iter().map(|variable| (format!("{kind}.{}", variable.name), variable.view(flat))),
             );
         }
+        named.extend(self.frozen.iter().map(|(name, tensor)| (format!("param.{name}"), tensor.shallow_clone())));
         Ok(named)
     }
 
     /// A moment of the whole buffer.
-    fn whole(&self, collective: &dyn Collective, moment: &Tensor) -> Result<Tensor, CollectiveError> {
-        let Some(shards) = &self.shards else { return Ok(moment.shallow_clone()) };
+    fn whole(
+        &self,
+        collective: &dyn Collective,
+        (moment, shards): (&Tensor, Option<&Shards>),
+    ) -> Result<Tensor, CollectiveError> {
+        let Some(shards) = shards else { return Ok(moment.shallow_clone()) };
         let all = self.values.zeros_like();
         for (bucket, (range, (own, place))) in self.reducer.ranges().iter().zip(shards.placed()).enumerate() {
             let own = moment.narrow(0, place, own.end - own.start);
@@ -245,8 +300,11 @@ impl FlatParameters {
         TrainerError: From<E>,
     {
         self.fill("param", &self.values, &tensor)?;
-        for (kind, moment) in [("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)] {
-            let Some(shards) = &self.shards else {
+        for (name, frozen) in &self.frozen {
+            overwrite("param", name, frozen, &tensor)?;
+        }
+        for (kind, moment, shards) in self.moments() {
+            let Some(shards) = shards else {
                 self.fill(kind, moment, &tensor)?;
                 continue;
             };
@@ -268,20 +326,7 @@ impl FlatParameters {
     where
         TrainerError: From<E>,
     {
-        for variable in &self.variables {
-            let (name, mut place) = (format!("{kind}.{}", variable.name), variable.view(flat));
-            let loaded = tensor(&name)?;
-            if loaded.size() != place.size() {
-                return Err(TrainerError::Plan(format!(
-                    "the checkpoint's `{name}` has shape {:?}, this recipe's model has {:?}: its config.json was changed \
-                     since the checkpoint was written",
-                    loaded.size(),
-                    place.size()
-                )));
-            }
-            tch::no_grad(|| place.copy_(&loaded));
-        }
-        Ok(())
+        self.variables.iter().try_for_each(|variable| overwrite(kind, &variable.name, &variable.view(flat), tensor))
     }
 
     /// Gives every rank what rank 0 has; sharded moments are each rank's own.
@@ -290,9 +335,16 @@ impl FlatParameters {
     /// When a peer fails.
     pub fn broadcast(&mut self, collective: &dyn Collective) -> Result<(), CollectiveError> {
         collective.broadcast(&mut self.values, Rank(0))?;
+        for (_, frozen) in &mut self.frozen {
+            collective.broadcast(frozen, Rank(0))?;
+        }
         if self.shards.is_none() {
             collective.broadcast(&mut self.exp_avg, Rank(0))?;
             collective.broadcast(&mut self.exp_avg_sq, Rank(0))?;
+        }
+        let sharded = self.shards.is_some();
+        if let Some(ema) = self.ema.as_mut().filter(|ema| ema.whole || !sharded) {
+            collective.broadcast(&mut ema.flat, Rank(0))?;
         }
         Ok(())
     }
@@ -301,6 +353,30 @@ impl FlatParameters {
     pub fn gradient(&self, name: &str) -> Option<Tensor> {
         Some(self.variables.iter().find(|variable| variable.name == name)?.view(&self.gradients))
     }
+}
+
+/// Overwrites one tensor with the loaded one.
+fn overwrite<E>(
+    kind: &str,
+    name: &str,
+    place: &Tensor,
+    tensor: &impl Fn(&str) -> Result<Tensor, E>,
+) -> Result<(), TrainerError>
+where
+    TrainerError: From<E>,
+{
+    let name = format!("{kind}.{name}");
+    let loaded = tensor(&name)?;
+    if loaded.size() != place.size() {
+        return Err(TrainerError::Plan(format!(
+            "the checkpoint's `{name}` has shape {:?}, this recipe's model has {:?}: its config.json was changed since the \
+             checkpoint was written",
+            loaded.size(),
+            place.size()
+        )));
+    }
+    tch::no_grad(|| place.shallow_clone().copy_(&loaded));
+    Ok(())
 }
 
 fn stretch(flat: &Tensor, range: &Range<i64>) -> Tensor {

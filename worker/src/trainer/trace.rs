@@ -88,6 +88,7 @@ mod tests {
             loss: 1.0,
             grad_norm: 1.0,
             logit_scale: Some(1.0),
+            logit_bias: None,
             updated: true,
             times,
             spans,

@@ -11,6 +11,7 @@ pub use config::Eva02Config;
 
 use super::{
     layers::{LayerNorm, Linear, Widths, merge_heads, split_heads},
+    lora::Adaptable,
     patches,
     vision::VisionTower,
 };
@@ -139,6 +140,26 @@ impl Block {
     }
 }
 
+impl Block {
+    fn draws(&self) -> bool {
+        let (Attention { q_proj, k_proj, v_proj, proj, .. }, Mlp { w1, w2, w3, .. }) = (&self.attn, &self.mlp);
+        [q_proj, k_proj, v_proj, proj, w1, w2, w3].iter().any(|linear| linear.draws())
+    }
+
+    /// The linear layers and their paths below the block.
+    fn linears(&mut self) -> [(&'static str, &mut Linear); 7] {
+        [
+            ("attn.q_proj", &mut self.attn.q_proj),
+            ("attn.k_proj", &mut self.attn.k_proj),
+            ("attn.v_proj", &mut self.attn.v_proj),
+            ("attn.proj", &mut self.attn.proj),
+            ("mlp.w1", &mut self.mlp.w1),
+            ("mlp.w2", &mut self.mlp.w2),
+            ("mlp.w3", &mut self.mlp.w3),
+        ]
+    }
+}
+
 /// The vision tower with its head into the shared space.
 #[derive(Debug)]
 pub struct Eva02 {
@@ -185,7 +206,7 @@ impl VisionTower for Eva02 {
         for (i, block) in self.blocks.iter().enumerate() {
             // Only the class token is read after the last block.
             let tokens = if i == last { 1 } else { tokens };
-            x_BND = if self.recompute {
+            x_BND = if self.recompute && !block.draws() {
                 let (block, rotation) = (block.clone(), rotation.share());
                 recompute(&x_BND, move |x_BND| block.forward(x_BND, tokens, &rotation))
             } else {
@@ -219,5 +240,20 @@ impl VisionTower for Eva02 {
         }
         let block = inside.strip_prefix("blocks.").and_then(|rest| rest.split('.').next()?.parse::<i64>().ok());
         block.map_or(head, |block| block + 1)
+    }
+
+    fn final_norm(&self) -> &'static str {
+        "visual.norm."
+    }
+}
+
+impl Adaptable for Eva02 {
+    fn linears(&mut self) -> Vec<(String, &mut Linear)> {
+        let mut linears = Vec::new();
+        for (i, block) in self.blocks.iter_mut().enumerate() {
+            let block = Arc::get_mut(block).expect("blocks are shared with backward passes only, and none is waiting");
+            linears.extend(block.linears().map(|(name, linear)| (format!("visual.blocks.{i}.{name}"), linear)));
+        }
+        linears
     }
 }

@@ -1,7 +1,10 @@
 //! LoRA against PEFT: outputs, every gradient, merging, folders in both directions, and what is said about a wrong one.
 
 use super::*;
-use crate::model::lora::{Lora, LoraConfig, Wrapper, merge};
+use crate::model::{
+    lora::{Lora, LoraConfig, Wrapper, merge},
+    vision::VisionConfig,
+};
 use std::collections::BTreeMap;
 
 fn causal() -> (nn::VarStore, Llama) {
@@ -206,4 +209,53 @@ fn settings_that_name_no_layer_are_refused() {
     let (_store, mut llama) = causal();
     let message = Lora::new(&mut llama, &settings(&["q_proj", "query"]), 0).unwrap_err().to_string();
     assert!(message.contains("query, which this model does not have"), "{message}");
+}
+
+/// timm's names, packed as PEFT packs them, as ours.
+fn of_eva02(theirs: &str) -> String {
+    let inside = renamed(theirs);
+    let pairs = [("fc1_g", "w1"), ("fc1_x", "w2"), ("mlp.fc2", "mlp.w3")];
+    pairs.iter().fold(format!("visual.{inside}"), |name, (from, to)| name.replace(from, to))
+}
+
+/// From names of PEFT's to ours.
+type Rename = fn(&str) -> String;
+
+/// A tower of a folder with the LoRA of a case, whose numbers are the case's `weight.NAME`.
+fn adapted(folder: &str, name: &str, rename: Rename) -> (nn::VarStore, Box<dyn VisionTower>, Lora, Case) {
+    let config = VisionConfig::read(&golden(folder)).unwrap();
+    let mut store = nn::VarStore::new(Device::Cpu);
+    let mut tower = config.build(&store.root());
+    weights::load(&mut store, &golden(folder), config.names()).unwrap();
+    store.freeze();
+    let case = Case::open(&format!("{name}.safetensors")).renamed(rename);
+    let theirs = |key: &String| Some(rename(key.strip_prefix("weight.")?));
+    let numbers: BTreeMap<String, &Tensor> = case.0.iter().filter_map(|(key, t)| Some((theirs(key)?, t))).collect();
+    let ends = |name: &String| name.split(".lora_").next().unwrap().rsplit('.').next().unwrap().to_owned();
+    let targets: std::collections::BTreeSet<String> = numbers.keys().map(ends).collect();
+    let settings = settings(&targets.iter().map(String::as_str).collect::<Vec<_>>());
+    let lora = Lora::new(tower.as_mut(), &settings, 1).unwrap();
+    let variables = lora.store().variables();
+    assert_eq!(variables.keys().collect::<std::collections::BTreeSet<_>>(), numbers.keys().collect());
+    for (name, mut variable) in variables {
+        tch::no_grad(|| variable.copy_(numbers[&name]));
+    }
+    (store, tower, lora, case)
+}
+
+#[test]
+fn eva02_and_siglip_towers_with_a_lora_equal_peft_with_recomputation_and_merged() {
+    let cases: [(&str, &str, Rename); 2] = [("eva02", "lora-eva02", of_eva02), ("siglip", "lora-siglip", renamed)];
+    for (folder, name, rename) in cases {
+        let (store, mut tower, lora, case) = adapted(folder, name, rename);
+        for recompute in [false, true] {
+            tower.recompute_blocks(recompute);
+            case.check(lora.store(), &tower.forward(&case.get("pixels")), "");
+            reset(&lora);
+        }
+        assert!(store.variables().values().all(|variable| !variable.grad().defined()));
+        case.check_bf16(name, lora.store(), &tower.forward(&case.get("pixels").to_kind(Kind::BFloat16)), "");
+        merge(tower.as_mut());
+        near("merged", &tower.forward(&case.get("pixels")), &case.get("output"), 0.0);
+    }
 }

@@ -86,7 +86,7 @@ impl Lora {
     ///
     /// # Errors
     /// When the folder is no LoRA that is supported, or not of this model: keys without a partner on either side are listed.
-    pub fn read(model: &mut impl Adaptable, folder: &Path) -> Result<Self, ModelError> {
+    pub fn read(model: &mut (impl Adaptable + ?Sized), folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join(CONFIG);
         let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
         let unfit = |reason| ModelError::Lora { folder: folder.to_owned(), reason };
@@ -136,7 +136,7 @@ impl Lora {
     }
 
     /// Takes the updates that were put last away again.
-    fn detach(&self, model: &mut impl Adaptable) {
+    fn detach(&self, model: &mut (impl Adaptable + ?Sized)) {
         for (module, linear) in model.linears() {
             if self.config.targets(&module) {
                 linear.remove_last();

@@ -82,7 +82,7 @@ impl Lora {
     ///
     /// # Errors
     /// When the settings make no LoRA, or a target is no layer of this model.
-    pub fn new(model: &mut impl Adaptable, config: &LoraConfig, seed: u64) -> Result<Self, ModelError> {
+    pub fn new(model: &mut (impl Adaptable + ?Sized), config: &LoraConfig, seed: u64) -> Result<Self, ModelError> {
         let lora = Self::attach(model, config).map_err(|reason| ModelError::LoraSettings { reason })?;
         for (name, mut tensor) in lora.store.variables() {
             if name.ends_with("lora_A.weight") {
@@ -94,7 +94,7 @@ impl Lora {
     }
 
     /// Zero updates beside the targeted layers.
-    fn attach(model: &mut impl Adaptable, config: &LoraConfig) -> Result<Self, String> {
+    fn attach(model: &mut (impl Adaptable + ?Sized), config: &LoraConfig) -> Result<Self, String> {
         config.check()?;
         let mut linears = model.linears();
         let unknown: Vec<&str> = config
@@ -141,7 +141,7 @@ impl Lora {
 }
 
 /// Adds all updates to the weights they stand beside, W ← W + s·B·A computed in fp32, and takes them away. The base changes.
-pub fn merge(model: &mut impl Adaptable) {
+pub fn merge(model: &mut (impl Adaptable + ?Sized)) {
     for (_, linear) in model.linears() {
         linear.merge();
     }

@@ -9,6 +9,7 @@ pub use config::{Gelu, SiglipConfig};
 
 use super::{
     layers::{LayerNorm, Linear, Widths, merge_heads, split_heads},
+    lora::Adaptable,
     patches,
     vision::VisionTower,
 };
@@ -120,6 +121,25 @@ impl Block {
     }
 }
 
+impl Block {
+    fn draws(&self) -> bool {
+        let Attention { q_proj, k_proj, v_proj, out_proj, .. } = &self.self_attn;
+        [q_proj, k_proj, v_proj, out_proj, &self.mlp.fc1, &self.mlp.fc2].iter().any(|linear| linear.draws())
+    }
+
+    /// The linear layers and their paths below the block.
+    fn linears(&mut self) -> [(&'static str, &mut Linear); 6] {
+        [
+            ("self_attn.q_proj", &mut self.self_attn.q_proj),
+            ("self_attn.k_proj", &mut self.self_attn.k_proj),
+            ("self_attn.v_proj", &mut self.self_attn.v_proj),
+            ("self_attn.out_proj", &mut self.self_attn.out_proj),
+            ("mlp.fc1", &mut self.mlp.fc1),
+            ("mlp.fc2", &mut self.mlp.fc2),
+        ]
+    }
+}
+
 /// Attention pooling: what the probe gathers from the tokens, then a residual MLP. The projections are packed in one matrix.
 #[derive(Debug)]
 struct Head {
@@ -193,7 +213,7 @@ impl VisionTower for Siglip {
     fn forward_kept(&self, pixels_BCHW: &Tensor, kept_BK: Option<&Tensor>) -> Tensor {
         let mut x_BND = self.embeddings.forward(pixels_BCHW, kept_BK);
         for layer in &self.layers {
-            x_BND = if self.recompute {
+            x_BND = if self.recompute && !layer.draws() {
                 let layer = layer.clone();
                 recompute(&x_BND, move |x_BND| layer.forward(x_BND))
             } else {
@@ -227,5 +247,28 @@ impl VisionTower for Siglip {
         }
         let block = inside.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next()?.parse::<i64>().ok());
         block.map_or(head, |block| block + 1)
+    }
+
+    fn final_norm(&self) -> &'static str {
+        "vision_model.post_layernorm."
+    }
+}
+
+/// The blocks' layers and the head's MLP. The head's attention is not among them: its projections are packed.
+impl Adaptable for Siglip {
+    fn linears(&mut self) -> Vec<(String, &mut Linear)> {
+        let mut linears = Vec::new();
+        for (i, block) in self.layers.iter_mut().enumerate() {
+            let block = Arc::get_mut(block).expect("blocks are shared with backward passes only, and none is waiting");
+            linears.extend(
+                block.linears().map(|(name, linear)| (format!("vision_model.encoder.layers.{i}.{name}"), linear)),
+            );
+        }
+        let mlp = &mut self.head.mlp;
+        linears.extend(
+            [("fc1", &mut mlp.fc1), ("fc2", &mut mlp.fc2)]
+                .map(|(name, linear)| (format!("vision_model.head.mlp.{name}"), linear)),
+        );
+        linears
     }
 }

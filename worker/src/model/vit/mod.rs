@@ -239,6 +239,10 @@ impl VisionTower for ClipVision {
         let block = inside.strip_prefix("encoder.layers.").and_then(|rest| rest.split('.').next()?.parse::<i64>().ok());
         block.map_or(head, |block| block + 1)
     }
+
+    fn final_norm(&self) -> &'static str {
+        "vision_model.post_layernorm."
+    }
 }
 
 impl Adaptable for ClipVision {

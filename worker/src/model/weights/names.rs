@@ -121,6 +121,12 @@ impl NameMap {
         }
     }
 
+    /// The parameters that a tensor of this name is, or is a part of.
+    #[cfg(test)]
+    pub(in crate::model) fn parameters(self, name: &str) -> Vec<String> {
+        self.uses(name).into_iter().map(|one| one.parameter).collect()
+    }
+
     /// How a parameter is resized when the file's is of another image or patch size.
     pub(super) fn resize(self, parameter: &str) -> Option<Resize> {
         match self {

@@ -1,11 +1,13 @@
 //! Stage `clip`: the vision tower and the adapter learn against the stored text vectors, with negatives of all ranks.
 
 use super::{
+    frozen,
+    teacher::Teacher,
     text_vectors::TextVectors,
     towers::{TowerSettings, Towers},
+    tuning::{self, seed_chunk},
 };
 use crate::{
-    checkpoint::Loaded,
     data::{
         Batch, BatchRequest, BrokenSample, Dataset, Loader, LoaderConfig, Normalise, OnBroken, SampleRequest, Transform,
     },
@@ -17,16 +19,21 @@ use crate::{
         layout::clip_groups,
         parameters::FlatParameters,
         step::{
-            StepBegun,
+            Distillation, Pairing, StepBegun,
             clip::{PairEncoder, clip_step},
         },
         training::{Source, Taken, Task, Training},
     },
     vectors::{VectorStore, nth},
 };
-use common::{ids::Step, manifest::paths, recipe::ClipStage, sampler};
+use common::{
+    ids::Step,
+    manifest::paths,
+    recipe::{ClipStage, SelfDistillation},
+    sampler,
+};
 use half::bf16;
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 use tch::{Kind, Tensor};
 
 /// Batches decoded ahead.
@@ -45,15 +52,24 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let (optimizer, layers) = (&stage.training.optimizer, towers.vision.layers());
     let groups =
         clip_groups(optimizer.weight_decay, optimizer.layer_decay, layers, |name| towers.vision.layer_id(name));
-    let variables = towers.store.variables().into_iter().collect();
-    let parameters = FlatParameters::new(variables, groups, context.device)?;
+    towers.train();
+    if towers.drops() {
+        tuning::tell_of_cut_chunks(&stage.training, context);
+    }
+    let (trained, frozen) = frozen::parted(towers.variables());
+    let mut parameters = FlatParameters::new(trained, groups, context.device)?.with_frozen(frozen);
+    if let Some(ema) = stage.ema {
+        parameters.average(ema.decay, stage.objective.self_distillation.is_some());
+    }
+    let teach = |_| Teacher::of(&towers, &parameters, recipe, tower_settings(stage, width));
+    let teacher = stage.objective.self_distillation.map(teach).transpose()?;
     let sources = datasets.iter().map(|data| Source { limit: data.limit(), fingerprint: data.fingerprint() }).collect();
     if context.speaks() {
         // Checkpoints know the fingerprint alone; `export` needs the whole.
         recipe_file::write(&paths::stage_folder(&context.plan.output, context.stage_kind()), recipe)?;
     }
     let mut training = Training::prepare(&stage.training, context, sources, order, parameters)?;
-    let mut pairs = Pairs::open(stage, context, &training, (datasets, vectors, towers))?;
+    let mut pairs = Pairs::open(stage, context, &training, (datasets, vectors, towers, teacher))?;
     training.run(&mut pairs)
 }
 
@@ -62,6 +78,10 @@ pub(super) fn tower_settings(stage: &ClipStage, text_width: usize) -> TowerSetti
     TowerSettings {
         text_width,
         log_scale_init: stage.logit_scale_init,
+        objective: stage.objective,
+        lock: stage.lock,
+        lora: stage.lora.clone(),
+        averaged: stage.ema.is_some_and(|ema| ema.used),
         precision: stage.training.precision,
         activation_checkpointing: stage.training.activation_checkpointing,
     }
@@ -82,22 +102,6 @@ fn rows_of<'a>(wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>
     Ok(numbers)
 }
 
-/// Puts a checkpoint's parameters into the variables of the same names.
-pub(super) fn load_parameters(store: &mut tch::nn::VarStore, loaded: &Loaded) -> Result<(), TrainerError> {
-    for (name, mut variable) in store.variables() {
-        let tensor = loaded.tensor(&format!("param.{name}"))?;
-        if tensor.size() != variable.size() {
-            return Err(TrainerError::Plan(format!(
-                "the checkpoint's `{name}` has shape {:?}, this recipe's model has {:?}: config.json was changed since it was written",
-                tensor.size(),
-                variable.size()
-            )));
-        }
-        tch::no_grad(|| variable.copy_(&tensor));
-    }
-    Ok(())
-}
-
 /// Images and text vectors as the training's task.
 struct Pairs<'a> {
     stage: &'a ClipStage,
@@ -105,6 +109,7 @@ struct Pairs<'a> {
     datasets: Vec<Arc<Dataset>>,
     vectors: Vec<VectorStore>,
     towers: Towers,
+    teacher: Option<Teacher>,
     loader: Loader,
     uploads: Uploads,
     normalise: Normalise,
@@ -122,7 +127,7 @@ impl<'a> Pairs<'a> {
         stage: &'a ClipStage,
         context: &Context<'_>,
         training: &Training<'_, '_>,
-        (datasets, vectors, towers): (Vec<Arc<Dataset>>, Vec<VectorStore>, Towers),
+        (datasets, vectors, towers, teacher): (Vec<Arc<Dataset>>, Vec<VectorStore>, Towers, Option<Teacher>),
     ) -> Result<Self, TrainerError> {
         let (order, slots) = (training.order().clone(), training.slots());
         let config = LoaderConfig {
@@ -144,6 +149,7 @@ impl<'a> Pairs<'a> {
             datasets,
             vectors,
             towers,
+            teacher,
             loader: Loader::start(config, training.steps().map(request)),
             uploads: Uploads { pixels: upload()?, text: upload()?, kept: upload()? },
             normalise: Normalise::new(context.device),
@@ -207,7 +213,9 @@ impl Task for Pairs<'_> {
     }
 
     fn flops(&self, batch: &Batch) -> f64 {
-        self.towers.flops_per_pair(i64::from(self.patches_seen())) * batch.samples.len() as f64
+        let patches = i64::from(self.patches_seen());
+        let teacher = self.teacher.as_ref().map_or(0.0, |_| self.towers.vision.flops(patches));
+        (self.towers.flops_per_pair(patches) + teacher) * batch.samples.len() as f64
     }
 
     fn step(&mut self, batch: &Batch, taken: Taken<'_>) -> Result<StepBegun, TrainerError> {
@@ -217,30 +225,64 @@ impl Task for Pairs<'_> {
         let sizes = taken.cut.sizes;
         let encoder = Chunks {
             towers: &self.towers,
+            teacher: self.teacher.as_ref(),
             pixels: pixels.split_with_sizes(sizes, 0),
             text: text.split_with_sizes(sizes, 0),
             kept: kept.map(|kept| kept.split_with_sizes(sizes, 0)),
             normalise: &self.normalise,
+            slots: taken.chunks,
+            seed: (self.seed, taken.step),
+            poisoned: taken.poisoned,
         };
         let Taken { cut, settings, collective, parameters, timeline, .. } = taken;
-        clip_step(&encoder, cut, collective, parameters, &self.towers.log_scale, &settings, timeline)
+        let batch = self.stage.training.global_batch;
+        let distil =
+            |how: SelfDistillation| Distillation { weight: how.weight, rows: how.rows.unwrap_or(batch) as f64 };
+        let distillation = self.stage.objective.self_distillation.map(distil);
+        let pairing = Pairing { distillation, ..self.towers.pairing() };
+        clip_step(&encoder, cut, collective, parameters, pairing, &settings, timeline)
     }
 }
 
 /// A local slice in chunks.
 struct Chunks<'a> {
     towers: &'a Towers,
+    teacher: Option<&'a Teacher>,
     pixels: Vec<Tensor>,
     text: Vec<Tensor>,
     kept: Option<Vec<Tensor>>,
     normalise: &'a Normalise,
+    slots: &'a [Range<u64>],
+    /// Of dropout: the recipe's, and the step.
+    seed: (u64, Step),
+    poisoned: bool,
+}
+
+impl Chunks<'_> {
+    /// A chunk's pixels: bytes until here, numbers while it is encoded.
+    fn pixels(&self, chunk: usize) -> Tensor {
+        let mut pixels = self.normalise.apply(&self.pixels[chunk]);
+        if self.poisoned {
+            let _ = pixels.fill_(f64::NAN);
+        }
+        pixels
+    }
+
+    fn kept(&self, chunk: usize) -> Option<&Tensor> {
+        self.kept.as_ref().map(|kept| &kept[chunk])
+    }
 }
 
 impl PairEncoder for Chunks<'_> {
+    fn teach(&self, chunk: usize) -> Option<Tensor> {
+        Some(self.teacher?.image_features(&self.pixels(chunk), self.kept(chunk)))
+    }
+
     fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
-        let kept = self.kept.as_ref().map(|kept| &kept[chunk]);
-        // Bytes until here: a chunk's pixels are numbers while it is encoded.
-        let pixels = self.normalise.apply(&self.pixels[chunk]);
-        (self.towers.image_features(&pixels, kept), self.towers.text_features(&self.text[chunk]))
+        if self.towers.drops() {
+            seed_chunk(self.seed.0, self.seed.1, self.slots[chunk].start);
+        }
+        let image = self.towers.image_features(&self.pixels(chunk), self.kept(chunk));
+        (image, self.towers.text_features(&self.text[chunk]))
     }
 }

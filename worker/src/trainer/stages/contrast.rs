@@ -179,8 +179,8 @@ impl Task for Texts {
     fn step(&mut self, batch: &PairBatch, taken: Taken<'_>) -> Result<StepBegun, TrainerError> {
         let lacking: Vec<bool> = batch.pairs.iter().map(|pair| pair.negative.is_none()).collect();
         let lacking_R = self.negatives.then(|| Tensor::from_slice(&lacking).to_kind(Kind::Bool).to_device(self.device));
-        let Taken { step, chunks, cut, settings, collective, parameters, timeline } = taken;
-        let encoder = Chunks { texts: self, pairs: &batch.pairs, chunks, step };
+        let Taken { step, chunks, cut, settings, collective, parameters, poisoned, timeline } = taken;
+        let encoder = Chunks { texts: self, pairs: &batch.pairs, chunks, step, poisoned };
         let contrast = Contrast { scale: self.scale, lacking_R: lacking_R.as_ref() };
         contrast_step(&encoder, cut, contrast, collective, parameters, &settings, timeline)
     }
@@ -192,6 +192,7 @@ struct Chunks<'a> {
     pairs: &'a [EncodedPair],
     chunks: &'a [Range<u64>],
     step: Step,
+    poisoned: bool,
 }
 
 impl TextEncoder for Chunks<'_> {
@@ -199,6 +200,7 @@ impl TextEncoder for Chunks<'_> {
         let (first, slots) = (self.chunks[0].start, &self.chunks[chunk]);
         let pairs = &self.pairs[(slots.start - first) as usize..(slots.end - first) as usize];
         seed_chunk(self.texts.seed, self.step, slots.start);
-        self.texts.tuning.llm.vectors(&self.texts.texts(pairs))
+        let vectors = self.texts.tuning.llm.vectors(&self.texts.texts(pairs));
+        if self.poisoned { vectors * f64::NAN } else { vectors }
     }
 }

@@ -150,8 +150,8 @@ impl Task for MaskedTexts {
     }
 
     fn step(&mut self, batch: &Vec<Masked>, taken: Taken<'_>) -> Result<StepBegun, TrainerError> {
-        let Taken { step, chunks, settings, collective, parameters, timeline, .. } = taken;
-        let encoder = Chunks { texts: self, blocks: batch, chunks, step };
+        let Taken { step, chunks, settings, collective, parameters, poisoned, timeline, .. } = taken;
+        let encoder = Chunks { texts: self, blocks: batch, chunks, step, poisoned };
         mntp_step(&encoder, collective, parameters, &settings, timeline)
     }
 }
@@ -162,6 +162,7 @@ struct Chunks<'a> {
     blocks: &'a [Masked],
     chunks: &'a [Range<u64>],
     step: Step,
+    poisoned: bool,
 }
 
 impl Chunks<'_> {
@@ -193,6 +194,7 @@ impl MaskedEncoder for Chunks<'_> {
         let tokens = blocks.iter().flat_map(|masked| &masked.targets).map(|(_, token)| i64::from(*token)).collect();
         let hidden_TD = tuning.llm.llama.forward(&on_device(ids), &vec![*block; blocks.len()]);
         let before_MD = hidden_TD.index_select(0, &on_device(places.collect()));
-        masked::cross_entropy_sum(&head.forward(&before_MD), &on_device(tokens))
+        let sum = masked::cross_entropy_sum(&head.forward(&before_MD), &on_device(tokens));
+        if self.poisoned { sum * f64::NAN } else { sum }
     }
 }

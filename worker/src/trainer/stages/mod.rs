@@ -5,10 +5,12 @@ pub mod contrast;
 pub mod embed;
 pub mod eval;
 pub mod export;
+mod frozen;
 mod llm;
 pub mod mntp;
 #[cfg(test)]
 mod parity;
+mod teacher;
 pub(crate) mod text;
 mod text_vectors;
 mod towers;

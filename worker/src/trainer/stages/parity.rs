@@ -77,6 +77,7 @@ fn settings(step: usize) -> StepSettings {
         betas: (0.9, 0.999),
         eps: 1e-8,
         clip_norm: Some(1.0),
+        skip_nonfinite: false,
         loss: LossSettings { tile: 5, kept_bytes: 0 },
     }
 }

@@ -69,13 +69,8 @@ impl Tuning {
         if let Some(lora) = &lora {
             llm.store.freeze();
             lora.train(true);
-            if lora.config().dropout > 0.0 && cuts_chunks(training, context.world()) {
-                tracing::warn!(
-                    ranks = context.world().0,
-                    chunk = training.chunk,
-                    "ranks' shares cut chunks: with dropout the losses are a little apart from those of other numbers of ranks; \
-                     they are the same when `chunk` divides every share"
-                );
+            if lora.config().dropout > 0.0 {
+                tell_of_cut_chunks(training, context);
             }
         }
         Ok(Self { llm, spec, lora })
@@ -137,6 +132,18 @@ impl Tuning {
         tensors.sort_by(|a, b| a.0.cmp(&b.0));
         let views: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         Ok(Tensor::write_safetensors(&views, folder.join("model.safetensors"))?)
+    }
+}
+
+/// Says so when dropout makes the number of ranks matter.
+pub fn tell_of_cut_chunks(training: &recipe::Training, context: &Context<'_>) {
+    if cuts_chunks(training, context.world()) {
+        tracing::warn!(
+            ranks = context.world().0,
+            chunk = training.chunk,
+            "ranks' shares cut chunks: with dropout the losses are a little apart from those of other numbers of ranks; they are \
+             the same when `chunk` divides every share"
+        );
     }
 }
 

@@ -4,7 +4,10 @@
 pub mod clip;
 pub mod contrast;
 mod gradcache;
+mod losses;
 pub mod mntp;
+
+pub use losses::{Distillation, PairLoss, Pairing};
 
 use super::{
     error::TrainerError,
@@ -16,7 +19,8 @@ use crate::{
     objective::Repeats,
     torch::{shim::AdamW, transfer::Fetch},
 };
-use std::{rc::Rc, time::Duration};
+use serde::{Deserialize, Serialize};
+use std::{fmt, rc::Rc, time::Duration};
 use tch::{Kind, Tensor};
 
 /// The largest logit scale's logarithm: exp of it is 100 (Radford et al. 2021, section 2.5).
@@ -35,6 +39,9 @@ pub struct StepSettings {
     pub eps: f64,
     /// The largest gradient norm; absent means that gradients are not clipped.
     pub clip_norm: Option<f64>,
+    /// Whether the device holds back an update of a loss or a gradient norm that is not finite: what is trained and its
+    /// moments stay as they were. The schedule and AdamW's bias correction count steps, these among them.
+    pub skip_nonfinite: bool,
     /// How the loss is computed.
     pub loss: LossSettings,
 }
@@ -66,6 +73,28 @@ pub struct Cut<'a> {
     pub repeats: &'a Repeats,
 }
 
+/// What of a step was NaN or infinite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NonFinite {
+    /// The loss.
+    Loss,
+    /// The norm of the gradients.
+    GradNorm,
+    /// Both of them.
+    Both,
+}
+
+impl fmt::Display for NonFinite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loss => "the loss",
+            Self::GradNorm => "the gradient norm",
+            Self::Both => "the loss and the gradient norm",
+        })
+    }
+}
+
 /// What a step says, once it is done.
 #[derive(Debug)]
 pub struct StepOutput {
@@ -75,7 +104,9 @@ pub struct StepOutput {
     pub grad_norm: f64,
     /// exp of the logit scale, after the update; absent when none is trained.
     pub logit_scale: Option<f64>,
-    /// Whether the parameters were changed; not when a collective failed on the way.
+    /// The logit bias, after the update; absent when none is trained.
+    pub logit_bias: Option<f64>,
+    /// Whether no collective failed on the way; the parameters are as they were if one did.
     pub updated: bool,
     /// Where the time went.
     pub times: StepTimes,
@@ -86,6 +117,16 @@ pub struct StepOutput {
 }
 
 impl StepOutput {
+    /// What is no finite number of it; every rank has the same. With [`StepSettings::skip_nonfinite`] nothing was updated then.
+    pub fn nonfinite(&self) -> Option<NonFinite> {
+        match (self.loss.is_finite(), self.grad_norm.is_finite()) {
+            (true, true) => None,
+            (false, true) => Some(NonFinite::Loss),
+            (true, false) => Some(NonFinite::GradNorm),
+            (false, false) => Some(NonFinite::Both),
+        }
+    }
+
     /// How long it took, the wait for its data included.
     pub fn length(&self) -> Duration {
         self.spans.last().map_or(Duration::ZERO, |span| span.start + span.length)
@@ -106,6 +147,7 @@ impl StepOutput {
 pub struct StepBegun {
     figures: Fetch,
     scaled: bool,
+    biased: bool,
     timeline: Timeline,
 }
 
@@ -119,13 +161,15 @@ impl StepBegun {
         let spans = self.timeline.spans()?;
         let mut times = StepTimes::default();
         spans.iter().for_each(|span| times.add(span.section, span.length));
-        let [loss, grad_norm, logit_scale, skipped] = figures[..] else { unreachable!("four were asked for") };
+        let [loss, grad_norm, logit_scale, logit_bias, lost] = figures[..] else { unreachable!("five were asked for") };
         let logit_scale = self.scaled.then_some(logit_scale);
+        let logit_bias = self.biased.then_some(logit_bias);
         Ok(StepOutput {
             loss,
             grad_norm,
             logit_scale,
-            updated: skipped == 0.0,
+            logit_bias,
+            updated: lost == 0.0,
             times,
             spans,
             timeline: Rc::new(self.timeline),
@@ -141,10 +185,10 @@ pub fn normalise(x_BD: &Tensor) -> Tensor {
 }
 
 /// Updates the parameters with the gradients that are summed in them, and fetches the figures of the step: `loss` is the mean
-/// over the global batch, `log_scale` a variable of the parameters.
+/// over the global batch, the scalars of `pairing` are variables of the parameters.
 fn update(
     loss: &Tensor,
-    log_scale: Option<&Tensor>,
+    pairing: Option<Pairing<'_>>,
     parameters: &mut FlatParameters,
     collective: &dyn Collective,
     settings: &StepSettings,
@@ -153,6 +197,12 @@ fn update(
     let norm = parameters.clip(collective, settings.clip_norm)?;
     // An update with the sum of a collective that died is one that no peer has: the device itself holds it back.
     let lost = collective.lost()?;
+    let held = match (&lost, settings.skip_nonfinite) {
+        (Some(lost), false) => Some(lost.shallow_clone()),
+        (None, false) => None,
+        (Some(lost), true) => Some(lost.maximum(&nonfinite(loss, &norm))),
+        (None, true) => Some(nonfinite(loss, &norm)),
+    };
     let constants = AdamW {
         step: settings.step,
         learning_rate: settings.learning_rate,
@@ -160,18 +210,28 @@ fn update(
         weight_decay: 0.0,
         eps: settings.eps,
     };
-    parameters.update(collective, lost.as_ref(), &constants)?;
-    let scale = match log_scale {
+    parameters.update(collective, held.as_ref(), &constants)?;
+    let scale = match pairing {
         None => loss.zeros_like(),
-        Some(log_scale) => {
+        Some(Pairing { log_scale, .. }) => {
             let _ = tch::no_grad(|| log_scale.shallow_clone().clamp_(0.0, LARGEST_LOG_SCALE));
             log_scale.detach().exp()
         }
     };
+    // After the clamp: of what the next step begins with.
+    parameters.update_average(held.as_ref());
+    let bias = pairing.and_then(|pairing| pairing.bias());
     timeline.lap(Section::Optimizer);
-    let skipped = lost.unwrap_or_else(|| loss.zeros_like());
-    let figures = Fetch::begin(&[loss, &norm, &scale, &skipped])?;
-    Ok(StepBegun { figures, scaled: log_scale.is_some(), timeline })
+    let number = |bias: Option<&Tensor>| bias.map_or_else(|| loss.zeros_like(), Tensor::detach);
+    let lost = lost.unwrap_or_else(|| loss.zeros_like());
+    let figures = Fetch::begin(&[loss, &norm, &scale, &number(bias), &lost])?;
+    Ok(StepBegun { figures, scaled: pairing.is_some(), biased: bias.is_some(), timeline })
+}
+
+/// A float scalar on the device: 1 when one of the two is no finite number, else 0. All ranks have the same two: the loss is of
+/// what was gathered from all, the norm of what was summed over all.
+fn nonfinite(loss: &Tensor, norm: &Tensor) -> Tensor {
+    loss.isfinite().logical_and(&norm.isfinite()).logical_not().to_kind(Kind::Float)
 }
 
 #[cfg(test)]
@@ -187,7 +247,7 @@ mod tests {
         let loss = x.matmul(&x).sum(Kind::Float).double_value(&[]);
         timeline.lap(Section::Encode);
         let (spans, times, timeline) = (timeline.spans().unwrap(), StepTimes::default(), Rc::new(timeline));
-        StepOutput { loss, grad_norm: 0.0, logit_scale: None, updated: true, times, spans, timeline }
+        StepOutput { loss, grad_norm: 0.0, logit_scale: None, logit_bias: None, updated: true, times, spans, timeline }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::{
         commits,
         error::TrainerError,
         metrics::{MetricsFile, StepMetrics},
-        step::{StepBegun, StepOutput},
+        step::{NonFinite, StepBegun, StepOutput},
         timeline::StepTimes,
         trace::Trace,
     },
@@ -79,6 +79,9 @@ pub(super) struct Ledger {
     stall: Duration,
     all_stall: Duration,
     skipped: u64,
+    /// Steps whose update was left out because something was not finite: since a resume, and just before this.
+    skipped_steps: u64,
+    skipped_in_a_row: u64,
     last_loss: f64,
 }
 
@@ -107,6 +110,8 @@ impl Ledger {
             stall: Duration::ZERO,
             all_stall: Duration::ZERO,
             skipped: 0,
+            skipped_steps: 0,
+            skipped_in_a_row: 0,
             last_loss: f64::NAN,
         })
     }
@@ -125,7 +130,7 @@ impl Ledger {
     /// Waits for a step's figures and writes them down.
     ///
     /// # Errors
-    /// When the step failed, or the loss is no number.
+    /// When the step failed, or was not finite and the recipe bears no more of these.
     pub(super) fn read(&mut self, run: &Training<'_, '_>, begun: Begun) -> Result<(), TrainerError> {
         let Begun { step, output, learning_rate, data_wait, flops } = begun;
         let output = output.wait()?;
@@ -133,9 +138,8 @@ impl Ledger {
             run.context.collective.finish()?;
             return Err(TrainerError::NotUpdated { step: step.0 });
         }
-        if !output.loss.is_finite() {
-            return Err(TrainerError::Diverged { step: step.0, loss: output.loss });
-        }
+        let nonfinite = output.nonfinite();
+        self.bear(run, step, &output, nonfinite)?;
         // By its own clock: on a CPU it is read when the next one has been computed.
         let step_s = self.last.as_ref().map_or_else(|| Ok(output.length()), |last| output.ended_after(last))?;
         let row = StepMetrics {
@@ -144,7 +148,9 @@ impl Ledger {
             loss: output.loss,
             learning_rate,
             grad_norm: output.grad_norm,
+            skipped_nonfinite: nonfinite,
             logit_scale: output.logit_scale,
+            logit_bias: output.logit_bias,
             step_s: step_s.as_secs_f64(),
             data_wait_s: data_wait.as_secs_f64(),
             exposed_communication_s: output.times.exposed_communication().as_secs_f64(),
@@ -166,6 +172,32 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether the recipe bears that a step is not finite. Nothing was updated then: the device saw the same.
+    fn bear(
+        &mut self,
+        run: &Training<'_, '_>,
+        step: Step,
+        output: &StepOutput,
+        nonfinite: Option<NonFinite>,
+    ) -> Result<(), TrainerError> {
+        let Some(what) = nonfinite else {
+            self.skipped_in_a_row = 0;
+            return Ok(());
+        };
+        let (StepOutput { loss, grad_norm, .. }, before) = (output, self.skipped_in_a_row);
+        if before >= run.settings.skip_nonfinite {
+            let (step, loss, grad_norm) = (step.0, *loss, *grad_norm);
+            return Err(TrainerError::Diverged { step, loss, grad_norm, skipped: before });
+        }
+        self.skipped_in_a_row += 1;
+        self.skipped_steps += 1;
+        if run.context.speaks() {
+            let (in_a_row, limit) = (self.skipped_in_a_row, run.settings.skip_nonfinite);
+            tracing::warn!(step = step.0, %what, loss, grad_norm, in_a_row, limit, "a step is not finite: it updates nothing");
+        }
+        Ok(())
+    }
+
     fn profile(&mut self, step: Step, output: &StepOutput) -> Result<(), TrainerError> {
         if let Some(trace) = &mut self.trace
             && let Some(path) = trace.step(step, output)?
@@ -180,9 +212,9 @@ impl Ledger {
         let recent = std::mem::replace(&mut self.recent, Window::new());
         let seconds = recent.seconds();
         let mut progress = run.context.progress(row.step.0, run.total);
-        progress.loss = Some(row.loss);
+        progress.loss = Some(row.loss).filter(|loss| loss.is_finite());
         progress.learning_rate = Some(row.learning_rate);
-        progress.grad_norm = Some(row.grad_norm);
+        progress.grad_norm = Some(row.grad_norm).filter(|norm| norm.is_finite());
         progress.logit_scale = row.logit_scale;
         progress.samples_per_s = Some(samples(run, recent.steps) / seconds);
         progress.data_wait_share = Some(recent.wait.as_secs_f64() / seconds);
@@ -218,6 +250,9 @@ impl Ledger {
         columns.push(("checkpoint stall", share(self.all_stall)));
         if self.skipped > 0 {
             columns.push(("broken samples replaced", self.skipped.to_string()));
+        }
+        if self.skipped_steps > 0 {
+            columns.push(("steps skipped, not finite", self.skipped_steps.to_string()));
         }
         if let Some(bytes) = memory::peak_bytes(run.context.device) {
             columns.push(("peak memory", format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30))));

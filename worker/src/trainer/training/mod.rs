@@ -84,6 +84,8 @@ pub struct Taken<'a> {
     pub collective: &'a dyn Collective,
     /// What is trained.
     pub parameters: &'a mut FlatParameters,
+    /// Whether what is made of the batch is to be NaN: a fault on purpose.
+    pub poisoned: bool,
     /// Where the time goes; the wait for the batch is in it.
     pub timeline: Timeline,
 }
@@ -184,12 +186,11 @@ impl<'a, 'b> Training<'a, 'b> {
             let data_wait = task.waited().saturating_sub(waited);
             timeline.lap(Section::DataWait);
             broken.write(self, Step(self.step + 1), task.broken(&batch))?;
-            if let Some(point) = Point::step(self.context.stage_kind()) {
-                self.context.failpoints.hit(point, self.step + 1);
-            }
+            let point = Point::step(self.context.stage_kind());
+            let poisoned = point.is_some_and(|point| self.context.failpoints.hit(point, self.step + 1));
             let learning_rate = self.learning_rate();
             let flops = task.flops(&batch);
-            let output = self.take_step(task, &batch, learning_rate, timeline)?;
+            let output = self.take_step(task, (&batch, poisoned), learning_rate, timeline)?;
             self.step += 1;
             let this = Begun { step: Step(self.step), output, learning_rate, data_wait, flops };
             if let Some(before) = begun.replace(this) {
@@ -228,7 +229,7 @@ impl<'a, 'b> Training<'a, 'b> {
     fn take_step<T: Task>(
         &mut self,
         task: &mut T,
-        batch: &T::Batch,
+        (batch, poisoned): (&T::Batch, bool),
         learning_rate: f64,
         timeline: Timeline,
     ) -> Result<StepBegun, TrainerError> {
@@ -243,6 +244,7 @@ impl<'a, 'b> Training<'a, 'b> {
             betas: optimizer.betas,
             eps: optimizer.eps,
             clip_norm: optimizer.clip_norm,
+            skip_nonfinite: self.settings.skip_nonfinite > 0,
             loss: LossSettings::default(),
         };
         let taken = Taken {
@@ -252,6 +254,7 @@ impl<'a, 'b> Training<'a, 'b> {
             settings,
             collective: self.context.collective,
             parameters: &mut self.parameters,
+            poisoned,
             timeline,
         };
         task.step(batch, taken)

@@ -73,8 +73,7 @@ fn trained(text_width: usize, context: &Context<'_>) -> Result<(Towers, Step), T
             context.plan.output.join("clip").display()
         ))
     })?;
-    clip::load_parameters(&mut towers.store, &loaded)?;
-    towers.store.freeze();
+    towers.load(&loaded)?;
     let step = loaded.manifest.step;
     Ok((towers, step))
 }
