@@ -11,7 +11,7 @@ mod writer;
 
 pub use commit::{committed_steps, create_manifest, set_aside};
 pub use host_copy::HostCopy;
-pub use read::{Loaded, newest, read};
+pub use read::{Loaded, manifest, newest, read};
 pub use writer::Writer;
 
 use common::manifest::ManifestError;

@@ -58,11 +58,11 @@ fn kind(dtype: &str) -> Option<Kind> {
     })
 }
 
-/// Opens a checkpoint and verifies it: manifest, lengths, digests.
+/// What a checkpoint's manifest says; its files are not looked at.
 ///
 /// # Errors
-/// The first thing that does not hold, with the file it is in.
-pub fn read(folder: &Path) -> Result<Loaded, CheckpointError> {
+/// When it is missing, or does not hold.
+pub fn manifest(folder: &Path) -> Result<Manifest, CheckpointError> {
     let path = folder.join(paths::MANIFEST_FILE);
     let text = std::fs::read_to_string(&path).map_err(io("read", &path))?;
     let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -70,7 +70,15 @@ pub fn read(folder: &Path) -> Result<Loaded, CheckpointError> {
         path: folder.to_owned(),
         reason: "its name is no checkpoint's, such as step-000001200".to_owned(),
     })?;
-    let manifest = Manifest::parse(&text, step).map_err(|source| CheckpointError::Manifest { path, source })?;
+    Manifest::parse(&text, step).map_err(|source| CheckpointError::Manifest { path, source })
+}
+
+/// Opens a checkpoint and verifies it: manifest, lengths, digests.
+///
+/// # Errors
+/// The first thing that does not hold, with the file it is in.
+pub fn read(folder: &Path) -> Result<Loaded, CheckpointError> {
+    let manifest = manifest(folder)?;
     let files = manifest.parts.iter().map(|part| verified(folder, part)).collect::<Result<_, _>>()?;
     Ok(Loaded { manifest, folder: folder.to_owned(), files })
 }

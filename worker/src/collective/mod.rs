@@ -115,6 +115,21 @@ pub enum CollectiveError {
     },
 }
 
+impl CollectiveError {
+    /// Whether it comes of a peer that is gone, late or gave up; not of a disagreement or of what this rank asked for.
+    pub fn is_of_peers(&self) -> bool {
+        match self {
+            Self::PeerLost { .. }
+            | Self::Deadline { .. }
+            | Self::Aborted { .. }
+            | Self::Join { .. }
+            | Self::Stalled { .. }
+            | Self::Nccl { .. } => true,
+            Self::Mismatch { .. } | Self::Stream { .. } | Self::Unsupported { .. } => false,
+        }
+    }
+}
+
 /// The ranks of one generation as one.
 ///
 /// Tensors are contiguous. Reductions run in a fixed order for a given world size, so their result is the same in

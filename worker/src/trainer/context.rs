@@ -1,6 +1,6 @@
 //! What every stage is given: the plan, its peers, and where to report.
 
-use super::{commits::Committed, error::TrainerError, failpoints::Failpoints, link::Link};
+use super::{commits::Committed, error::TrainerError, failpoints::Failpoints, held::HeldSlot, link::Link};
 use crate::{
     collective::Collective,
     data::{Dataset, storage::Storage},
@@ -30,6 +30,8 @@ pub struct Context<'a> {
     pub threads: usize,
     /// Faults on purpose.
     pub failpoints: &'a Failpoints,
+    /// What of a training is in memory between two memberships.
+    pub held: &'a HeldSlot,
     /// Where data and vectors are read from.
     pub storage: &'a Arc<Storage>,
 }

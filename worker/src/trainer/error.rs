@@ -97,3 +97,14 @@ pub enum TrainerError {
         seconds: u64,
     },
 }
+
+impl TrainerError {
+    /// Whether another rank is to blame, so that this one can go on with the others.
+    pub fn is_of_peers(&self) -> bool {
+        match self {
+            Self::Collective(error) => error.is_of_peers(),
+            Self::NotUpdated { .. } => true,
+            _ => false,
+        }
+    }
+}

@@ -329,22 +329,27 @@ impl FlatParameters {
         self.variables.iter().try_for_each(|variable| overwrite(kind, &variable.name, &variable.view(flat), tensor))
     }
 
-    /// Gives every rank what rank 0 has; sharded moments are each rank's own.
+    /// Whether each rank keeps the moments of its share alone.
+    pub fn is_sharded(&self) -> bool {
+        self.shards.is_some()
+    }
+
+    /// Gives every rank what `root` has; sharded moments are each rank's own.
     ///
     /// # Errors
     /// When a peer fails.
-    pub fn broadcast(&mut self, collective: &dyn Collective) -> Result<(), CollectiveError> {
-        collective.broadcast(&mut self.values, Rank(0))?;
+    pub fn broadcast(&mut self, collective: &dyn Collective, root: Rank) -> Result<(), CollectiveError> {
+        collective.broadcast(&mut self.values, root)?;
         for (_, frozen) in &mut self.frozen {
-            collective.broadcast(frozen, Rank(0))?;
+            collective.broadcast(frozen, root)?;
         }
         if self.shards.is_none() {
-            collective.broadcast(&mut self.exp_avg, Rank(0))?;
-            collective.broadcast(&mut self.exp_avg_sq, Rank(0))?;
+            collective.broadcast(&mut self.exp_avg, root)?;
+            collective.broadcast(&mut self.exp_avg_sq, root)?;
         }
         let sharded = self.shards.is_some();
         if let Some(ema) = self.ema.as_mut().filter(|ema| ema.whole || !sharded) {
-            collective.broadcast(&mut ema.flat, Rank(0))?;
+            collective.broadcast(&mut ema.flat, root)?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use super::{
     context::{Context, Outcome},
     error::TrainerError,
     failpoints::{self, Failpoints},
+    held::HeldSlot,
     link::Link,
     stages,
 };
@@ -71,6 +72,7 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
     }
     let failpoints = failpoints()?;
     let storage = Arc::new(Storage::from_environment(Limits::default()));
+    let held = HeldSlot::default();
     while let Some(plan) = link.next_plan()? {
         committed.reset();
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
@@ -78,12 +80,17 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
             link: &link,
             committed: &committed,
             failpoints: &failpoints,
+            held: &held,
             storage: &storage,
             device,
             threads: args.threads,
         };
         let result = run_plan(&plan, &listener, &surroundings);
         if let Err(error) = result {
+            if error.is_of_peers() && held.is_full() {
+                tracing::warn!(%error, "the membership is broken; waits for the next one");
+                continue;
+            }
             tracing::error!(%error, "the stage failed");
             link.report(Report::Failed { generation: Some(plan.generation), message: error.to_string() });
             link.flush(FLUSH_DEADLINE);
@@ -114,6 +121,7 @@ struct Surroundings<'a> {
     link: &'a Link,
     committed: &'a Committed,
     failpoints: &'a Failpoints,
+    held: &'a HeldSlot,
     storage: &'a Arc<Storage>,
     device: tch::Device,
     threads: usize,
@@ -133,10 +141,10 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
     let _entered = span.enter();
     tracing::info!(world = plan.world().0, "started");
     let identity = Identity { generation: plan.generation, rank: plan.rank, peers: plan.peers.clone() };
-    let Surroundings { link, committed, failpoints, storage, device, threads } = *around;
+    let Surroundings { link, committed, failpoints, held, storage, device, threads } = *around;
     let collective = collective::join(listener, identity, DEADLINES, device)?;
     let mut context =
-        Context { plan, collective: collective.as_ref(), link, committed, device, threads, failpoints, storage };
+        Context { plan, collective: collective.as_ref(), link, committed, device, threads, failpoints, held, storage };
     let result = match stage {
         Stage::Mntp(stage) => stages::mntp::run(stage, &mut context),
         Stage::Contrast(stage) => stages::contrast::run(stage, &mut context),

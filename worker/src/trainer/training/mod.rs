@@ -16,6 +16,7 @@ use crate::{
         context::{Context, Outcome},
         error::TrainerError,
         failpoints::Point,
+        held::{self, Held},
         parameters::FlatParameters,
         schedule,
         step::{Cut, LossSettings, StepBegun, StepSettings},
@@ -24,7 +25,7 @@ use crate::{
 };
 use broken::BrokenFile;
 use common::{
-    ids::Step,
+    ids::{Rank, Step},
     manifest::{DataCursor, Share, paths},
     recipe,
     sampler::{self, Order},
@@ -99,8 +100,10 @@ pub struct Training<'a, 'b> {
     cursor: DataCursor,
     order: Arc<Order>,
     total: u64,
-    /// Committed steps.
+    /// Steps that were begun.
     step: u64,
+    /// Steps that are known to be carried out.
+    carried_out: u64,
     slots: Range<u64>,
     rows: Vec<i64>,
 }
@@ -123,22 +126,20 @@ impl<'a, 'b> Training<'a, 'b> {
             parameters.shard(context.collective);
         }
         let mut cursor = cursor(&order, &sources);
-        let mut step = 0;
         if let Some(point) = &context.plan.resume {
-            context.activity(&format!("loading the checkpoint of step {}", point.step));
-            let loaded = checkpoint::read(&point.folder)?;
-            let resumed = loaded.manifest.data.resume(&cursor, point.weights);
+            let manifest = checkpoint::manifest(&point.folder)?;
+            let resumed = manifest.data.resume(&cursor, point.weights);
             order = resumed.map_err(|error| TrainerError::Plan(error.to_string()))?;
             cursor = self::cursor(&order, &sources);
-            parameters.load(|name| loaded.tensor(name))?;
-            step = loaded.manifest.step.0;
         }
+        let (step, holder) = restore(context, &mut parameters)?;
         if context.speaks() {
             let folder = paths::stage_folder(&context.plan.output, context.stage_kind());
             checkpoint::set_aside(&folder, Step(step), context.plan.generation)?;
         }
         // No rank goes on before rank 0 is here, with a clean folder behind it.
-        parameters.broadcast(context.collective)?;
+        parameters.broadcast(context.collective, holder)?;
+        context.collective.barrier()?;
         let (world, batch) = (context.world(), settings.global_batch);
         if u64::from(world.0) > batch {
             return Err(TrainerError::Plan(format!(
@@ -148,7 +149,7 @@ impl<'a, 'b> Training<'a, 'b> {
         let slots = sampler::local_slots(context.rank(), world, batch);
         let rows = sampler::rows(world, batch).into_iter().map(|n| n as i64).collect();
         let order = Arc::new(order);
-        Ok(Self { settings, context, sources, parameters, cursor, order, total, step, slots, rows })
+        Ok(Self { settings, context, sources, parameters, cursor, order, total, step, carried_out: step, slots, rows })
     }
 
     /// The order of samples.
@@ -172,12 +173,44 @@ impl<'a, 'b> Training<'a, 'b> {
     /// When a peer, the device or storage fails, the loss is no number, or too much of the data is broken.
     pub fn run<T: Task>(&mut self, task: &mut T) -> Result<Outcome, TrainerError> {
         let mut ledger = Ledger::open(self)?;
+        // A step's figures are read while the next one is computed.
+        let mut begun = None;
+        let result = self.take_all(task, &mut ledger, &mut begun);
+        if let Err(error) = &result
+            && error.is_of_peers()
+            && !self.parameters.is_sharded()
+        {
+            self.hold(&mut ledger, begun)?;
+        }
+        result
+    }
+
+    /// Keeps what this rank has for the membership after this one.
+    fn hold(&mut self, ledger: &mut Ledger, begun: Option<Begun>) -> Result<(), TrainerError> {
+        if let Some(begun) = begun {
+            let step = begun.step;
+            // On a GPU it may have been begun and not carried out.
+            match ledger.read(self, begun) {
+                Ok(()) => self.carried_out = step.0,
+                Err(error) => tracing::info!(step = step.0, %error, "the step was not carried out"),
+            }
+        }
+        let step = Step(self.carried_out);
+        self.context.held.put(Held::of(self.context.plan.stage, step, &self.parameters)?);
+        tracing::warn!(step = step.0, "a peer is lost: waits for the next membership with the state in memory");
+        Ok(())
+    }
+
+    fn take_all<T: Task>(
+        &mut self,
+        task: &mut T,
+        ledger: &mut Ledger,
+        begun: &mut Option<Begun>,
+    ) -> Result<Outcome, TrainerError> {
         let (mut broken, mut tally) = (BrokenFile::default(), Tally::new(self.sources.len()));
         let mut writer = self.writer();
         let mut saved = self.context.plan.resume.as_ref().map(|point| point.step.0);
         let mut stopped = false;
-        // A step's figures are read while the next one is computed.
-        let mut begun: Option<Begun> = None;
         while self.step < self.total && !stopped {
             let mut timeline = Timeline::begin(self.context.device);
             let waited = task.waited();
@@ -194,7 +227,9 @@ impl<'a, 'b> Training<'a, 'b> {
             self.step += 1;
             let this = Begun { step: Step(self.step), output, learning_rate, data_wait, flops };
             if let Some(before) = begun.replace(this) {
+                let step = before.step.0;
                 ledger.read(self, before)?;
+                self.carried_out = step;
             }
             let counts;
             (stopped, counts) = self.tell_peers(task.broken(&batch))?;
@@ -209,6 +244,7 @@ impl<'a, 'b> Training<'a, 'b> {
                 // What is saved is known to be sound.
                 if let Some(this) = begun.take() {
                     ledger.read(self, this)?;
+                    self.carried_out = self.step;
                 }
                 ledger.stalled(self.save(&mut writer)?);
                 saved = Some(self.step);
@@ -289,6 +325,29 @@ impl<'a, 'b> Training<'a, 'b> {
         writer.submit(folder, Step(self.step), copy)?;
         Ok(started.elapsed())
     }
+}
+
+/// Fills the parameters: from the memory of a rank where the plan says that one holds the state, else from the plan's checkpoint,
+/// else they are as they begin. Returns how many steps were carried out, and which rank has them right: the others are to get them.
+fn restore(context: &Context<'_>, parameters: &mut FlatParameters) -> Result<(u64, Rank), TrainerError> {
+    let held = context.held.take(context.plan.stage);
+    let resume = context.plan.resume.as_ref();
+    // Of sharded moments the lost rank's share is lost.
+    if context.plan.from_memory && !parameters.is_sharded() {
+        let at_least = resume.map_or(Step(0), |point| point.step);
+        if let Some((rank, step)) = held::newest(context.collective, held.as_ref(), at_least)? {
+            if let Some(held) = held.filter(|_| rank == context.rank()) {
+                parameters.load(|name| held.tensor(name))?;
+            }
+            tracing::info!(step = step.0, holder = rank.0, "goes on from what a rank holds in memory");
+            return Ok((step.0, rank));
+        }
+    }
+    let Some(point) = resume else { return Ok((0, Rank(0))) };
+    context.activity(&format!("loading the checkpoint of step {}", point.step));
+    let loaded = checkpoint::read(&point.folder)?;
+    parameters.load(|name| loaded.tensor(name))?;
+    Ok((loaded.manifest.step.0, Rank(0)))
 }
 
 /// The data record of an order at its beginning.
