@@ -48,8 +48,31 @@ pub(super) fn job_id(name: &str) -> String {
     format!("{name}-{tail}")
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct EvalArgs {
+    /// What `llm2clip export` wrote, a job's output folder (its newest checkpoint), or one checkpoint's folder
+    #[arg(long, value_name = "FOLDER")]
+    model: PathBuf,
+    /// The LLM's folder, where it is not the one that the model names
+    #[arg(long, value_name = "FOLDER")]
+    llm: Option<PathBuf>,
+    /// The recipe says what is evaluated, and where: its stage `eval`, its data sets; results are in its `output` with -eval
+    /// behind it, unless --set output=FOLDER
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// Evaluates a model: a run like any other, of what the recipe evaluates.
+pub(super) async fn evaluate(args: &EvalArgs, common: &Common) -> Result<u8, CliError> {
+    let recipe = recipe::load_evaluation(&args.run.recipe, &args.model, args.llm.as_deref())?;
+    start(recipe, &args.run, common).await
+}
+
 pub(super) async fn run(args: &RunArgs, common: &Common) -> Result<u8, CliError> {
-    let recipe = recipe::load(&args.recipe)?;
+    start(recipe::load(&args.recipe)?, args, common).await
+}
+
+async fn start(recipe: Recipe, args: &RunArgs, common: &Common) -> Result<u8, CliError> {
     let settings = Settings::new(args.workers, args.trainers_per_worker, args.cores)?;
     let state = args.state.clone().unwrap_or_else(|| recipe.output.join(STATE_FOLDER));
     let coordinator = Coordinator::open(&state).await?;
