@@ -275,6 +275,11 @@ data = "pictures"
             ),
             ("names =", "column = \"label\"\nnames =", "need `captions.table`"),
             (
+                "[model.trained]\nfolder = \"export\"\n",
+                "[model.text]\nfolder = \"llm\"\n",
+                "stage `eval` needs a model: a `clip` stage before it, or `[model.trained] folder`",
+            ),
+            (
                 "kind = \"embed\"\ndata = \"pictures\"\n",
                 "kind = \"embed\"\ndata = \"picture\"\n",
                 "did you mean `pictures`?",

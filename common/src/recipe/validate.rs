@@ -23,13 +23,13 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
         for name in stage.data() {
             known_data(recipe, stage, name)?;
         }
+        if let Stage::Eval(eval) = stage {
+            super::eval::check(recipe, eval)?;
+        }
         models(recipe, stage)?;
         training(recipe, stage)?;
         if let Stage::Contrast(contrast) = stage {
             pairs(recipe, contrast)?;
-        }
-        if let Stage::Eval(eval) = stage {
-            super::eval::check(recipe, eval)?;
         }
         if let Stage::Clip(clip) = stage
             && let Some(periodic) = &clip.eval

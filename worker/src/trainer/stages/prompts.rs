@@ -115,7 +115,19 @@ impl Prompts {
         };
         let blocks = self.blocks().map(|classes| (STEM, classes.start as u64..classes.end as u64));
         let opened = VectorStore::open(context.storage, &folder, &self.data, blocks, &self.provenance);
-        opened.map_err(|error| if given { self.not_given(&error) } else { error.into() })
+        opened.map_err(|error| if given { self.not_given(&error) } else { self.not_made(error) })
+    }
+
+    /// This job's vectors do not fit.
+    fn not_made(&self, error: VectorsError) -> TrainerError {
+        match error {
+            VectorsError::Mismatch { place, field, .. } if field == "data" => TrainerError::Plan(format!(
+                "the vectors in {place} are of other names or templates than `data.{}.classes`; choose another `output`, or \
+                 delete the folder that it is in to embed again",
+                self.data
+            )),
+            other => other.into(),
+        }
     }
 
     /// Vectors that are not this job's do not fit: what to do is told in terms of the recipe.
@@ -158,7 +170,8 @@ impl Block<'_> {
         let path = self.path.join(shard_name(self.number, STEM));
         let (rows, width) = (classes.len(), encoder.width());
         let expected = Expected { provenance: &prompts.provenance, rows, width: Some(width) };
-        if ShardFile::open(context.storage, &path.clone().into(), expected)?.is_some() {
+        let there = ShardFile::open(context.storage, &path.clone().into(), expected);
+        if there.map_err(|error| prompts.not_made(error))?.is_some() {
             meter.passed(self.texts(), context);
             return Ok(());
         }
