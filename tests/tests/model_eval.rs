@@ -187,6 +187,10 @@ fn a_model_is_evaluated_from_its_export_and_from_its_job_as_in_its_training() {
     assert_eq!(found["checkpoint_step"], trained["checkpoint_step"]);
     same(&found, &trained);
 
+    // Vectors of other words are not taken for these.
+    let other = ["eval", "--model", export.to_str().unwrap(), &recipe, "--set", "data.tree.classes.templates=simple"];
+    bad(&job, 1, &other, &["00000-prompts.vectors are of other names or templates than `data.tree.classes`"]);
+
     // From the job's checkpoint, without an LLM: the vectors are there.
     let (set, there) =
         (format!("data.tree.vectors={}", output.join("embed/tree").display()), job.folder().join("there"));

@@ -49,6 +49,10 @@ pub(super) fn job_id(name: &str) -> String {
 }
 
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The recipe says what is evaluated: its stage `eval` and its data sets; any recipe that trains will do.\n\
+    Results are in its `output` with -eval behind it, unless --set output=FOLDER says where."
+)]
 pub(super) struct EvalArgs {
     /// What `llm2clip export` wrote, a job's output folder (its newest checkpoint), or one checkpoint's folder
     #[arg(long, value_name = "FOLDER")]
@@ -56,8 +60,6 @@ pub(super) struct EvalArgs {
     /// The LLM's folder, where it is not the one that the model names
     #[arg(long, value_name = "FOLDER")]
     llm: Option<PathBuf>,
-    /// The recipe says what is evaluated, and where: its stage `eval`, its data sets; results are in its `output` with -eval
-    /// behind it, unless --set output=FOLDER
     #[command(flatten)]
     run: RunArgs,
 }
