@@ -112,6 +112,7 @@ fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeErr
         logit_scale_init: table
             .get("logit_scale_init", |v| within(v, 0.0, 100f64.ln()))?
             .unwrap_or((1.0f64 / 0.07).ln()),
+        eval: eval::periodic(table)?,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Stage `clip`: the vision tower and the adapter learn against the stored text vectors, with negatives of all ranks.
 
 use super::{
+    eval::Periodic,
     text_vectors::TextVectors,
     towers::{TowerSettings, Towers},
 };
@@ -24,7 +25,13 @@ use crate::{
     },
     vectors::{VectorStore, nth},
 };
-use common::{ids::Step, manifest::paths, recipe::ClipStage, sampler};
+use common::{
+    ids::Step,
+    manifest::paths,
+    recipe::ClipStage,
+    sampler::{self, Order},
+    status::{Evaluated, Progress},
+};
 use half::bf16;
 use std::{sync::Arc, time::Duration};
 use tch::{Kind, Tensor};
@@ -52,8 +59,9 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
         // Checkpoints know the fingerprint alone; `export` needs the whole.
         recipe_file::write(&paths::stage_folder(&context.plan.output, context.stage_kind()), recipe)?;
     }
+    let periodic = stage.eval.as_ref().map(|eval| Periodic::open(eval, width, context)).transpose()?;
     let mut training = Training::prepare(&stage.training, context, sources, order, parameters)?;
-    let mut pairs = Pairs::open(stage, context, &training, (datasets, vectors, towers))?;
+    let mut pairs = Pairs::open(stage, context, &training, (datasets, vectors, towers, periodic))?;
     training.run(&mut pairs)
 }
 
@@ -83,7 +91,7 @@ fn rows_of<'a>(wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>
 }
 
 /// Puts a checkpoint's parameters into the variables of the same names.
-pub(super) fn load_parameters(store: &mut tch::nn::VarStore, loaded: &Loaded) -> Result<(), TrainerError> {
+pub(in crate::trainer) fn load_parameters(store: &mut tch::nn::VarStore, loaded: &Loaded) -> Result<(), TrainerError> {
     for (name, mut variable) in store.variables() {
         let tensor = loaded.tensor(&format!("param.{name}"))?;
         if tensor.size() != variable.size() {
@@ -99,7 +107,9 @@ pub(super) fn load_parameters(store: &mut tch::nn::VarStore, loaded: &Loaded) ->
 }
 
 /// Images and text vectors as the training's task.
-struct Pairs<'a> {
+struct Pairs<'a, 'b> {
+    context: &'a Context<'b>,
+    periodic: Option<Periodic<'a>>,
     stage: &'a ClipStage,
     seed: u64,
     datasets: Vec<Arc<Dataset>>,
@@ -117,12 +127,12 @@ struct Uploads {
     kept: Uploader,
 }
 
-impl<'a> Pairs<'a> {
+impl<'a, 'b> Pairs<'a, 'b> {
     fn open(
         stage: &'a ClipStage,
-        context: &Context<'_>,
+        context: &'a Context<'b>,
         training: &Training<'_, '_>,
-        (datasets, vectors, towers): (Vec<Arc<Dataset>>, Vec<VectorStore>, Towers),
+        (datasets, vectors, towers, periodic): (Vec<Arc<Dataset>>, Vec<VectorStore>, Towers, Option<Periodic<'a>>),
     ) -> Result<Self, TrainerError> {
         let (order, slots) = (training.order().clone(), training.slots());
         let config = LoaderConfig {
@@ -139,6 +149,8 @@ impl<'a> Pairs<'a> {
         let request = move |step| BatchRequest::of_step(&order, Step(step), slots.clone());
         let upload = || Uploader::new(context.device);
         Ok(Self {
+            context,
+            periodic,
             stage,
             seed: context.plan.recipe.seed,
             datasets,
@@ -191,7 +203,7 @@ impl<'a> Pairs<'a> {
     }
 }
 
-impl Task for Pairs<'_> {
+impl Task for Pairs<'_, '_> {
     type Batch = Batch;
 
     fn next(&mut self) -> Option<Result<Batch, TrainerError>> {
@@ -208,6 +220,15 @@ impl Task for Pairs<'_> {
 
     fn flops(&self, batch: &Batch) -> f64 {
         self.towers.flops_per_pair(i64::from(self.patches_seen())) * batch.samples.len() as f64
+    }
+
+    fn evaluates_after(&self, step: Step, order: &Order) -> bool {
+        self.periodic.as_ref().is_some_and(|periodic| periodic.is_due(step, order))
+    }
+
+    fn evaluate(&self, standing: &Progress) -> Result<Vec<Evaluated>, TrainerError> {
+        let measure = |periodic: &Periodic<'_>| periodic.measure(&self.towers, standing, self.context);
+        self.periodic.as_ref().map_or_else(|| Ok(Vec::new()), measure)
     }
 
     fn step(&mut self, batch: &Batch, taken: Taken<'_>) -> Result<StepBegun, TrainerError> {

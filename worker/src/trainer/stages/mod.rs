@@ -9,6 +9,7 @@ mod llm;
 pub mod mntp;
 #[cfg(test)]
 mod parity;
+mod prompts;
 pub(crate) mod text;
 mod text_vectors;
 mod towers;

@@ -2,6 +2,7 @@
 //! end or until somebody asks to stop. What a batch and a step are, the stage's [`Task`] knows.
 
 mod broken;
+mod evaluations;
 mod ledger;
 mod tally;
 
@@ -28,7 +29,9 @@ use common::{
     manifest::{DataCursor, Share, paths},
     recipe,
     sampler::{self, Order},
+    status::{Evaluated, Progress},
 };
+use evaluations::Evaluations;
 use ledger::{Begun, Ledger};
 use std::{
     ops::Range,
@@ -68,6 +71,20 @@ pub trait Task {
 
     /// Floating-point operations of a batch's forward and backward passes; what recomputation adds does not count.
     fn flops(&self, batch: &Self::Batch) -> f64;
+
+    /// Whether the weights are to be evaluated after so many steps, in this order of samples: the same on every rank.
+    fn evaluates_after(&self, _step: Step, _order: &Order) -> bool {
+        false
+    }
+
+    /// Evaluates the weights as they are, all ranks together; no later step is another for it. `standing` is where the
+    /// training stands.
+    ///
+    /// # Errors
+    /// When a peer fails, or too much of the data is broken.
+    fn evaluate(&self, _standing: &Progress) -> Result<Vec<Evaluated>, TrainerError> {
+        Ok(Vec::new())
+    }
 }
 
 /// What a step is taken with.
@@ -170,6 +187,9 @@ impl<'a, 'b> Training<'a, 'b> {
     /// When a peer, the device or storage fails, the loss is no number, or too much of the data is broken.
     pub fn run<T: Task>(&mut self, task: &mut T) -> Result<Outcome, TrainerError> {
         let mut ledger = Ledger::open(self)?;
+        let mut evaluations = Evaluations::open(self)?;
+        // The run before may have ended between a step and what was to be measured after it.
+        evaluations.make_up(self, task, &mut ledger)?;
         let (mut broken, mut tally) = (BrokenFile::default(), Tally::new(self.sources.len()));
         let mut writer = self.writer();
         let mut saved = self.context.plan.resume.as_ref().map(|point| point.step.0);
@@ -201,6 +221,13 @@ impl<'a, 'b> Training<'a, 'b> {
             tally.add(&self.order.epochs(Step(self.step - 1)), &counts);
             for (source, count) in self.sources.iter().zip(tally.most()) {
                 source.limit.bear(count, broken.examples(&source.limit.name))?;
+            }
+            if !stopped && task.evaluates_after(Step(self.step), &self.order) {
+                if let Some(this) = begun.take() {
+                    ledger.read(self, this)?;
+                }
+                // Before the checkpoint of this step: whoever goes on from there has the figures.
+                evaluations.take(self, task, &mut ledger)?;
             }
             let due =
                 self.step.is_multiple_of(self.settings.checkpoint.every_steps) || self.step == self.total || stopped;
