@@ -51,6 +51,75 @@ pub struct Progress {
     pub skipped_samples: u64,
     /// The newest step whose checkpoint is committed.
     pub checkpoint: Option<Step>,
+    /// What the newest evaluation during the training found; empty before the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evaluated: Vec<Evaluated>,
+}
+
+/// What an evaluation during a training found on one data set, as shares from 0 to 1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluated {
+    /// How many steps the weights had seen.
+    pub step: Step,
+    /// The data set.
+    pub data: String,
+    /// The figures.
+    #[serde(flatten)]
+    pub measured: Measured,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "measured", rename_all = "kebab-case")]
+pub enum Measured {
+    /// Images and texts.
+    Retrieval {
+        /// The caption column.
+        captions: String,
+        /// From images to texts.
+        image_to_text: Recall,
+        /// From texts to images.
+        text_to_image: Recall,
+    },
+    /// Images and classes.
+    ZeroShot {
+        /// The set of templates.
+        templates: String,
+        /// The share of images whose class stands first.
+        top_1: f64,
+        /// … among the first five.
+        top_5: f64,
+    },
+}
+
+/// The shares of queries with one of their own targets among the first 1, 5 and 10.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Recall {
+    /// First.
+    pub r1: f64,
+    /// Among the first five.
+    pub r5: f64,
+    /// Among the first ten.
+    pub r10: f64,
+}
+
+/// As one line: the step, the data set, and the first of its figures.
+impl fmt::Display for Evaluated {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = |share: &f64| 100.0 * share;
+        write!(f, "step {}: {}", self.step, self.data)?;
+        match &self.measured {
+            Measured::Retrieval { captions, image_to_text, text_to_image } => write!(
+                f,
+                " `{captions}` R@1 {:.1} % image to text, {:.1} % text to image",
+                percent(&image_to_text.r1),
+                percent(&text_to_image.r1)
+            ),
+            Measured::ZeroShot { templates, top_1, top_5 } => {
+                write!(f, " zero-shot `{templates}` top-1 {:.1} %, top-5 {:.1} %", percent(top_1), percent(top_5))
+            }
+        }
+    }
 }
 
 impl Progress {
@@ -75,6 +144,7 @@ impl Progress {
             peak_memory_bytes: None,
             skipped_samples: 0,
             checkpoint: None,
+            evaluated: Vec::new(),
         }
     }
 }

@@ -1,11 +1,13 @@
-//! The stage `eval` and what it compares with.
+//! The stage `eval`, evaluations during `clip`, and what they compare with.
 
 use super::{
-    DataSet, Recipe,
+    DataSet, Precision, Recipe, Stage,
     error::{RecipeError, nearest},
+    mix,
     raw::{Table, Value},
     read::{boolean, choice, positive, text},
 };
+use crate::{ids::Step, sampler::Order};
 use serde::{Deserialize, Serialize};
 
 /// Settings of `eval`.
@@ -23,6 +25,48 @@ pub struct EvalStage {
     /// sets that has both.
     #[serde(default)]
     pub caption_retrieval: Vec<CaptionPair>,
+    /// What the towers compute in; absent means what `clip` computed in, and fp32 without a `clip` stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+}
+
+/// Evaluations between two steps of `clip`, on the weights as they are then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeriodicEval {
+    /// How often.
+    pub every: Every,
+    /// Data sets to rank or to classify, each by itself.
+    pub data: Vec<String>,
+    /// Images per forward pass.
+    pub chunk: u64,
+}
+
+/// A length of training after which something is due, again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Every {
+    /// Optimizer steps.
+    Steps(u64),
+    /// Times through the data, see [`super::Length::Epochs`].
+    Epochs(u64),
+}
+
+impl Every {
+    /// Whether something is due when so many steps are done.
+    pub fn is_due(self, step: Step, order: &Order) -> bool {
+        match self {
+            Self::Steps(steps) => step.0 > 0 && step.0.is_multiple_of(steps),
+            Self::Epochs(epochs) => {
+                // Of so many epochs the steps grow with their number: the one that ends here is searched by halves.
+                let (mut low, mut high) = (1, step.0.max(1));
+                while low < high {
+                    let middle = low.midpoint(high);
+                    if order.steps_of(middle * epochs) < step.0 { low = middle + 1 } else { high = middle }
+                }
+                step.0 > 0 && order.steps_of(low * epochs) == step.0
+            }
+        }
+    }
 }
 
 fn yes() -> bool {
@@ -67,15 +111,18 @@ pub enum Benchmark {
     Urban1k,
     /// DOCCI's test split.
     Docci,
+    /// The 50,000 validation images of ImageNet-1k, classified without a training on its classes.
+    Imagenet,
 }
 
 impl Benchmark {
-    const NAMES: [(&'static str, Self); 5] = [
+    const NAMES: [(&'static str, Self); 6] = [
         ("flickr30k", Self::Flickr30k),
         ("coco", Self::Coco),
         ("sharegpt4v", Self::Sharegpt4v),
         ("urban1k", Self::Urban1k),
         ("docci", Self::Docci),
+        ("imagenet", Self::Imagenet),
     ];
 
     /// As it is called in tables.
@@ -86,6 +133,7 @@ impl Benchmark {
             Self::Sharegpt4v => "ShareGPT4V-1k",
             Self::Urban1k => "Urban1k",
             Self::Docci => "DOCCI",
+            Self::Imagenet => "ImageNet-1k",
         }
     }
 
@@ -96,18 +144,28 @@ impl Benchmark {
 
 /// Reads the stage.
 pub(super) fn read(table: &mut Table<'_>, data: Vec<String>) -> Result<EvalStage, RecipeError> {
-    let stage = EvalStage {
+    let precisions = [("fp32", Precision::Fp32), ("bf16", Precision::Bf16)];
+    Ok(EvalStage {
         data,
         chunk: table.get("chunk", positive)?.unwrap_or(64),
         image_retrieval: table.get("image_retrieval", boolean)?.unwrap_or(true),
         caption_retrieval: table.get("caption_retrieval", pairs)?.unwrap_or_default(),
+        precision: table.get("precision", |value| choice(value, &precisions))?,
+    })
+}
+
+/// Reads `eval` of a `clip` stage.
+pub(super) fn periodic(table: &mut Table<'_>) -> Result<Option<PeriodicEval>, RecipeError> {
+    let Some(mut eval) = table.table("eval")? else { return Ok(None) };
+    let every = match (eval.get("every_steps", positive)?, eval.get("every_epochs", positive)?) {
+        (Some(steps), None) => Every::Steps(steps),
+        (None, Some(epochs)) => Every::Epochs(epochs),
+        _ => return Err(eval.error("`stage.eval` needs either `every_steps` or `every_epochs`")),
     };
-    if !stage.image_retrieval && stage.caption_retrieval.is_empty() {
-        return Err(table.error(
-            "the `eval` stage has nothing to do: `image_retrieval` is false, and `caption_retrieval` names no columns",
-        ));
-    }
-    Ok(stage)
+    let data = eval.need("data", mix::data)?;
+    let read = PeriodicEval { every, data, chunk: eval.get("chunk", positive)?.unwrap_or(64) };
+    eval.finish()?;
+    Ok(Some(read))
 }
 
 fn pairs(value: &Value) -> Result<Vec<CaptionPair>, String> {
@@ -126,8 +184,70 @@ fn pairs(value: &Value) -> Result<Vec<CaptionPair>, String> {
     items.iter().map(|item| pair(&item.value)).collect()
 }
 
-/// Whether each pair is of one of the data sets.
+impl EvalStage {
+    /// Whether the stage needs the towers of a `clip` stage or of `[model.trained]`: captions are ranked against captions
+    /// without them.
+    pub fn needs_towers(&self, recipe: &Recipe) -> bool {
+        let mut sets = self.data.iter().filter_map(|name| recipe.data.get(name));
+        sets.any(|set| set.classes.is_some() || self.image_retrieval && set.has_captions())
+    }
+}
+
+/// Whether the stage has something to do, something to do it with, and each pair is of one of the data sets.
 pub(super) fn check(recipe: &Recipe, stage: &EvalStage) -> Result<(), String> {
+    let towers = stage.needs_towers(recipe);
+    if !towers && stage.caption_retrieval.is_empty() {
+        return Err("the `eval` stage has nothing to do: `image_retrieval` is false, `caption_retrieval` names no columns, and \
+             none of its data sets has `classes`"
+            .to_owned());
+    }
+    let trains = recipe.stages.iter().take_while(|stage| !matches!(stage, Stage::Eval(_)));
+    if towers && recipe.model.trained.is_none() && !trains.into_iter().any(|stage| matches!(stage, Stage::Clip(_))) {
+        return Err("stage `eval` needs a model: a `clip` stage before it, or `[model.trained] folder`, which is what `llm2clip \
+             export` wrote or another job's output folder; `llm2clip eval --model FOLDER RECIPE` says it on the command line"
+            .to_owned());
+    }
+    caption_pairs(recipe, stage)
+}
+
+/// Whether the data sets of evaluations during `clip` are there, and their vectors.
+pub(super) fn check_periodic(recipe: &Recipe, periodic: &PeriodicEval) -> Result<(), String> {
+    for name in &periodic.data {
+        let Some(set) = recipe.data.get(name) else {
+            let near = nearest(name, recipe.data.keys().map(String::as_str));
+            let near = near.map_or_else(String::new, |near| format!(", did you mean `{near}`?"));
+            return Err(format!(
+                "`stage.clip.eval.data` names data set `{name}`, but there is no `[data.{name}]`{near}"
+            ));
+        };
+        let before = recipe.stages.iter().take_while(|stage| !matches!(stage, Stage::Clip(_)));
+        let embedded = before.into_iter().any(|stage| matches!(stage, Stage::Embed(_)) && stage.data().contains(name));
+        if set.vectors.is_none() && !embedded {
+            return Err(format!(
+                "`stage.clip.eval.data` names data set `{name}`, whose texts no stage embeds: add `{name}` to the `data` of an \
+                 `embed` stage before `clip`, or name a folder of its vectors in `data.{name}.vectors`"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether data sets are what their benchmark is.
+pub(super) fn check_benchmark(name: &str, set: &DataSet) -> Result<(), String> {
+    match set.benchmark {
+        Some(Benchmark::Imagenet) if set.classes.is_none() => Err(format!(
+            "`data.{name}.benchmark` is a classification, which needs the classes' names: `data.{name}.classes = {{ names = \
+             \"openai-imagenet\" }}`"
+        )),
+        Some(benchmark) if benchmark != Benchmark::Imagenet && !set.has_captions() => Err(format!(
+            "`data.{name}.benchmark` ranks images and captions, and the data set has no captions: give it `data.{name}.captions`"
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether each pair is of one of the data sets.
+fn caption_pairs(recipe: &Recipe, stage: &EvalStage) -> Result<(), String> {
     for pair in &stage.caption_retrieval {
         let sets = || stage.data.iter().map(|name| (name, &recipe.data[name]));
         if sets().any(|(_, set)| pair.is_of(set)) {
@@ -147,4 +267,22 @@ pub(super) fn check(recipe: &Recipe, stage: &EvalStage) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampler::{OrderSpec, Tail};
+
+    #[test]
+    fn what_is_due_every_so_many_epochs_is_due_where_they_end() {
+        for (tail, expected) in [(Tail::Drop, [3, 6, 9, 12]), (Tail::Carry, [4, 7, 11, 14])] {
+            // 34 samples are three batches of 10 and a rest.
+            let order = Order::new(OrderSpec { tail, ..OrderSpec::plain(1, &[("a", 34)], 10) }).unwrap();
+            let due = |every: Every| (0..=14).filter(|step| every.is_due(Step(*step), &order)).collect::<Vec<_>>();
+            assert_eq!(due(Every::Epochs(1)), expected);
+            assert_eq!(due(Every::Epochs(2)), [expected[1], expected[3]]);
+            assert_eq!(due(Every::Steps(5)), [5, 10]);
+        }
+    }
 }

@@ -5,9 +5,11 @@
 //! spans several parts; `order` is the order of samples that a recipe means. This module reads no file: the caller hands
 //! over the text and the folder.
 
+mod classes;
 mod data_path;
 mod error;
 mod eval;
+mod evaluation;
 mod fingerprint;
 mod mix;
 mod objective;
@@ -24,9 +26,11 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
+pub use classes::{ClassBy, ClassNames, Classes, Templates};
 pub use data_path::DataPath;
 pub use error::RecipeError;
-pub use eval::{Benchmark, CaptionPair, EvalStage};
+pub use eval::{Benchmark, CaptionPair, EvalStage, Every, PeriodicEval};
+pub use evaluation::{Evaluation, parse_evaluation};
 pub use objective::{Objective, PairLoss, SelfDistillation};
 pub use parts::{Ema, Lock};
 pub use read::{Source, parse};
@@ -110,6 +114,9 @@ pub struct DataSet {
     /// Which benchmark it is: `eval` shows the paper's rows beside its own.
     #[serde(default)]
     pub benchmark: Option<Benchmark>,
+    /// What its images are classified as; absent of data sets that are no classification.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Classes>,
 }
 
 /// A part of a data set's samples, in their order.
@@ -210,6 +217,19 @@ pub struct Models {
     pub vision: Option<VisionModel>,
     /// The network between the LLM's vectors and the shared space.
     pub adapter: Option<AdapterModel>,
+    /// A model that was trained before, in the place of the two above; `text` is its LLM unless it is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained: Option<TrainedModel>,
+}
+
+/// A model to be evaluated: both towers, and the LLM whose vectors the adapter takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainedModel {
+    /// What `llm2clip export` wrote, another job's output folder (its newest checkpoint), or one checkpoint's; absolute.
+    pub folder: PathBuf,
+    /// Where the LLM lies, when it is not where the model says; absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub llm: Option<PathBuf>,
 }
 
 /// Where weights come from.
@@ -345,6 +365,9 @@ pub struct ClipStage {
     /// The average that is kept of what is trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<Ema>,
+    /// When and on what the weights are evaluated on the way; it changes no step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval: Option<PeriodicEval>,
 }
 
 /// Settings of `embed`.

@@ -2,7 +2,7 @@
 
 use super::{
     AdapterModel, Attention, Benchmark, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Faults,
-    IndexPlace, Init, Models, Pooling, Recipe, RowRange, TextModel, Unmatched, VisionModel,
+    IndexPlace, Init, Models, Pooling, Recipe, RowRange, TextModel, TrainedModel, Unmatched, VisionModel, classes,
     error::{File, RecipeError},
     mix,
     raw::{self, Node, Table, Value},
@@ -33,11 +33,21 @@ pub struct Source<'a> {
 /// # Errors
 /// The first thing that is wrong, with file, line and key.
 pub fn parse(source: Source<'_>, overrides: &[String]) -> Result<Recipe, RecipeError> {
+    parse_changed(source, overrides, |_, _| Ok(()))
+}
+
+/// As [`parse`]; `change` is applied to what was written, after the overrides.
+pub(super) fn parse_changed(
+    source: Source<'_>,
+    overrides: &[String],
+    change: impl FnOnce(&File, &mut Node) -> Result<(), RecipeError>,
+) -> Result<Recipe, RecipeError> {
     let file = File(source.file.to_owned());
     let mut root = raw::document(&file, source.text)?;
     for text in overrides {
         raw::apply(&file, &mut root, text)?;
     }
+    change(&file, &mut root)?;
     let mut table = Table::of(&file, "", root)?;
     let name = table.need("name", name)?;
     let seed = table.get("seed", unsigned)?.unwrap_or(0);
@@ -105,7 +115,18 @@ fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError>
     if kind == DataKind::Webdataset && (image_column.is_some() || !only.is_empty()) {
         return Err(table.error("`image_column` and `only` are of the kinds parquet and list; tars have no columns"));
     }
-    let captions = captions(table.table("captions")?, folder)?;
+    let classes = table.table("classes")?.map(|table| classes::read(table, kind, folder)).transpose()?;
+    // A classification has captions only where the recipe says which.
+    let usual = if classes.is_some() { None } else { Some(".txt") };
+    let captions = captions(table.table("captions")?, folder, usual)?;
+    if let Some(classes) = classes.as_ref().filter(|_| captions.table.is_none())
+        && !classes.column.starts_with('.')
+    {
+        return Err(table.error(format!(
+            "classes in a column other than the shards' own (`.cls`) need `captions.table`, the file that `{}` is in",
+            classes.column
+        )));
+    }
     table.finish()?;
     Ok(DataSet {
         kind,
@@ -120,6 +141,7 @@ fn data_set(mut table: Table<'_>, folder: &Path) -> Result<DataSet, RecipeError>
         index,
         vectors,
         benchmark,
+        classes,
     })
 }
 
@@ -155,8 +177,9 @@ fn only(mut table: Table<'_>) -> Result<BTreeMap<String, String>, RecipeError> {
     table.rest().into_iter().map(read).collect()
 }
 
-fn captions(table: Option<Table<'_>>, folder: &Path) -> Result<Captions, RecipeError> {
-    let own = || vec![CaptionColumn { name: ".txt".to_owned(), weight: 1 }];
+/// Reads `captions`; `usual` is the column of captions where the recipe is silent.
+fn captions(table: Option<Table<'_>>, folder: &Path, usual: Option<&str>) -> Result<Captions, RecipeError> {
+    let own = || usual.map(|name| CaptionColumn { name: name.to_owned(), weight: 1 }).into_iter().collect();
     let Some(mut table) = table else { return Ok(Captions { table: None, columns: own() }) };
     let file = table.get("table", |value| data_path(value, folder))?;
     let key = table.get("key", text)?;
@@ -168,7 +191,7 @@ fn captions(table: Option<Table<'_>>, folder: &Path) -> Result<Captions, RecipeE
         ("caption-only", Unmatched::CaptionOnly),
     ];
     let unmatched = table.get("unmatched", |value| choice(value, &choices))?;
-    let columns = table.table("columns")?.map(columns).transpose()?.unwrap_or_else(own);
+    let columns: Vec<CaptionColumn> = table.table("columns")?.map(columns).transpose()?.unwrap_or_else(own);
     if let (None, Some(word)) = (&file, key.as_ref().map(|_| "key").or(join.as_ref().map(|_| "join"))) {
         return Err(table.error(format!("`captions.{word}` is given without `captions.table`, the file it is about")));
     }
@@ -182,7 +205,7 @@ fn captions(table: Option<Table<'_>>, folder: &Path) -> Result<Captions, RecipeE
             table.error("columns other than the shards' own (`.txt`) need `captions.table`, the file they are in")
         );
     }
-    if columns.iter().all(|column| column.weight == 0) {
+    if usual.is_some() && columns.iter().all(|column| column.weight == 0) {
         return Err(table.error("no caption column has a weight above 0"));
     }
     table.finish()?;
@@ -203,8 +226,16 @@ fn models(table: &mut Table<'_>, folder: &Path) -> Result<Models, RecipeError> {
     let text = models.table("text")?.map(|table| text_model(table, folder)).transpose()?;
     let vision = models.table("vision")?.map(|table| vision_model(table, folder)).transpose()?;
     let adapter = models.table("adapter")?.map(adapter_model).transpose()?;
+    let trained = models.table("trained")?.map(|table| trained_model(table, folder)).transpose()?;
     models.finish()?;
-    Ok(Models { text, vision, adapter })
+    Ok(Models { text, vision, adapter, trained })
+}
+
+fn trained_model(mut table: Table<'_>, folder: &Path) -> Result<TrainedModel, RecipeError> {
+    let at = |path: String| plain(&folder.join(path));
+    let model = TrainedModel { folder: at(table.need("folder", text)?), llm: table.get("llm", text)?.map(at) };
+    table.finish()?;
+    Ok(model)
 }
 
 fn init(table: &mut Table<'_>) -> Result<Init, RecipeError> {

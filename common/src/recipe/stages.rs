@@ -124,6 +124,7 @@ fn clip(table: &mut Table<'_>, data: Vec<String>) -> Result<ClipStage, RecipeErr
         lock,
         lora: parts::lora(table, lock)?,
         ema,
+        eval: eval::periodic(table)?,
     })
 }
 

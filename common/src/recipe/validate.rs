@@ -14,6 +14,8 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
     if let Some(name) = recipe.text.keys().find(|name| recipe.data.contains_key(*name)) {
         return Err(format!("there are both `[data.{name}]` and `[text.{name}]`: rename one of them"));
     }
+    recipe.data.iter().try_for_each(|(name, set)| super::eval::check_benchmark(name, set))?;
+    trained(recipe)?;
     for (number, stage) in recipe.stages.iter().enumerate() {
         if recipe.stages[..number].iter().any(|before| before.kind() == stage.kind()) {
             return Err(format!("there are two stages of kind `{}`: a recipe has one of each", stage.kind()));
@@ -21,13 +23,18 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
         for name in stage.data() {
             known_data(recipe, stage, name)?;
         }
+        if let Stage::Eval(eval) = stage {
+            super::eval::check(recipe, eval)?;
+        }
         models(recipe, stage)?;
         training(recipe, stage)?;
         if let Stage::Contrast(contrast) = stage {
             pairs(recipe, contrast)?;
         }
-        if let Stage::Eval(eval) = stage {
-            super::eval::check(recipe, eval)?;
+        if let Stage::Clip(clip) = stage
+            && let Some(periodic) = &clip.eval
+        {
+            super::eval::check_periodic(recipe, periodic)?;
         }
     }
     order_of_stages(recipe)
@@ -44,6 +51,26 @@ impl Stage {
             Stage::Eval(stage) => &stage.data,
             Stage::Export => &[],
         }
+    }
+}
+
+/// A model that was trained before is evaluated, and nothing else.
+fn trained(recipe: &Recipe) -> Result<(), String> {
+    if recipe.model.trained.is_none() {
+        return Ok(());
+    }
+    for (section, given) in [("vision", recipe.model.vision.is_some()), ("adapter", recipe.model.adapter.is_some())] {
+        if given {
+            return Err(format!("`[model.trained]` has towers of its own: leave `[model.{section}]` out"));
+        }
+    }
+    match recipe.stages.iter().find(|stage| !matches!(stage, Stage::Embed(_) | Stage::Eval(_))) {
+        Some(stage) => Err(format!(
+            "`[model.trained]` is evaluated, by stages `embed` and `eval`, and there is a stage `{}`: leave it out, or say \
+             `llm2clip eval --model FOLDER RECIPE`, which does",
+            stage.kind()
+        )),
+        None => Ok(()),
     }
 }
 
@@ -93,7 +120,13 @@ fn windows(recipe: &Recipe, global_batch: u64, data: &[String]) -> Result<(), St
 
 fn known_data(recipe: &Recipe, stage: &Stage, name: &str) -> Result<(), String> {
     let kind = stage.kind();
-    if recipe.data.contains_key(name) {
+    if let Some(set) = recipe.data.get(name) {
+        if stage.training().is_some() && !set.has_captions() {
+            return Err(format!(
+                "stage `{kind}` learns from captions, and data set `{name}` has none: name their columns in \
+                 `data.{name}.captions`, or leave it out"
+            ));
+        }
         return Ok(());
     }
     match (recipe.text.get(name).map(|set| &set.kind), stage) {
@@ -165,7 +198,7 @@ fn pairs(recipe: &Recipe, stage: &ContrastStage) -> Result<(), String> {
 
 fn models(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
     let missing = |section: &str| Err(format!("stage `{}` needs `[model.{section}]`", stage.kind()));
-    if recipe.model.text.is_none() {
+    if recipe.model.text.is_none() && recipe.model.trained.is_none() {
         if matches!(stage, Stage::Mntp(_) | Stage::Contrast(_) | Stage::Export) {
             return missing("text");
         }
@@ -179,7 +212,7 @@ fn models(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
     }
     match stage {
         Stage::Mntp(_) | Stage::Contrast(_) | Stage::Embed(_) => Ok(()),
-        Stage::Eval(eval) if !eval.image_retrieval => Ok(()),
+        Stage::Eval(eval) if recipe.model.trained.is_some() || !eval.needs_towers(recipe) => Ok(()),
         _ if recipe.model.vision.is_none() => missing("vision"),
         _ if recipe.model.adapter.is_none() => missing("adapter"),
         Stage::Clip(_) | Stage::Eval(_) | Stage::Export => Ok(()),

@@ -3,7 +3,7 @@
 use super::{client::Watch, error::CliError, output};
 use common::{
     ids::Step,
-    status::{FailureCause, JobStatus, Phase, Progress, StageStatus},
+    status::{Evaluated, FailureCause, JobStatus, Phase, Progress, StageStatus},
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
@@ -23,6 +23,7 @@ pub(super) struct Screen {
     line_due: Instant,
     shown_summaries: usize,
     shown_failures: usize,
+    shown_evaluations: Vec<Evaluated>,
     phase: Option<String>,
 }
 
@@ -35,6 +36,7 @@ impl Screen {
             line_due: Instant::now(),
             shown_summaries: 0,
             shown_failures: 0,
+            shown_evaluations: Vec::new(),
             phase: None,
         }
     }
@@ -58,6 +60,7 @@ impl Screen {
     pub(super) fn update(&mut self, status: &JobStatus) {
         self.failures(status);
         self.phase(status);
+        self.evaluations(status);
         while let Some(stage) = status.stages.get(self.shown_summaries).filter(|stage| stage.done) {
             self.clear();
             if let Some(summary) = stage.summary.as_ref().filter(|_| self.summaries) {
@@ -88,6 +91,18 @@ impl Screen {
             self.say(&format!("{}: {rank} on worker {}: {cause}", status.job, failure.worker));
         }
         self.shown_failures = status.failures.len();
+    }
+
+    /// What was found on the way, each once.
+    fn evaluations(&mut self, status: &JobStatus) {
+        let progress = status.stages.iter().filter_map(|stage| stage.progress.as_ref());
+        let Some(newest) = progress.map(|progress| &progress.evaluated).rfind(|found| !found.is_empty()) else {
+            return;
+        };
+        if *newest != self.shown_evaluations {
+            newest.iter().for_each(|found| self.say(&format!("{}: {found}", status.job)));
+            self.shown_evaluations.clone_from(newest);
+        }
     }
 
     fn phase(&mut self, status: &JobStatus) {

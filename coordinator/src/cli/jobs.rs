@@ -256,6 +256,10 @@ fn print_status(status: &JobStatus, driven: bool) {
         })
         .collect();
     output::print_table(&["stage", "state", "step", "loss", "samples/s", "checkpoint"], &stages);
+    let progress = status.stages.iter().filter_map(|stage| stage.progress.as_ref());
+    for (number, found) in progress.flat_map(|progress| &progress.evaluated).enumerate() {
+        println!("{}{found}", if number == 0 { "\n" } else { "" });
+    }
     if !status.ranks.is_empty() {
         println!();
         let ranks: Vec<Vec<String>> = status

@@ -51,6 +51,8 @@ struct Cli {
 enum Verb {
     /// Run a recipe on this machine, follow it, and end with its exit code
     Run(run::RunArgs),
+    /// Evaluate a trained model on the data of a recipe
+    Eval(run::EvalArgs),
     /// Run a coordinator for a cluster
     Serve(serve::ServeArgs),
     /// Submit a recipe to a coordinator
@@ -116,6 +118,7 @@ pub fn main() -> ExitCode {
 async fn dispatch(verb: Verb, common: &Common) -> Result<u8, CliError> {
     match verb {
         Verb::Run(args) => run::run(&args, common).await,
+        Verb::Eval(args) => run::evaluate(&args, common).await,
         Verb::Serve(args) => serve::serve(&args).await,
         Verb::Launch(args) => launch::launch(&args, common).await,
         Verb::Ps => jobs::ps(common).await,

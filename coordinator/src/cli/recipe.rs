@@ -1,7 +1,7 @@
 //! Reads a recipe from a file.
 
 use super::error::CliError;
-use common::recipe::{Recipe, Source, parse};
+use common::recipe::{Evaluation, Recipe, RecipeError, Source, parse, parse_evaluation};
 use std::path::{Path, PathBuf};
 
 /// A recipe file and what to change in it.
@@ -20,6 +20,26 @@ pub(super) struct RecipeArgs {
 
 /// Reads and validates it.
 pub(super) fn load(args: &RecipeArgs) -> Result<Recipe, CliError> {
+    read(args, parse)
+}
+
+/// As [`load`], as the evaluation of a model; its folders are relative to the working directory.
+pub(super) fn load_evaluation(args: &RecipeArgs, model: &Path, llm: Option<&Path>) -> Result<Recipe, CliError> {
+    let folder = |path: &Path, key: &str| {
+        let missing = |error| CliError::usage(format!("{key} {} cannot be opened: {error}", path.display()));
+        std::fs::canonicalize(path).map_err(missing)
+    };
+    let model = folder(model, "--model")?;
+    let llm = llm.map(|llm| folder(llm, "--llm")).transpose()?;
+    read(args, |source, overrides| {
+        parse_evaluation(source, overrides, Evaluation { model: &model, llm: llm.as_deref() })
+    })
+}
+
+fn read(
+    args: &RecipeArgs,
+    parse: impl FnOnce(Source<'_>, &[String]) -> Result<Recipe, RecipeError>,
+) -> Result<Recipe, CliError> {
     let name = args.file.display().to_string();
     let text = std::fs::read_to_string(&args.file)
         .map_err(|error| CliError::usage(format!("{name} cannot be read: {error}")))?;

@@ -56,8 +56,33 @@ pub(super) fn job_id(name: &str) -> String {
     format!("{name}-{tail}")
 }
 
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "The recipe says what is evaluated: its stage `eval` and its data sets; any recipe that trains will do.\n\
+    Results are in its `output` with -eval behind it, unless --set output=FOLDER says where."
+)]
+pub(super) struct EvalArgs {
+    /// What `llm2clip export` wrote, a job's output folder (its newest checkpoint), or one checkpoint's folder
+    #[arg(long, value_name = "FOLDER")]
+    model: PathBuf,
+    /// The LLM's folder, where it is not the one that the model names
+    #[arg(long, value_name = "FOLDER")]
+    llm: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// Evaluates a model: a run like any other, of what the recipe evaluates.
+pub(super) async fn evaluate(args: &EvalArgs, common: &Common) -> Result<u8, CliError> {
+    let recipe = recipe::load_evaluation(&args.run.recipe, &args.model, args.llm.as_deref())?;
+    start(recipe, &args.run, common).await
+}
+
 pub(super) async fn run(args: &RunArgs, common: &Common) -> Result<u8, CliError> {
-    let recipe = recipe::load(&args.recipe)?;
+    start(recipe::load(&args.recipe)?, args, common).await
+}
+
+async fn start(recipe: Recipe, args: &RunArgs, common: &Common) -> Result<u8, CliError> {
     let settings = Settings::new(args.workers, args.trainers_per_worker, args.cores)?;
     if args.dry_run.dry_run {
         return dry_run::forecast(&args.dry_run, &args.recipe, settings.world(), common);

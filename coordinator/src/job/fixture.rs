@@ -30,11 +30,17 @@ pub(super) fn recipe() -> Recipe {
         output: "/shared/demo".into(),
         data: Default::default(),
         text: Default::default(),
-        model: Models { text: None, vision: None, adapter: None },
+        model: Models { text: None, vision: None, adapter: None, trained: None },
         stages: vec![
             Stage::Embed(EmbedStage { data: data.clone(), batch_tokens: 64, precision: Precision::Fp32 }),
             serde_json::from_value(clip).unwrap(),
-            Stage::Eval(EvalStage { data, chunk: 4, image_retrieval: true, caption_retrieval: Vec::new() }),
+            Stage::Eval(EvalStage {
+                data,
+                chunk: 4,
+                image_retrieval: true,
+                caption_retrieval: Vec::new(),
+                precision: None,
+            }),
         ],
         faults: Faults { max_failures: 2, max_no_progress: 1 },
     }

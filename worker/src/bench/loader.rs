@@ -134,6 +134,7 @@ fn spec(args: &LoaderArgs) -> DataSet {
         index: IndexPlace::Cache,
         vectors: None,
         benchmark: None,
+        classes: None,
     }
 }
 

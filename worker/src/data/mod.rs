@@ -4,11 +4,12 @@
 //! and `images` look at each shard once, `index` keeps what they found on disk; `table` and `join` add captions from
 //! elsewhere; `select` says which samples are used; `dataset` is all of that behind numbers from 0. `pixels` decodes, crops
 //! and resizes an image, `loading` makes batches of them ahead of the training.
-//! `inspect`, `verify` and `order` answer questions on the command line.
+//! `classes` are the words of a classification. `inspect`, `verify` and `order` answer questions on the command line.
 
 pub mod arguments;
 mod blob;
 mod chunks;
+mod classes;
 mod container;
 mod dataset;
 mod documents;
@@ -19,7 +20,6 @@ mod images;
 mod index;
 pub mod inspect;
 mod join;
-mod labels;
 mod loading;
 pub mod order;
 mod pixels;
@@ -38,13 +38,13 @@ pub(crate) mod tests;
 pub mod verify;
 
 pub use blob::Blob;
+pub use classes::{ClassWords, TemplateSet};
 pub use common::recipe::CaptionColumn;
 pub use dataset::{Dataset, Shard};
 pub use documents::Documents;
 pub use error::DataError;
 pub use glob::LLM2CLIP_VECTORS;
 pub use index::Places;
-pub use labels::Labels;
 pub use loading::{
     Bare, BareTimes, Batch, BatchRequest, BrokenLimit, BrokenSample, Loader, LoaderConfig, MEAN, Normalise, OnBroken,
     Reserve, STD, SampleRequest, pixels_to_tensor,

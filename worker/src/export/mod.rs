@@ -19,10 +19,10 @@ mod timm_names;
 mod trained;
 
 pub use command::{ExportArgs, main};
-pub use description::{Description, FILE};
+pub use description::{Description, FILE, read as describe};
 pub use error::ExportError;
 pub use files::write_safetensors;
-pub use opened::ExportedModel;
+pub use opened::{ExportedModel, load_weights};
 pub use trained::Trained;
 
 use files::NewFolder;

@@ -194,6 +194,7 @@ mod tests {
             index: IndexPlace::Folder(folder.path().to_owned()),
             vectors: None,
             benchmark: None,
+            classes: None,
             shuffle: common::sampler::Shuffle::Full,
         };
         let data = Arc::new(Dataset::open(&storage(), "val", &spec).unwrap());

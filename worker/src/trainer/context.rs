@@ -1,6 +1,8 @@
 //! What every stage is given: the plan, its peers, and where to report.
 
-use super::{commits::Committed, error::TrainerError, failpoints::Failpoints, held::HeldSlot, link::Link};
+use super::{
+    commits::Committed, error::TrainerError, failpoints::Failpoints, held::HeldSlot, link::Link, trained::TrainedModel,
+};
 use crate::{
     collective::Collective,
     data::{Dataset, storage::Storage},
@@ -9,7 +11,7 @@ use crate::{
 use common::{
     ids::{Rank, Step, WorldSize},
     plan::TrainPlan,
-    recipe::TextModel,
+    recipe::{DataSet, TextModel},
     status::Progress,
 };
 use std::{sync::Arc, time::Instant};
@@ -34,6 +36,8 @@ pub struct Context<'a> {
     pub held: &'a HeldSlot,
     /// Where data and vectors are read from.
     pub storage: &'a Arc<Storage>,
+    /// The model that was trained before, when the recipe names one; the plan's recipe is completed with it.
+    pub trained: Option<&'a TrainedModel>,
 }
 
 /// How a stage ended.
@@ -91,22 +95,21 @@ impl Context<'_> {
     pub fn datasets(&self, names: &[String]) -> Result<Vec<Arc<Dataset>>, TrainerError> {
         let mut opened = Vec::new();
         for name in names {
-            self.activity(&format!("indexing data set {name}"));
-            let started = Instant::now();
             let spec = self.plan.recipe.data.get(name).ok_or_else(|| {
                 TrainerError::Plan(format!("the plan names data set `{name}`, which its recipe does not have"))
             })?;
-            let dataset = Dataset::open(self.storage, name, spec)?;
-            let skipped: u64 = dataset.report().skipped_total();
-            tracing::info!(
-                data = name,
-                samples = dataset.len(),
-                skipped,
-                seconds = started.elapsed().as_secs_f64(),
-                "indexed"
-            );
-            opened.push(Arc::new(dataset));
+            opened.push(self.dataset(name, spec)?);
         }
         Ok(opened)
+    }
+
+    /// Opens one data set.
+    pub fn dataset(&self, name: &str, spec: &DataSet) -> Result<Arc<Dataset>, TrainerError> {
+        self.activity(&format!("indexing data set {name}"));
+        let started = Instant::now();
+        let dataset = Dataset::open(self.storage, name, spec)?;
+        let (skipped, seconds) = (dataset.report().skipped_total(), started.elapsed().as_secs_f64());
+        tracing::info!(data = name, samples = dataset.len(), skipped, seconds, "indexed");
+        Ok(Arc::new(dataset))
     }
 }

@@ -1,14 +1,19 @@
-//! What each step measured: one JSON line a step in `OUTPUT/STAGE/metrics.jsonl`, written by the lowest rank.
+//! What steps measured: JSON lines that the lowest rank writes. `OUTPUT/STAGE/metrics.jsonl` has one a step, and
+//! `clip/eval.jsonl` one a data set of every evaluation on the way.
 //!
-//! On resume the lines after the resume point are dropped: those steps are computed again, so that the file holds each
-//! step once.
+//! On resume the lines after the resume point are dropped: those steps are computed again, so that a file holds each step
+//! once.
 
 use super::step::NonFinite;
-use common::ids::{Generation, Step};
-use serde::{Deserialize, Serialize};
+use common::{
+    ids::{Generation, Step},
+    status::Evaluated,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::{
     fs::{File, OpenOptions},
     io::{self, BufRead, BufReader, Write},
+    marker::PhantomData,
     path::Path,
 };
 
@@ -45,6 +50,9 @@ pub struct StepMetrics {
     pub exposed_communication_s: f64,
     /// Of these, seconds spent copying the checkpoint of the step before to host memory.
     pub checkpoint_stall_s: f64,
+    /// Not of these: seconds of an evaluation between the step before and this one; absent when there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation_s: Option<f64>,
 }
 
 /// A number for which JSON has no word when it is NaN or infinite.
@@ -61,24 +69,44 @@ mod number_or_null {
     }
 }
 
-/// The file of metrics, open for appending.
-#[derive(Debug)]
-pub struct MetricsFile(File);
+/// What a line of such a file is of.
+pub trait OfStep {
+    /// The step.
+    fn step(&self) -> Step;
+}
 
-impl MetricsFile {
-    /// Opens the file for a run that goes on after `step`: lines of later steps, and a torn last line, are dropped.
-    pub fn open(path: &Path, step: Step) -> io::Result<Self> {
+impl OfStep for StepMetrics {
+    fn step(&self) -> Step {
+        self.step
+    }
+}
+
+impl OfStep for Evaluated {
+    fn step(&self) -> Step {
+        self.step
+    }
+}
+
+/// A file of lines of `T`, open for appending.
+#[derive(Debug)]
+pub struct StepLines<T>(File, PhantomData<T>);
+
+impl<T: OfStep + Serialize + DeserializeOwned> StepLines<T> {
+    /// Opens the file for a run that goes on after `step`: lines of later steps, and a torn last line, are dropped. Returns
+    /// the last of those that are kept, too.
+    pub fn open(path: &Path, step: Step) -> io::Result<(Self, Option<T>)> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        let mut kept = Vec::new();
+        let (mut kept, mut last) = (Vec::new(), None);
         if let Ok(file) = File::open(path) {
             for line in BufReader::new(file).lines() {
                 let line = line?;
-                match serde_json::from_str::<StepMetrics>(&line) {
-                    Ok(metrics) if metrics.step <= step => kept.push(line),
+                match serde_json::from_str::<T>(&line) {
+                    Ok(of) if of.step() <= step => last = Some(of),
                     _ => break,
                 }
+                kept.push(line);
             }
         }
         let temporary = path.with_extension("jsonl.tmp");
@@ -88,14 +116,17 @@ impl MetricsFile {
         }
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;
-        Ok(Self(OpenOptions::new().append(true).open(path)?))
+        Ok((Self(OpenOptions::new().append(true).open(path)?, PhantomData), last))
     }
 
-    /// Adds a step.
-    pub fn append(&mut self, metrics: &StepMetrics) -> io::Result<()> {
-        let mut line = serde_json::to_vec(metrics)?;
-        line.push(b'\n');
-        self.0.write_all(&line)
+    /// Adds lines, in one piece.
+    pub fn append(&mut self, lines: &[T]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for line in lines {
+            serde_json::to_writer(&mut bytes, line)?;
+            bytes.push(b'\n');
+        }
+        self.0.write_all(&bytes)
     }
 }
 
@@ -117,6 +148,7 @@ mod tests {
             data_wait_s: 0.0,
             exposed_communication_s: 0.0,
             checkpoint_stall_s: 0.0,
+            evaluation_s: None,
         }
     }
 
@@ -124,15 +156,18 @@ mod tests {
     fn a_resumed_run_holds_each_step_once_and_a_torn_line_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("clip/metrics.jsonl");
-        let mut file = MetricsFile::open(&path, Step(0)).unwrap();
+        let open = |step| StepLines::<StepMetrics>::open(&path, Step(step)).unwrap();
+        let (mut file, last) = open(0);
+        assert_eq!(last, None);
         let skipped = StepMetrics { skipped_nonfinite: Some(NonFinite::Loss), ..metrics(1, f64::NAN) };
-        file.append(&skipped).unwrap();
+        file.append(&[skipped]).unwrap();
         for step in 2..=4 {
-            file.append(&metrics(step, 1.0 / step as f64)).unwrap();
+            file.append(&[metrics(step, 1.0 / step as f64)]).unwrap();
         }
         file.0.write_all(b"{\"step\":5,\"gen").unwrap();
-        let mut file = MetricsFile::open(&path, Step(2)).unwrap();
-        file.append(&metrics(3, 0.1 + 0.2)).unwrap();
+        let (mut file, last) = open(2);
+        assert_eq!(last, Some(metrics(2, 0.5)));
+        file.append(&[metrics(3, 0.1 + 0.2)]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<StepMetrics> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert!(text.starts_with(r#"{"step":1,"generation":1,"loss":null,"#) && lines[0].loss.is_nan(), "{text}");

@@ -24,4 +24,5 @@ pub mod stages;
 pub mod step;
 pub mod timeline;
 pub mod trace;
+pub mod trained;
 pub mod training;

@@ -100,6 +100,18 @@ impl FlatParameters {
         Some(self.variables.iter().find(|variable| variable.name == name)?.view(&ema.flat))
     }
 
+    /// Puts the average in the place of what is trained, and that in the place of the average; the second time both are what they
+    /// were in every bit. Nothing happens where no average is kept, or not all of it is here.
+    pub fn exchange_average(&mut self) {
+        let all = self.shards.is_none();
+        let Some(ema) = self.ema.as_mut().filter(|ema| ema.whole || all) else { return };
+        tch::no_grad(|| {
+            let values = self.values.copy();
+            self.values.copy_(&ema.flat);
+            ema.flat.copy_(&values);
+        });
+    }
+
     /// Keeps the moments of this rank's share alone from now on. Before the first update and before `load`.
     pub fn shard(&mut self, collective: &dyn Collective) {
         let shards = Shards::cut(self.reducer.ranges(), collective.rank(), collective.world());

@@ -8,6 +8,7 @@ use super::{
     held::HeldSlot,
     link::Link,
     stages,
+    trained::TrainedModel,
 };
 use crate::{
     collective::{self, Deadlines, Identity},
@@ -143,16 +144,22 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
     let identity = Identity { generation: plan.generation, rank: plan.rank, peers: plan.peers.clone() };
     let Surroundings { link, committed, failpoints, held, storage, device, threads } = *around;
     let collective = collective::join(listener, identity, DEADLINES, device)?;
-    let mut context =
-        Context { plan, collective: collective.as_ref(), link, committed, device, threads, failpoints, held, storage };
-    let result = match stage {
-        Stage::Mntp(stage) => stages::mntp::run(stage, &mut context),
-        Stage::Contrast(stage) => stages::contrast::run(stage, &mut context),
-        Stage::Embed(stage) => stages::embed::run(stage, &mut context),
-        Stage::Clip(stage) => stages::clip::run(stage, &mut context),
-        Stage::Eval(stage) => stages::eval::run(stage, &mut context),
-        Stage::Export => stages::export::run(&context),
-    };
+    let result = with_model(plan, |plan, trained| {
+        let stage = &plan.recipe.stages[plan.stage];
+        let context = Context {
+            plan,
+            collective: collective.as_ref(),
+            link,
+            committed,
+            device,
+            threads,
+            failpoints,
+            held,
+            storage,
+            trained,
+        };
+        run_stage(stage, context)
+    });
     let outcome = match result.and_then(|outcome| Ok(collective.barrier().map(|()| outcome)?)) {
         Ok(outcome) => outcome,
         Err(error) => {
@@ -162,6 +169,28 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
     };
     finish(plan, link, outcome);
     Ok(())
+}
+
+/// Runs a plan's stage with the model that its recipe names, if it names one; the recipe is completed with it.
+fn with_model(
+    plan: &TrainPlan,
+    run: impl FnOnce(&TrainPlan, Option<&TrainedModel>) -> Result<Outcome, TrainerError>,
+) -> Result<Outcome, TrainerError> {
+    let Some(spec) = &plan.recipe.model.trained else { return run(plan, None) };
+    let (trained, mut plan) = (TrainedModel::open(spec)?, plan.clone());
+    trained.complete(&mut plan.recipe)?;
+    run(&plan, Some(&trained))
+}
+
+fn run_stage(stage: &Stage, mut context: Context<'_>) -> Result<Outcome, TrainerError> {
+    match stage {
+        Stage::Mntp(stage) => stages::mntp::run(stage, &mut context),
+        Stage::Contrast(stage) => stages::contrast::run(stage, &mut context),
+        Stage::Embed(stage) => stages::embed::run(stage, &mut context),
+        Stage::Clip(stage) => stages::clip::run(stage, &mut context),
+        Stage::Eval(stage) => stages::eval::run(stage, &mut context),
+        Stage::Export => stages::export::run(&context),
+    }
 }
 
 fn finish(plan: &TrainPlan, link: &Link, outcome: Outcome) {

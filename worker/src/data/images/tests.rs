@@ -1,14 +1,14 @@
 //! Images in parquet files and in lists, in the layouts of img2dataset, Hugging Face, COCO and DOCCI.
 
 use crate::data::{
-    DataError, Dataset, SkipReason,
+    ClassWords, DataError, Dataset, SkipReason,
     tests::{columns, image, spec, storage, tar},
 };
-use arrow_array::{ArrayRef, BinaryArray, RecordBatch, StringArray, StructArray};
+use arrow_array::{ArrayRef, BinaryArray, Int64Array, RecordBatch, StringArray, StructArray};
 use arrow_schema::{DataType, Field};
 use common::{
     ids::SampleIndex,
-    recipe::{DataKind, DataSet, RowRange},
+    recipe::{ClassBy, ClassNames, Classes, DataKind, DataSet, RowRange, Templates},
 };
 use parquet::{arrow::ArrowWriter, file::properties::WriterProperties};
 use std::{fs::File, path::Path, sync::Arc};
@@ -256,4 +256,33 @@ fn clip_benchmark_tars_have_classes_or_lines_of_captions() {
     let (texts, samples) = data.texts_with_samples(1).unwrap();
     assert_eq!(texts, ["zero", "one", "two", "three"]);
     assert_eq!(samples, [0, 1, 1, 1].map(SampleIndex));
+}
+
+#[test]
+fn an_images_class_is_read_in_every_layout_and_one_without_is_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let jpg = image("420.jpg");
+    let members: &[(&str, &[u8])] =
+        &[("a.jpg", &jpg), ("a.cls", b"2\n"), ("b.jpg", &jpg), ("c.jpg", &jpg), ("c.cls", b"0")];
+    std::fs::write(folder.path().join("0.tar"), tar(members)).unwrap();
+    std::fs::create_dir(folder.path().join("rows")).unwrap();
+    let images: BinaryArray = (0..3).map(|i| Some(body(i))).collect();
+    let labels = Int64Array::from(vec![Some(2), None, Some(0)]);
+    let rows = [("jpg", Arc::new(images) as ArrayRef), ("label", Arc::new(labels) as ArrayRef)];
+    write(&folder.path().join("rows/0.parquet"), &RecordBatch::try_from_iter(rows).unwrap(), 2);
+    let tars = spec(folder.path(), 0.5);
+    let list =
+        DataSet { broken_limit: 0.5, ..list(folder.path(), "list.csv", "image,label\na.jpg,2\nb.jpg,\nc.jpg,0\n") };
+    for (spec, column) in [(tars, ".cls"), (parquet(&folder.path().join("rows")), ".label"), (list, ".label")] {
+        let names = ClassNames::List(["x", "y", "z"].map(str::to_owned).to_vec());
+        let classes =
+            Classes { column: column.to_owned(), by: ClassBy::Number, names, templates: vec![Templates::One] };
+        let words = ClassWords::read(&storage(), &classes).unwrap();
+        // Captions that it may have are no part of it.
+        let spec = DataSet { classes: Some(classes), ..spec };
+        let data = Dataset::open(&storage(), "classes", &spec.as_classification().unwrap()).unwrap();
+        let class = |i| words.class_of(&data.caption(SampleIndex(i), 0).unwrap());
+        assert_eq!((data.len(), class(0), class(1)), (2, Ok(2), Ok(0)), "{column} of {:?}", spec.kind);
+        assert_eq!(data.report().skipped_total(), 1);
+    }
 }

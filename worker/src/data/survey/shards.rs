@@ -46,6 +46,7 @@ impl Shards {
             index: self.index.clone(),
             vectors: None,
             benchmark: None,
+            classes: None,
             shuffle: Shuffle::Full,
         };
         Ok((found, spec))

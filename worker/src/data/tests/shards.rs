@@ -63,6 +63,7 @@ pub fn spec(folder: &Path, broken_limit: f64) -> DataSet {
         index: IndexPlace::Folder(folder.join("index")),
         vectors: None,
         benchmark: None,
+        classes: None,
         shuffle: Shuffle::Full,
     }
 }

@@ -1,6 +1,7 @@
 //! Stage `clip`: the vision tower and the adapter learn against the stored text vectors, with negatives of all ranks.
 
 use super::{
+    eval::Periodic,
     frozen,
     teacher::Teacher,
     text_vectors::TextVectors,
@@ -30,7 +31,8 @@ use common::{
     ids::Step,
     manifest::paths,
     recipe::{ClipStage, SelfDistillation},
-    sampler,
+    sampler::{self, Order},
+    status::{Evaluated, Progress},
 };
 use half::bf16;
 use std::{ops::Range, sync::Arc, time::Duration};
@@ -52,7 +54,7 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let (optimizer, layers) = (&stage.training.optimizer, towers.vision.layers());
     let groups =
         clip_groups(optimizer.weight_decay, optimizer.layer_decay, layers, |name| towers.vision.layer_id(name));
-    towers.train();
+    towers.train(true);
     if towers.drops() {
         tuning::tell_of_cut_chunks(&stage.training, context);
     }
@@ -68,13 +70,14 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
         // Checkpoints know the fingerprint alone; `export` needs the whole.
         recipe_file::write(&paths::stage_folder(&context.plan.output, context.stage_kind()), recipe)?;
     }
+    let periodic = stage.eval.as_ref().map(|eval| Periodic::open(eval, width, context)).transpose()?;
     let mut training = Training::prepare(&stage.training, context, sources, order, parameters)?;
-    let mut pairs = Pairs::open(stage, context, &training, (datasets, vectors, towers, teacher))?;
+    let mut pairs = Pairs::open(stage, context, &training, (datasets, vectors, towers, teacher, periodic))?;
     training.run(&mut pairs)
 }
 
 /// The towers that a stage trains, for text vectors of width `text_width`.
-pub(super) fn tower_settings(stage: &ClipStage, text_width: usize) -> TowerSettings {
+pub(in crate::trainer) fn tower_settings(stage: &ClipStage, text_width: usize) -> TowerSettings {
     TowerSettings {
         text_width,
         log_scale_init: stage.logit_scale_init,
@@ -103,7 +106,9 @@ fn rows_of<'a>(wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>
 }
 
 /// Images and text vectors as the training's task.
-struct Pairs<'a> {
+struct Pairs<'a, 'b> {
+    context: &'a Context<'b>,
+    periodic: Option<Periodic<'a>>,
     stage: &'a ClipStage,
     seed: u64,
     datasets: Vec<Arc<Dataset>>,
@@ -115,6 +120,9 @@ struct Pairs<'a> {
     normalise: Normalise,
 }
 
+/// What a training opens once: data, text vectors, towers, a teacher, and what is evaluated on the way.
+type Opened<'a> = (Vec<Arc<Dataset>>, Vec<VectorStore>, Towers, Option<Teacher>, Option<Periodic<'a>>);
+
 /// What goes to the device for each step.
 struct Uploads {
     pixels: Uploader,
@@ -122,12 +130,12 @@ struct Uploads {
     kept: Uploader,
 }
 
-impl<'a> Pairs<'a> {
+impl<'a, 'b> Pairs<'a, 'b> {
     fn open(
         stage: &'a ClipStage,
-        context: &Context<'_>,
+        context: &'a Context<'b>,
         training: &Training<'_, '_>,
-        (datasets, vectors, towers, teacher): (Vec<Arc<Dataset>>, Vec<VectorStore>, Towers, Option<Teacher>),
+        (datasets, vectors, towers, teacher, periodic): Opened<'a>,
     ) -> Result<Self, TrainerError> {
         let (order, slots) = (training.order().clone(), training.slots());
         let config = LoaderConfig {
@@ -144,6 +152,8 @@ impl<'a> Pairs<'a> {
         let request = move |step| BatchRequest::of_step(&order, Step(step), slots.clone());
         let upload = || Uploader::new(context.device);
         Ok(Self {
+            context,
+            periodic,
             stage,
             seed: context.plan.recipe.seed,
             datasets,
@@ -197,7 +207,7 @@ impl<'a> Pairs<'a> {
     }
 }
 
-impl Task for Pairs<'_> {
+impl Task for Pairs<'_, '_> {
     type Batch = Batch;
 
     fn next(&mut self) -> Option<Result<Batch, TrainerError>> {
@@ -216,6 +226,22 @@ impl Task for Pairs<'_> {
         let patches = i64::from(self.patches_seen());
         let teacher = self.teacher.as_ref().map_or(0.0, |_| self.towers.vision.flops(patches));
         (self.towers.flops_per_pair(patches) + teacher) * batch.samples.len() as f64
+    }
+
+    fn evaluates_after(&self, step: Step, order: &Order) -> bool {
+        self.periodic.as_ref().is_some_and(|periodic| periodic.is_due(step, order))
+    }
+
+    fn evaluates_average(&self) -> bool {
+        self.stage.ema.is_some_and(|ema| ema.used)
+    }
+
+    fn evaluate(&self, standing: &Progress) -> Result<Vec<Evaluated>, TrainerError> {
+        let Some(periodic) = &self.periodic else { return Ok(Vec::new()) };
+        self.towers.train(false);
+        let found = periodic.measure(&self.towers, standing, self.context);
+        self.towers.train(true);
+        found
     }
 
     fn step(&mut self, batch: &Batch, taken: Taken<'_>) -> Result<StepBegun, TrainerError> {

@@ -1,9 +1,11 @@
 //! Stage `embed`: the frozen LLM reads every caption once.
 //!
 //! Shards are dealt out to ranks; a shard whose file is there already, made of the same things, is skipped. Of data sets
-//! whose vectors LLM2CLIP made, its tars are made into such files; those that another job made stay where they are.
+//! whose vectors LLM2CLIP made, its tars are made into such files; those that another job made stay where they are. Of data
+//! sets with classes it reads these in all templates, see `prompts`.
 
 use super::{
+    prompts::{self, Block, Prompts},
     text::CaptionEncoder,
     text_vectors::{Origin, TextVectors, tar_name},
 };
@@ -31,9 +33,9 @@ struct Unit {
 /// Runs the stage.
 pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, TrainerError> {
     let started = Instant::now();
-    let datasets = context.datasets(&stage.data)?;
-    let sources = TextVectors::of(context, &stage.data)?;
     let recipe = &context.plan.recipe;
+    let datasets = context.datasets(&prompts::with_captions(recipe, &stage.data))?;
+    let sources = TextVectors::of(context, &stage.data)?;
     let encoder = match context.llm() {
         Ok(spec) if recipe.needs_text_model(&stage.data) => {
             context.activity("loading the LLM");
@@ -42,24 +44,39 @@ pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, Tra
         _ => None,
     };
 
-    let units = units(&datasets, &sources, context)?;
-    let mine: Vec<&Unit> = units.iter().skip(context.rank().0 as usize).step_by(context.world().0 as usize).collect();
+    let (units, prompts) = (units(&datasets, &sources, context)?, Prompts::of_all(&stage.data, context, &sources)?);
+    let (rank, world) = (context.rank().0 as usize, context.world().0 as usize);
+    let mine: Vec<&Unit> = units.iter().skip(rank).step_by(world).collect();
+    // Ranks that got a shard less get a block more.
+    let first = (rank + world - units.len() % world) % world;
+    let blocks: Vec<Block<'_>> = prompts.iter().flat_map(Prompts::to_make).skip(first).step_by(world).collect();
     let captions: u64 =
         mine.iter().map(|unit| (unit.rows.end - unit.rows.start) * columns(&unit.dataset).count() as u64).sum();
+    let texts: u64 = blocks.iter().map(Block::texts).sum();
     let peak_flop_per_s = peak::flop_per_s(context.device, torch::kind(stage.precision));
     let mut meter =
-        Meter { done: 0, total: captions, started: Instant::now(), computed: 0, flops: 0.0, peak_flop_per_s };
+        Meter { done: 0, total: captions + texts, started: Instant::now(), computed: 0, flops: 0.0, peak_flop_per_s };
     let mut stopped = false;
-    for unit in mine {
+    let work = mine.into_iter().map(Work::Shard).chain(blocks.into_iter().map(Work::Prompts));
+    for work in work {
         if context.link.stop_requested().is_some() {
             stopped = true;
             break;
         }
-        make(unit, encoder.as_ref(), stage.batch_tokens, context, Some(&mut meter))?;
+        match work {
+            Work::Shard(unit) => make(unit, encoder.as_ref(), stage.batch_tokens, context, Some(&mut meter))?,
+            Work::Prompts(block) => block.make(encoder.as_ref(), stage.batch_tokens, context, &mut meter)?,
+        }
     }
     let stopped = agreement::agree(context.collective, stopped)?;
-    let summary = if stopped { None } else { Some(summary(&datasets, &sources, started)?) };
+    let summary = if stopped { None } else { Some(summary(&datasets, &prompts, &sources, context, started)?) };
     Ok(Outcome { summary, stopped })
+}
+
+/// What a rank does in one piece.
+enum Work<'a> {
+    Shard(&'a Unit),
+    Prompts(Block<'a>),
 }
 
 /// Makes files of what LLM2CLIP's tars hold of these data sets, each rank its share, unless they are there; returns when
@@ -123,8 +140,8 @@ fn units(
     Ok(units)
 }
 
-/// How far this rank is, in captions.
-struct Meter {
+/// How far this rank is, in texts.
+pub(super) struct Meter {
     done: u64,
     total: u64,
     started: Instant,
@@ -132,6 +149,22 @@ struct Meter {
     /// Of what was computed.
     flops: f64,
     peak_flop_per_s: Option<f64>,
+}
+
+impl Meter {
+    /// Texts whose vectors were there.
+    pub(super) fn passed(&mut self, texts: u64, context: &Context<'_>) {
+        self.done += texts;
+        report(context, self);
+    }
+
+    /// Texts that the LLM read, in so many floating-point operations.
+    pub(super) fn read(&mut self, texts: u64, flops: f64, context: &Context<'_>) {
+        self.done += texts;
+        self.computed += texts;
+        self.flops += flops;
+        report(context, self);
+    }
 }
 
 /// Makes the vectors of a shard, unless they are there. Without a meter nothing is reported.
@@ -163,8 +196,7 @@ fn make(
 /// A shard whose captions the LLM did not have to read.
 fn passed(unit: &Unit, context: &Context<'_>, meter: Option<&mut Meter>) {
     let Some(meter) = meter else { return };
-    meter.done += (unit.rows.end - unit.rows.start) * columns(&unit.dataset).count() as u64;
-    report(context, meter);
+    meter.passed((unit.rows.end - unit.rows.start) * columns(&unit.dataset).count() as u64, context);
 }
 
 /// Makes a shard's file of LLM2CLIP's tar. A sample without a vector could not be trained on: it is an error.
@@ -206,10 +238,7 @@ fn embed(
         let tokens = reading.captions.iter().map(|(row, caption)| encoder.tokens(*row, caption));
         for batch in CaptionEncoder::batches(tokens.collect::<Result<_, TrainerError>>()?, batch_tokens) {
             encoder.encode_into(&batch, &mut out)?;
-            meter.done += batch.len() as u64;
-            meter.computed += batch.len() as u64;
-            meter.flops += encoder.flops(&batch);
-            report(context, meter);
+            meter.read(batch.len() as u64, encoder.flops(&batch), context);
         }
         if reading.captions.len() == rows {
             writer.put_rows(column, 0, &out)?;
@@ -260,7 +289,9 @@ fn report(context: &Context<'_>, meter: &Meter) {
 
 fn summary(
     datasets: &[Arc<Dataset>],
+    prompts: &[Prompts],
     sources: &TextVectors<'_, '_>,
+    context: &Context<'_>,
     started: Instant,
 ) -> Result<serde_json::Value, TrainerError> {
     let row = |data: &Arc<Dataset>| {
@@ -273,10 +304,17 @@ fn summary(
         let width = sources.open(data)?.width().to_string();
         Ok(serde_json::json!([data.name(), data.len().to_string(), names.join(", "), width, from]))
     };
-    let rows = datasets.iter().map(row).collect::<Result<Vec<_>, TrainerError>>()?;
+    let classes = |prompts: &Prompts| {
+        let (classes, templates) = (prompts.words.classes(), prompts.words.templates().len());
+        let texts = format!("{classes} classes in {templates} templates");
+        let width = prompts.open(context)?.width().to_string();
+        Ok(serde_json::json!([prompts.data, (classes * templates).to_string(), texts, width, prompts.origin()]))
+    };
+    let rows = datasets.iter().map(row).chain(prompts.iter().map(classes));
+    let rows = rows.collect::<Result<Vec<_>, TrainerError>>()?;
     let table = serde_json::json!({
         "title": format!("text vectors ({:.1} s)", started.elapsed().as_secs_f64()),
-        "columns": ["data set", "samples", "captions", "width", "from"],
+        "columns": ["data set", "samples", "texts", "width", "from"],
         "rows": rows,
     });
     Ok(serde_json::json!({ "tables": [table] }))

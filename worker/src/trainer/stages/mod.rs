@@ -10,8 +10,11 @@ mod llm;
 pub mod mntp;
 #[cfg(test)]
 mod parity;
+mod prompts;
 mod teacher;
 pub(crate) mod text;
 mod text_vectors;
 mod towers;
 mod tuning;
+
+pub(in crate::trainer) use towers::{TowerSettings, Towers};

@@ -18,7 +18,7 @@ use crate::{
         parameters::FlatParameters,
         schedule::learning_rate,
         step::{
-            Cut, LossSettings, StepBegun, StepSettings,
+            Cut, LossSettings, PairLoss, Pairing, StepBegun, StepSettings,
             clip::{PairEncoder, clip_step},
             contrast::{Contrast, TextEncoder, contrast_step},
             mntp::{MaskedEncoder, mntp_step},
@@ -256,7 +256,9 @@ fn ten_steps_of_clip_with_layer_decay_are_those_of_transformers_and_open_clip_in
             let settings = StepSettings { learning_rate, betas: (0.9, 0.98), eps: 1e-6, ..settings(step) };
             let cut = Cut { sizes: &sizes, rows: &[PAIRS as i64], repeats: &Repeats::default() };
             let time = Timeline::begin(Device::Cpu);
-            let begun = clip_step(&encoder, cut, &Solo, &mut parameters, &log_scale, &settings, time);
+            let loss = PairLoss::Softmax { label_smoothing: 0.0 };
+            let pairing = Pairing { log_scale: &log_scale, loss, distillation: None };
+            let begun = clip_step(&encoder, cut, &Solo, &mut parameters, pairing, &settings, time);
             losses.push(begun.unwrap().wait().unwrap().loss);
         }
         check(&case, &losses, store.variables(), &format!("clip in chunks of {sizes:?}"));

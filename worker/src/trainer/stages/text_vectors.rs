@@ -39,7 +39,13 @@ impl<'a, 'b> TextVectors<'a, 'b> {
         let spec = recipe.encoder();
         let spec = spec.ok_or_else(|| TrainerError::Plan("text vectors need [model.text]".to_owned()))?;
         let encoder = Provenance::of_encoder(&spec, recipe.seed, recipe.embed_precision())?;
+        context.trained.map_or(Ok(()), |trained| trained.check_encoder(&encoder))?;
         Ok(Self { context, encoder: Some(encoder) })
+    }
+
+    /// What every vector that the LLM makes depends on; absent when it makes none.
+    pub(super) fn encoder(&self) -> Option<&Provenance> {
+        self.encoder.as_ref()
     }
 
     /// Where a data set's come from.
@@ -141,7 +147,7 @@ fn of_another_job(data: &str, error: VectorsError) -> TrainerError {
 
 /// Whether the vectors of several data sets can stand beside each other: of one width, and of one encoder as far as it
 /// is known.
-fn comparable(stores: &[(&str, &VectorStore)]) -> Result<(), TrainerError> {
+pub(super) fn comparable(stores: &[(&str, &VectorStore)]) -> Result<(), TrainerError> {
     let Some(((first, store), others)) = stores.split_first() else { return Ok(()) };
     for (name, other) in others {
         let what = if store.width() == other.width() {

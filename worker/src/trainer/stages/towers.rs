@@ -118,10 +118,10 @@ impl Towers {
         self.store.variables().into_iter().chain(updates).collect()
     }
 
-    /// Has low-rank updates drop inputs from now on, where the recipe wants that.
-    pub fn train(&self) {
+    /// Whether low-rank updates drop inputs from now on, where the recipe wants that.
+    pub fn train(&self, training: bool) {
         if let Some(lora) = &self.lora {
-            lora.train(true);
+            lora.train(training);
         }
     }
 

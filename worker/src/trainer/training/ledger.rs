@@ -7,13 +7,17 @@ use crate::{
     trainer::{
         commits,
         error::TrainerError,
-        metrics::{MetricsFile, StepMetrics},
+        metrics::{StepLines, StepMetrics},
         step::{NonFinite, StepBegun, StepOutput},
         timeline::StepTimes,
         trace::Trace,
     },
 };
-use common::{ids::Step, manifest::paths};
+use common::{
+    ids::Step,
+    manifest::paths,
+    status::{Evaluated, Progress},
+};
 use std::{
     path::PathBuf,
     time::{Duration, Instant},
@@ -39,6 +43,8 @@ pub(super) struct Begun {
 /// Steps since some moment.
 struct Window {
     began: Instant,
+    /// In which no step was taken.
+    paused: Duration,
     steps: u64,
     wait: Duration,
     exposed: Duration,
@@ -48,7 +54,8 @@ struct Window {
 
 impl Window {
     fn new() -> Self {
-        Self { began: Instant::now(), steps: 0, wait: Duration::ZERO, exposed: Duration::ZERO, flops: 0.0 }
+        let none = Duration::ZERO;
+        Self { began: Instant::now(), paused: none, steps: 0, wait: none, exposed: none, flops: 0.0 }
     }
 
     fn add(&mut self, data_wait: Duration, times: &StepTimes, flops: f64) {
@@ -59,14 +66,14 @@ impl Window {
     }
 
     fn seconds(&self) -> f64 {
-        self.began.elapsed().as_secs_f64().max(1e-9)
+        self.began.elapsed().saturating_sub(self.paused).as_secs_f64().max(1e-9)
     }
 }
 
 /// See the file's text.
 pub(super) struct Ledger {
     path: PathBuf,
-    file: Option<MetricsFile>,
+    file: Option<StepLines<StepMetrics>>,
     trace: Option<Trace>,
     /// Of the global batch's samples per sample of this rank.
     share: f64,
@@ -83,6 +90,11 @@ pub(super) struct Ledger {
     skipped_steps: u64,
     skipped_in_a_row: u64,
     last_loss: f64,
+    /// What the newest evaluation found.
+    evaluated: Vec<Evaluated>,
+    /// How long evaluations took since the last step, and how many there were and how long all took.
+    evaluation: Option<Duration>,
+    evaluations: (u64, Duration),
 }
 
 impl Ledger {
@@ -90,8 +102,9 @@ impl Ledger {
         let context = run.context;
         let folder = paths::stage_folder(&context.plan.output, context.stage_kind());
         let path = folder.join("metrics.jsonl");
-        let file = context.speaks().then(|| MetricsFile::open(&path, Step(run.step))).transpose();
+        let file = context.speaks().then(|| StepLines::open(&path, Step(run.step))).transpose();
         let file = file.map_err(|source| TrainerError::Io { operation: "open", path: path.clone(), source })?;
+        let file = file.map(|(file, _)| file);
         let trace = (run.settings.profile_steps > 0).then(|| {
             let name = format!("trace-rank-{:03}.json", context.rank().0);
             Trace::new(context.rank(), run.settings.profile_steps, folder.join(name))
@@ -113,6 +126,9 @@ impl Ledger {
             skipped_steps: 0,
             skipped_in_a_row: 0,
             last_loss: f64::NAN,
+            evaluated: Vec::new(),
+            evaluation: None,
+            evaluations: (0, Duration::ZERO),
         })
     }
 
@@ -120,6 +136,28 @@ impl Ledger {
     pub(super) fn stalled(&mut self, stall: Duration) {
         self.stall += stall;
         self.all_stall += stall;
+    }
+
+    /// The training stood still for an evaluation, which is no part of any step.
+    pub(super) fn evaluated(&mut self, run: &Training<'_, '_>, found: Vec<Evaluated>, took: Duration) {
+        self.evaluated = found;
+        self.evaluation = Some(self.evaluation.unwrap_or_default() + took);
+        self.evaluations = (self.evaluations.0 + 1, self.evaluations.1 + took);
+        self.all.paused += took;
+        self.recent.paused += took;
+        // The next step's time is its own.
+        self.last = None;
+        run.context.link.report(Report::Progress(Box::new(self.standing(run))));
+    }
+
+    /// Where the training stands between two steps.
+    pub(super) fn standing(&self, run: &Training<'_, '_>) -> Progress {
+        let mut progress = run.context.progress(run.step, run.total);
+        progress.loss = self.last_loss.is_finite().then_some(self.last_loss);
+        progress.skipped_samples = self.skipped;
+        progress.checkpoint = commits::newest(run.context);
+        progress.evaluated.clone_from(&self.evaluated);
+        progress
     }
 
     /// Samples of a step were broken, over all ranks.
@@ -155,6 +193,7 @@ impl Ledger {
             data_wait_s: data_wait.as_secs_f64(),
             exposed_communication_s: output.times.exposed_communication().as_secs_f64(),
             checkpoint_stall_s: std::mem::take(&mut self.stall).as_secs_f64(),
+            evaluation_s: self.evaluation.take().map(|took| took.as_secs_f64()),
         };
         let flops = flops * self.share;
         self.all.add(data_wait, &output.times, flops);
@@ -162,7 +201,7 @@ impl Ledger {
         self.last_loss = row.loss;
         if let Some(file) = &mut self.file {
             let failed = |source| TrainerError::Io { operation: "write", path: self.path.clone(), source };
-            file.append(&row).map_err(failed)?;
+            file.append(std::slice::from_ref(&row)).map_err(failed)?;
         }
         if self.recent.began.elapsed() >= REPORT_EVERY || step.0 == run.total || step.0 == self.first_step + 1 {
             self.report(run, &row);
@@ -225,6 +264,7 @@ impl Ledger {
         progress.peak_memory_bytes = memory::peak_bytes(run.context.device);
         progress.skipped_samples = self.skipped;
         progress.checkpoint = commits::newest(run.context);
+        progress.evaluated.clone_from(&self.evaluated);
         run.context.link.report(Report::Progress(Box::new(progress)));
     }
 
@@ -248,6 +288,11 @@ impl Ledger {
         columns.push(("waiting for data", share(self.all.wait)));
         columns.push(("exposed communication", share(self.all.exposed)));
         columns.push(("checkpoint stall", share(self.all_stall)));
+        if self.evaluations.0 > 0 {
+            // Beside the training's time, not in it.
+            let (count, took) = self.evaluations;
+            columns.push(("evaluations beside it", format!("{count} in {:.1} s", took.as_secs_f64())));
+        }
         if self.skipped > 0 {
             columns.push(("broken samples replaced", self.skipped.to_string()));
         }
@@ -259,7 +304,9 @@ impl Ledger {
         }
         let (names, values): (Vec<_>, Vec<_>) = columns.into_iter().unzip();
         let title = format!("training ({steps} steps, {seconds:.1} s)");
-        serde_json::json!({ "tables": [{ "title": title, "columns": names, "rows": [values] }] })
+        let table = serde_json::json!({ "title": title, "columns": names, "rows": [values] });
+        let notes: Vec<String> = self.evaluated.iter().map(|found| format!("evaluated at {found}")).collect();
+        serde_json::json!({ "tables": [table], "notes": notes, "evaluated": self.evaluated })
     }
 }
 

@@ -2,6 +2,7 @@
 //! end or until somebody asks to stop. What a batch and a step are, the stage's [`Task`] knows.
 
 mod broken;
+mod evaluations;
 mod ledger;
 mod tally;
 
@@ -29,7 +30,9 @@ use common::{
     manifest::{DataCursor, Share, paths},
     recipe,
     sampler::{self, Order},
+    status::{Evaluated, Progress},
 };
+use evaluations::Evaluations;
 use ledger::{Begun, Ledger};
 use std::{
     ops::Range,
@@ -61,6 +64,11 @@ pub trait Task {
     /// What of a batch was broken.
     fn broken<'b>(&self, batch: &'b Self::Batch) -> &'b [BrokenSample];
 
+    /// Whether [`Task::evaluate`] is to see the average of what is trained in its place.
+    fn evaluates_average(&self) -> bool {
+        false
+    }
+
     /// Begins the optimizer step on a batch.
     ///
     /// # Errors
@@ -69,6 +77,20 @@ pub trait Task {
 
     /// Floating-point operations of a batch's forward and backward passes; what recomputation adds does not count.
     fn flops(&self, batch: &Self::Batch) -> f64;
+
+    /// Whether the weights are to be evaluated after so many steps, in this order of samples: the same on every rank.
+    fn evaluates_after(&self, _step: Step, _order: &Order) -> bool {
+        false
+    }
+
+    /// Evaluates the weights as they are, all ranks together; no later step is another for it. `standing` is where the
+    /// training stands.
+    ///
+    /// # Errors
+    /// When a peer fails, or too much of the data is broken.
+    fn evaluate(&self, _standing: &Progress) -> Result<Vec<Evaluated>, TrainerError> {
+        Ok(Vec::new())
+    }
 }
 
 /// What a step is taken with.
@@ -187,13 +209,9 @@ impl<'a, 'b> Training<'a, 'b> {
 
     /// Keeps what this rank has for the membership after this one.
     fn hold(&mut self, ledger: &mut Ledger, begun: Option<Begun>) -> Result<(), TrainerError> {
-        if let Some(begun) = begun {
-            let step = begun.step;
-            // On a GPU it may have been begun and not carried out.
-            match ledger.read(self, begun) {
-                Ok(()) => self.carried_out = step.0,
-                Err(error) => tracing::info!(step = step.0, %error, "the step was not carried out"),
-            }
+        // On a GPU it may have been begun and not carried out.
+        if let Err(error) = self.settle(ledger, begun) {
+            tracing::info!(%error, "the newest step was not carried out");
         }
         let step = Step(self.carried_out);
         self.context.held.put(Held::of(self.context.plan.stage, step, &self.parameters)?);
@@ -207,6 +225,9 @@ impl<'a, 'b> Training<'a, 'b> {
         ledger: &mut Ledger,
         begun: &mut Option<Begun>,
     ) -> Result<Outcome, TrainerError> {
+        let mut evaluations = Evaluations::open(self)?;
+        // The run before may have ended between a step and what was to be measured after it.
+        evaluations.make_up(self, task, ledger)?;
         let (mut broken, mut tally) = (BrokenFile::default(), Tally::new(self.sources.len()));
         let mut writer = self.writer();
         let mut saved = self.context.plan.resume.as_ref().map(|point| point.step.0);
@@ -226,11 +247,7 @@ impl<'a, 'b> Training<'a, 'b> {
             let output = self.take_step(task, (&batch, poisoned), learning_rate, timeline)?;
             self.step += 1;
             let this = Begun { step: Step(self.step), output, learning_rate, data_wait, flops };
-            if let Some(before) = begun.replace(this) {
-                let step = before.step.0;
-                ledger.read(self, before)?;
-                self.carried_out = step;
-            }
+            self.settle(ledger, begun.replace(this))?;
             let counts;
             (stopped, counts) = self.tell_peers(task.broken(&batch))?;
             ledger.skipped(counts.iter().sum::<i64>().cast_unsigned());
@@ -238,14 +255,16 @@ impl<'a, 'b> Training<'a, 'b> {
             for (source, count) in self.sources.iter().zip(tally.most()) {
                 source.limit.bear(count, broken.examples(&source.limit.name))?;
             }
+            if !stopped && task.evaluates_after(Step(self.step), &self.order) {
+                self.settle(ledger, begun.take())?;
+                // Before the checkpoint of this step: whoever goes on from there has the figures.
+                evaluations.take(self, task, ledger)?;
+            }
             let due =
                 self.step.is_multiple_of(self.settings.checkpoint.every_steps) || self.step == self.total || stopped;
             if due {
                 // What is saved is known to be sound.
-                if let Some(this) = begun.take() {
-                    ledger.read(self, this)?;
-                    self.carried_out = self.step;
-                }
+                self.settle(ledger, begun.take())?;
                 ledger.stalled(self.save(&mut writer)?);
                 saved = Some(self.step);
             }
@@ -255,6 +274,15 @@ impl<'a, 'b> Training<'a, 'b> {
             commits::wait(self.context, Step(step))?;
         }
         Ok(Outcome { summary: (!stopped).then(|| ledger.summary(self)), stopped })
+    }
+
+    /// Waits for a step's figures: it is carried out then.
+    fn settle(&mut self, ledger: &mut Ledger, begun: Option<Begun>) -> Result<(), TrainerError> {
+        let Some(begun) = begun else { return Ok(()) };
+        let step = begun.step.0;
+        ledger.read(self, begun)?;
+        self.carried_out = step;
+        Ok(())
     }
 
     fn learning_rate(&self) -> f64 {

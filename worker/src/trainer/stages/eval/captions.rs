@@ -7,8 +7,8 @@
 //! `[".caption[0]", ".caption[1]"]`.
 
 use super::{
-    features::{gather, gather_counts},
     figures::{Figures, Subject},
+    images::{gather, gather_counts},
     rank::Side,
 };
 use crate::{

@@ -1,23 +1,19 @@
-//! The embeddings of a data set, computed by all ranks and known to all.
+//! The embeddings of a data set and of its captions, computed by all ranks and known to all.
 
-use super::{super::towers::Towers, rank::Side};
+use super::{
+    super::{embed, towers::Towers},
+    images::{Images, Pass, gather, gather_counts},
+    rank::Side,
+};
 use crate::{
-    data::{BatchRequest, Dataset, Loader, LoaderConfig, OnBroken, SampleRequest, Transform, pixels_to_tensor},
-    supervisor::ipc::Report,
-    trainer::{context::Context, error::TrainerError, stages::embed},
+    data::{Dataset, SampleRequest},
+    trainer::{context::Context, error::TrainerError},
     vectors::{VectorStore, nth},
 };
-use common::{
-    ids::{Epoch, SampleIndex},
-    recipe::{ConvertToRgb, PixelMode},
-    sampler,
-};
+use common::ids::SampleIndex;
 use half::bf16;
 use std::{path::PathBuf, sync::Arc};
 use tch::{Kind, Tensor};
-
-/// Keys of broken images that an error names.
-const EXAMPLES: usize = 6;
 
 /// Embeddings of a whole data set but for its broken images, the same on every rank.
 pub struct Features {
@@ -52,7 +48,7 @@ impl Features {
         Side { rows_nD: &self.image_ND, image_n: &self.image_n }
     }
 
-    /// Computes them, each rank its samples, `chunk` images a pass.
+    /// Computes them, each rank its samples.
     ///
     /// # Errors
     /// When a vector is missing, or more images are broken than the recipe bears.
@@ -60,42 +56,23 @@ impl Features {
         dataset: &Arc<Dataset>,
         vectors: &VectorStore,
         towers: &Towers,
-        chunk: u64,
+        pass: Pass<'_>,
         context: &Context<'_>,
     ) -> Result<Self, TrainerError> {
-        let mine = sampler::local_slots(context.rank(), context.world(), dataset.len());
-        let rows: Vec<i64> = sampler::rows(context.world(), dataset.len()).into_iter().map(|n| n as i64).collect();
-        let chunks = sampler::chunks(mine, chunk);
-        let mut image = Vec::new();
-        let mut whole = Vec::new();
         let mut local: Vec<LocalTexts> = embed::columns(dataset).map(|(_, name)| LocalTexts::of(name)).collect();
-        let mut loader = Loader::start(config(dataset, towers, context), requests(&chunks).into_iter());
-        let mut done = 0;
-        while let Some(batch) = loader.next() {
-            let batch = batch?;
-            let broken = |sample: &SampleRequest| batch.broken.iter().any(|broken| broken.wanted == *sample);
-            whole.extend(batch.samples.iter().map(|sample| i64::from(!broken(sample))));
-            let pixels = pixels_to_tensor(&batch, context.device);
-            image.push(tch::no_grad(|| towers.image_embeddings(&pixels)));
+        let images = Images::compute(dataset, towers, pass, context, |samples| {
             for texts in &mut local {
-                let vectors_BD = texts.read(vectors, &batch.samples)?.to_device(context.device).to_kind(Kind::Float);
+                let vectors_BD = texts.read(vectors, samples)?.to_device(context.device).to_kind(Kind::Float);
                 texts.parts.push(tch::no_grad(|| towers.text_embeddings(&vectors_BD)));
             }
-            done += 1;
-            context.link.report(Report::Progress(Box::new(context.progress(done, chunks.len() as u64))));
-        }
-        let whole_N = gather_counts(&whole, &rows, context)?;
-        let samples: Vec<i64> =
-            (0..).zip(&whole_N).filter(|(_, whole)| **whole > 0).map(|(sample, _)| sample).collect();
-        bear(dataset, &samples)?;
-        let kept_N = Tensor::from_slice(&samples).to_device(context.device);
-        let image_ND = gather(image, &rows, towers.width, context)?.index_select(0, &kept_N);
-        let texts = local.into_iter().map(|texts| texts.gather(&rows, &whole_N, towers.width, context));
+            Ok(())
+        })?;
+        let texts = local.into_iter().map(|texts| texts.gather(&images, towers.width, context));
         Ok(Self {
-            image_n: (0..samples.len() as i64).collect(),
-            samples: samples.into_iter().map(|sample| SampleIndex(sample as u64)).collect(),
-            image_ND,
             texts: texts.collect::<Result<_, _>>()?,
+            image_n: (0..images.samples.len() as i64).collect(),
+            samples: images.samples,
+            image_ND: images.rows_ND,
         })
     }
 
@@ -159,10 +136,11 @@ impl LocalTexts {
     }
 
     /// Every rank's texts, but for those of broken images.
-    fn gather(self, rows: &[i64], whole_N: &[i64], width: i64, context: &Context<'_>) -> Result<Texts, TrainerError> {
-        let counts = gather_counts(&self.counts, rows, context)?;
+    fn gather(self, images: &Images, width: i64, context: &Context<'_>) -> Result<Texts, TrainerError> {
+        let counts = gather_counts(&self.counts, &images.shares, context)?;
         let mut first = 0;
-        let text_rows: Vec<i64> = rows
+        let text_rows: Vec<i64> = images
+            .shares
             .iter()
             .map(|samples| {
                 let own = &counts[first..first + *samples as usize];
@@ -171,7 +149,7 @@ impl LocalTexts {
             })
             .collect();
         let text_MD = gather(self.parts, &text_rows, width, context)?;
-        let (kept, image_m) = of_whole_images(&counts, whole_N);
+        let (kept, image_m) = of_whole_images(&counts, &images.whole_N);
         let kept = Tensor::from_slice(&kept).to_device(context.device);
         Ok(Texts { name: self.name, text_MD: text_MD.index_select(0, &kept), image_m })
     }
@@ -190,57 +168,6 @@ fn of_whole_images(counts: &[i64], whole: &[i64]) -> (Vec<i64>, Vec<i64>) {
         row += count;
     }
     (kept, image_m)
-}
-
-/// One number a sample, of all ranks' samples. Between hosts: no device waits for them.
-pub(super) fn gather_counts(mine: &[i64], rows: &[i64], context: &Context<'_>) -> Result<Vec<i64>, TrainerError> {
-    Ok(Vec::try_from(context.collective.all_gather_rows(&Tensor::from_slice(mine), rows)?)?)
-}
-
-/// All ranks' rows, in rank order.
-pub(super) fn gather(
-    parts: Vec<Tensor>,
-    rows: &[i64],
-    width: i64,
-    context: &Context<'_>,
-) -> Result<Tensor, TrainerError> {
-    let mine = if parts.is_empty() {
-        Tensor::zeros([0, width], (Kind::Float, context.device))
-    } else {
-        Tensor::cat(&parts, 0)
-    };
-    Ok(context.collective.all_gather_rows(&mine.contiguous(), rows)?)
-}
-
-/// Whether the recipe bears the images that are broken.
-fn bear(dataset: &Dataset, samples: &[i64]) -> Result<(), TrainerError> {
-    let whole = |sample: &u64| samples.binary_search(&(*sample as i64)).is_ok();
-    let broken = (0..dataset.len()).filter(|sample| !whole(sample)).take(EXAMPLES);
-    let broken = broken.map(|sample| dataset.key(SampleIndex(sample))).collect::<Result<Vec<_>, _>>()?;
-    Ok(dataset.limit().bear(dataset.len() - samples.len() as u64, &broken)?)
-}
-
-fn requests(chunks: &[std::ops::Range<u64>]) -> Vec<BatchRequest> {
-    let request = |(tag, chunk): (usize, &std::ops::Range<u64>)| BatchRequest {
-        tag: tag as u64,
-        samples: chunk.clone().map(|i| SampleRequest { source: 0, index: SampleIndex(i), epoch: Epoch(0) }).collect(),
-    };
-    chunks.iter().enumerate().map(request).collect()
-}
-
-fn config(dataset: &Arc<Dataset>, towers: &Towers, context: &Context<'_>) -> LoaderConfig {
-    LoaderConfig {
-        datasets: vec![dataset.clone()],
-        image_size: towers.image_size as u32,
-        transform: Transform::Eval,
-        // As open_clip, whatever the training did: figures are compared with others.
-        pixels: PixelMode::PillowExact,
-        convert: ConvertToRgb::AfterResize,
-        on_broken: OnBroken::LeaveOut,
-        threads: context.threads,
-        prefetch_batches: 2,
-        seed: context.plan.recipe.seed,
-    }
 }
 
 #[cfg(test)]

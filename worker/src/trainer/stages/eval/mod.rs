@@ -1,54 +1,57 @@
-//! Stage `eval`: retrieval both ways, sharded over ranks, exact.
+//! Stage `eval`: retrieval both ways and zero-shot classification, sharded over ranks, exact.
 //!
 //! Images and texts: every caption column by itself; a column of several captions (`.caption[*]`) by the protocol that
-//! `rank` states. Captions and captions: `captions`, by the LLM's vectors alone. What was ranked is left in
-//! `OUTPUT/eval/DATA_SET.safetensors` (`image`, and `text/COLUMN`, rows of the shared width in fp32, normalised;
-//! `image_of_text/COLUMN`), and the figures in `OUTPUT/eval/results.json` and `results.md`, so that anyone can compute
-//! the table again.
+//! `rank` states. Captions and captions: `captions`, by the LLM's vectors alone. Images and classes: `classification`. What
+//! was ranked is left in `OUTPUT/eval/DATA_SET.safetensors` (`image`, and `text/COLUMN`, rows of the shared width in fp32,
+//! normalised; `image_of_text/COLUMN`) and `DATA_SET.classes.safetensors` (`image`, `label`, and `class/TEMPLATES`), and the
+//! figures in `OUTPUT/eval/results.json` and `results.md`, so that anyone can compute the tables again.
+//!
+//! `periodic` does the same during a training.
 
 mod captions;
+mod classification;
 mod examples;
 mod features;
 mod figures;
+mod images;
 mod paper;
+mod periodic;
 mod rank;
 mod report;
+mod sets;
 
-use super::{clip, text_vectors::TextVectors, towers::Towers};
+pub use periodic::Periodic;
+
+use super::{
+    clip,
+    towers::{TowerSettings, Towers},
+};
 use crate::{
     checkpoint,
-    data::Dataset,
+    supervisor::ipc::Report,
     trainer::{context::Context, context::Outcome, error::TrainerError},
-    vectors::VectorStore,
 };
 use common::{
     ids::Step,
-    recipe::{ClipStage, EvalStage, Stage},
+    recipe::{ClipStage, EvalStage, Recipe, Stage},
 };
-use features::Features;
-use figures::{Figures, Subject};
+use images::Pass;
 use report::Results;
-use std::sync::Arc;
+use sets::Sets;
 
 /// Runs the stage.
 pub fn run(stage: &EvalStage, context: &mut Context<'_>) -> Result<Outcome, TrainerError> {
-    let datasets = context.datasets(&stage.data)?;
-    let sources = TextVectors::of(context, &stage.data)?;
-    let (stores, width) = sources.open_all(&datasets)?;
+    let sets = Sets::open(&stage.data, context)?;
     let recipe = &context.plan.recipe;
     let benchmark = |name: &String| Some((name.clone(), recipe.data.get(name)?.benchmark?));
     let mut results = Results { benchmarks: stage.data.iter().filter_map(benchmark).collect(), ..Results::default() };
-    if stage.image_retrieval {
-        let (towers, step) = trained(width, context)?;
-        results.step = Some(step);
-        for (dataset, vectors) in datasets.iter().zip(&stores) {
-            images_and_texts(dataset, vectors, &towers, stage, context, &mut results)?;
-        }
+    if stage.needs_towers(recipe) {
+        with_towers(stage, &sets, context, &mut results)?;
     }
-    for (dataset, vectors) in datasets.iter().zip(&stores) {
-        let spec = &recipe.data[dataset.name()];
+    for set in &sets.ranked {
+        let spec = &recipe.data[set.data.name()];
         for pair in stage.caption_retrieval.iter().filter(|pair| pair.is_of(spec)) {
-            results.captions.extend(captions::rank_both(dataset, vectors, pair, context)?);
+            results.captions.extend(captions::rank_both(&set.data, &set.vectors, pair, context)?);
         }
     }
     if context.speaks() {
@@ -57,16 +60,57 @@ pub fn run(stage: &EvalStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     Ok(Outcome { summary: Some(results.summary()), stopped: false })
 }
 
-/// The towers as the recipe's `clip` stage left them, and at which step.
-fn trained(text_width: usize, context: &Context<'_>) -> Result<(Towers, Step), TrainerError> {
+/// Ranks and classifies images, and saves what was compared.
+fn with_towers(
+    stage: &EvalStage,
+    sets: &Sets,
+    context: &Context<'_>,
+    results: &mut Results,
+) -> Result<(), TrainerError> {
+    let (towers, step) = trained(sets.width(), stage, context)?;
+    results.step = Some(step);
+    results.model = context.trained.map(|trained| trained.folder().to_owned());
+    let folder = context.plan.output.join("eval");
+    let told = |_: &str, done: u64, of: u64| {
+        context.link.report(Report::Progress(Box::new(context.progress(done, of))));
+    };
+    let pass = Pass { chunk: stage.chunk, told: &told };
+    for set in sets.ranked.iter().filter(|_| stage.image_retrieval) {
+        let found = set.measure(&towers, pass, context)?;
+        if let (true, Some(texts)) = (results.examples.is_empty(), found.features.texts.first()) {
+            let owners = texts.side().image_n;
+            results.examples = examples::of(&set.data, &texts.name, &found.features, owners, &found.best)?;
+        }
+        if context.speaks() {
+            found.features.save(&folder.join(format!("{}.safetensors", set.data.name())), &set.data)?;
+        }
+        results.retrieval.extend(found.figures);
+    }
+    for set in &sets.classified {
+        let found = set.measure(&towers, pass, context)?;
+        if context.speaks() {
+            set.save(&found, &folder)?;
+        }
+        results.zero_shot.extend(found.figures);
+    }
+    Ok(())
+}
+
+/// The towers of the model that the recipe names, or as its `clip` stage left them, and at which step.
+fn trained(text_width: usize, stage: &EvalStage, context: &Context<'_>) -> Result<(Towers, Step), TrainerError> {
     let recipe = &context.plan.recipe;
-    let clip_stage: &ClipStage = recipe
-        .stages
-        .iter()
-        .find_map(|stage| if let Stage::Clip(clip) = stage { Some(clip) } else { None })
-        .ok_or_else(|| TrainerError::Plan("`eval` needs a `clip` stage before it".to_owned()))?;
+    if let Some(trained) = context.trained {
+        context.activity("loading the model");
+        let settings = trained.tower_settings(text_width, stage.precision.unwrap_or_default())?;
+        let mut towers = Towers::build(recipe, settings, context.device)?;
+        trained.load(&mut towers)?;
+        return Ok((towers, trained.step()));
+    }
+    let clip_stage = clip_stage(recipe)?;
     context.activity("loading the newest checkpoint");
-    let mut towers = Towers::build(recipe, clip::tower_settings(clip_stage, text_width), context.device)?;
+    let settings = clip::tower_settings(clip_stage, text_width);
+    let settings = TowerSettings { precision: stage.precision.unwrap_or(settings.precision), ..settings };
+    let mut towers = Towers::build(recipe, settings, context.device)?;
     let loaded = checkpoint::newest(&context.plan.output, "clip")?.ok_or_else(|| {
         TrainerError::Plan(format!(
             "there is no checkpoint below {}: run the `clip` stage first",
@@ -74,40 +118,11 @@ fn trained(text_width: usize, context: &Context<'_>) -> Result<(Towers, Step), T
         ))
     })?;
     towers.load(&loaded)?;
-    let step = loaded.manifest.step;
-    Ok((towers, step))
+    Ok((towers, loaded.manifest.step))
 }
 
-/// Ranks texts for images and images for texts, column by column, and saves what was ranked.
-fn images_and_texts(
-    dataset: &Arc<Dataset>,
-    vectors: &VectorStore,
-    towers: &Towers,
-    stage: &EvalStage,
-    context: &Context<'_>,
-    results: &mut Results,
-) -> Result<(), TrainerError> {
-    let features = Features::compute(dataset, vectors, towers, stage.chunk, context)?;
-    let pairs = features.samples.len() as u64;
-    for texts in &features.texts {
-        let (images, side) = (features.images(), texts.side());
-        let subject = |direction: &str| Subject {
-            data: dataset.name(),
-            captions: &texts.name,
-            direction: direction.to_owned(),
-            pairs,
-            left_out: dataset.len() - pairs,
-        };
-        let (found, _) = Figures::compute(subject("image to text"), images, side, context)?;
-        results.retrieval.push(found);
-        let (found, best) = Figures::compute(subject("text to image"), side, images, context)?;
-        results.retrieval.push(found);
-        if results.examples.is_empty() {
-            results.examples = examples::of(dataset, &texts.name, &features, side.image_n, &best)?;
-        }
-    }
-    if context.speaks() {
-        features.save(&context.plan.output.join("eval").join(format!("{}.safetensors", dataset.name())), dataset)?;
-    }
-    Ok(())
+fn clip_stage(recipe: &Recipe) -> Result<&ClipStage, TrainerError> {
+    let clip = recipe.stages.iter().find_map(|stage| if let Stage::Clip(clip) = stage { Some(clip) } else { None });
+    let clip = clip.map(|clip| &**clip);
+    clip.ok_or_else(|| TrainerError::Plan("`eval` needs a `clip` stage before it, or `[model.trained]`".to_owned()))
 }

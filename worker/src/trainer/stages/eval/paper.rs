@@ -7,6 +7,60 @@ pub const RETRIEVAL_SOURCE: &str = "arXiv 2411.04997v6, table 1";
 /// Where the caption retrieval rows were printed.
 pub const CAPTION_SOURCE: &str = "arXiv 2411.04997 v4 to v6, caption retrieval accuracy on COCO";
 
+/// Where accuracy on ImageNet was printed by the paper, and by others who trained LLM2CLIP with its public code and LLM.
+pub const ZERO_SHOT_SOURCES: [&str; 2] = ["arXiv 2411.04997v6, table 3", "ProCLIP, arXiv 2510.18795v3"];
+
+/// A published accuracy on ImageNet-1k. The two sources contradict each other: say which is meant.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct PublishedAccuracy {
+    /// The model, with the number of image-text pairs that LLM2CLIP was trained on where it is told.
+    pub model: &'static str,
+    /// How many templates; absent where the source does not tell.
+    pub templates: Option<u32>,
+    /// In percent.
+    pub top_1: f64,
+    /// Who printed it.
+    pub source: &'static str,
+}
+
+/// The published accuracies on ImageNet, source by source.
+pub fn zero_shot() -> impl Iterator<Item = PublishedAccuracy> {
+    let [paper, proclip] = ZERO_SHOT_SOURCES;
+    let of_paper = TABLE_3.iter().flat_map(move |(model, [one, eighty])| {
+        let row = |templates, top_1| PublishedAccuracy { model, templates: Some(templates), top_1, source: paper };
+        [row(1, *one), row(80, *eighty)]
+    });
+    let of_proclip = PROCLIP.iter().map(move |(model, top_1)| PublishedAccuracy {
+        model,
+        templates: None,
+        top_1: *top_1,
+        source: proclip,
+    });
+    of_paper.chain(of_proclip)
+}
+
+/// Top-1 with one template and with 80.
+const TABLE_3: [(&str, [f64; 2]); 4] = [
+    ("CLIP L/14-224", [73.7, 75.5]),
+    ("CLIP L/14-224 + LLM2CLIP", [73.2, 74.3]),
+    ("CLIP L/14-336", [74.9, 76.6]),
+    ("CLIP L/14-336 + LLM2CLIP", [74.6, 75.8]),
+];
+
+/// Top-1.
+const PROCLIP: [(&str, f64); 10] = [
+    ("CLIP B/16", 67.1),
+    ("CLIP B/16 + LLM2CLIP 3M", 45.8),
+    ("CLIP B/16 + LLM2CLIP 15M", 46.5),
+    ("CLIP B/16 + LLM2CLIP 30M", 49.7),
+    ("CLIP L/14", 74.5),
+    ("CLIP L/14 + LLM2CLIP 3M", 52.8),
+    ("CLIP L/14 + LLM2CLIP 15M", 54.0),
+    ("CLIP L/14 + LLM2CLIP 30M", 56.4),
+    ("EVA02 L + LLM2CLIP 3M", 56.4),
+    ("SigLIP2 + LLM2CLIP 3M", 63.8),
+];
+
 /// A model's R@1 in percent: per benchmark image to text, text to image.
 struct Row {
     model: &'static str,
@@ -24,19 +78,21 @@ pub struct Published {
     pub text_to_image: f64,
 }
 
-/// The published rows of a benchmark, in the paper's order.
+/// The published rows of a benchmark of retrieval, in the paper's order; none of a classification.
 pub fn retrieval(benchmark: Benchmark) -> impl Iterator<Item = Published> {
     let at = match benchmark {
-        Benchmark::Flickr30k => 0,
-        Benchmark::Coco => 1,
-        Benchmark::Sharegpt4v => 2,
-        Benchmark::Urban1k => 3,
-        Benchmark::Docci => 4,
+        Benchmark::Flickr30k => Some(0),
+        Benchmark::Coco => Some(1),
+        Benchmark::Sharegpt4v => Some(2),
+        Benchmark::Urban1k => Some(3),
+        Benchmark::Docci => Some(4),
+        Benchmark::Imagenet => None,
     };
-    TABLE_1.iter().map(move |row| {
+    let row = |(at, row): (usize, &Row)| {
         let [image_to_text, text_to_image] = row.figures[at];
         Published { model: row.model, image_to_text, text_to_image }
-    })
+    };
+    at.into_iter().flat_map(|at| TABLE_1.iter().map(move |row| (at, row))).map(row)
 }
 
 /// Caption retrieval accuracy on COCO's 5,000 test images, R@1 of the first caption to the second in percent.
@@ -90,5 +146,17 @@ mod tests {
         assert_eq!(of(Benchmark::Sharegpt4v, "SigLIP2 SO400M/14-224"), (90.2, 87.2));
         assert_eq!(of(Benchmark::Urban1k, "CLIP L/14-224 + LLM2CLIP 15M"), (91.5, 94.1));
         assert_eq!(of(Benchmark::Docci, "SigLIP2 SO400M/14-224 + LLM2CLIP 60M"), (91.5, 92.9));
+        assert_eq!(retrieval(Benchmark::Imagenet).count(), 0);
+    }
+
+    #[test]
+    fn accuracies_on_imagenet_say_who_printed_them() {
+        let of = |model: &str| {
+            let rows = zero_shot().filter(|row| row.model == model);
+            rows.map(|row| (row.templates, row.top_1, row.source)).collect::<Vec<_>>()
+        };
+        let [paper, proclip] = ZERO_SHOT_SOURCES;
+        assert_eq!(of("CLIP L/14-336 + LLM2CLIP"), [(Some(1), 74.6, paper), (Some(80), 75.8, paper)]);
+        assert_eq!(of("CLIP L/14 + LLM2CLIP 15M"), [(None, 54.0, proclip)]);
     }
 }

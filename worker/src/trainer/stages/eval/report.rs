@@ -1,19 +1,30 @@
 //! The results: tables for the screen, `eval/results.json` and `eval/results.md`.
 
-use super::{figures::Figures, paper};
+use super::{classification::Accuracy, figures::Figures, paper};
 use crate::trainer::error::TrainerError;
 use common::{ids::Step, recipe::Benchmark};
 use serde_json::{Value, json};
-use std::{fmt::Write as _, path::Path};
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 /// The note that says how several texts of an image are counted.
 const PROTOCOL: &str = "Text to image, every text is a query. Image to text, an image is found when any of its texts is among the first k.";
+
+/// The note that says how images are classified.
+const ZERO_SHOT_PROTOCOL: &str = "Zero-shot: a class is the mean of its texts' normalised embeddings over the templates, \
+     normalised; of equal scores the class of the lower number stands first.";
 
 /// All that a stage found.
 #[derive(Debug, Default)]
 pub struct Results {
     /// The checkpoint whose towers were used; absent when none were.
     pub step: Option<Step>,
+    /// The folder of the model, when it is not this job's own.
+    pub model: Option<PathBuf>,
+    /// Images and classes.
+    pub zero_shot: Vec<Accuracy>,
     /// Images and texts.
     pub retrieval: Vec<Figures>,
     /// Captions and captions.
@@ -44,7 +55,13 @@ impl Results {
             notes.push("text -> the three nearest images, best first".to_owned());
             notes.extend(self.examples.iter().cloned());
         }
-        json!({ "tables": tables, "notes": notes, "retrieval": self.retrieval, "caption_retrieval": self.captions })
+        json!({
+            "tables": tables,
+            "notes": notes,
+            "retrieval": self.retrieval,
+            "caption_retrieval": self.captions,
+            "zero_shot": self.zero_shot,
+        })
     }
 
     /// Writes `results.json` and `results.md` into the stage's folder.
@@ -63,16 +80,25 @@ impl Results {
     }
 
     fn json(&self) -> Value {
-        let published = |(data, benchmark): &(String, Benchmark)| {
-            let rows: Vec<_> = paper::retrieval(*benchmark).collect();
-            json!({ "data": data, "benchmark": benchmark, "source": paper::RETRIEVAL_SOURCE, "recall_at_1_percent": rows })
+        let published = |(data, benchmark): &(String, Benchmark)| match benchmark {
+            Benchmark::Imagenet => {
+                let rows: Vec<_> = paper::zero_shot().collect();
+                json!({ "data": data, "benchmark": benchmark, "sources": paper::ZERO_SHOT_SOURCES, "top_1_percent": rows })
+            }
+            _ => {
+                let rows: Vec<_> = paper::retrieval(*benchmark).collect();
+                let source = paper::RETRIEVAL_SOURCE;
+                json!({ "data": data, "benchmark": benchmark, "source": source, "recall_at_1_percent": rows })
+            }
         };
         let published: Vec<Value> = self.benchmarks.iter().map(published).collect();
         json!({
             "schema": 1,
             "checkpoint_step": self.step,
+            "model": self.model,
             "retrieval": self.retrieval,
             "caption_retrieval": self.captions,
+            "zero_shot": self.zero_shot,
             "published": published,
         })
     }
@@ -89,22 +115,32 @@ impl Results {
             let rows: String = table.rows.iter().map(|row| line(row)).collect();
             write!(text, "\n## {}\n\n{}{rule}|\n{rows}", table.title, line(&columns)).expect("a string takes text");
         }
-        if !self.retrieval.is_empty() {
-            write!(text, "\n{PROTOCOL}\n").expect("a string takes text");
+        for (protocol, told) in
+            [(PROTOCOL, !self.retrieval.is_empty()), (ZERO_SHOT_PROTOCOL, !self.zero_shot.is_empty())]
+        {
+            if told {
+                write!(text, "\n{protocol}\n").expect("a string takes text");
+            }
         }
         text
     }
 
     fn tables(&self) -> Vec<Table> {
         let mut tables = Vec::new();
+        let of = self.model.as_ref().map_or_else(String::new, |folder| format!(" of {}", folder.display()));
         if let (Some(step), false) = (self.step, self.retrieval.is_empty()) {
-            tables.push(of_figures(format!("retrieval with the checkpoint of step {step}"), &self.retrieval));
+            tables.push(of_figures(format!("retrieval with the checkpoint of step {step}{of}"), &self.retrieval));
+        }
+        if let (Some(step), false) = (self.step, self.zero_shot.is_empty()) {
+            let title = format!("zero-shot classification with the checkpoint of step {step}{of}");
+            tables.push(of_accuracy(title, &self.zero_shot));
         }
         if !self.captions.is_empty() {
             tables.push(of_figures("caption retrieval by the LLM's vectors alone".to_owned(), &self.captions));
         }
         tables.extend(self.benchmarks.iter().filter_map(|(data, benchmark)| self.beside_paper(data, *benchmark)));
         tables.extend(self.captions_beside_paper());
+        tables.extend(self.zero_shot_beside_papers());
         tables
     }
 
@@ -147,6 +183,46 @@ impl Results {
         let title = format!("caption retrieval accuracy beside the paper's rows ({})", paper::CAPTION_SOURCE);
         Some(Table { title, columns: vec!["encoder", "R@1"], rows })
     }
+}
+
+impl Results {
+    /// Accuracy on ImageNet with the published rows below it.
+    fn zero_shot_beside_papers(&self) -> Option<Table> {
+        let imagenet = |data: &str| self.benchmarks.iter().any(|(name, b)| name == data && *b == Benchmark::Imagenet);
+        let mine = self.zero_shot.iter().filter(|figures| imagenet(&figures.data));
+        let mut rows: Vec<Vec<String>> = mine
+            .map(|f| {
+                let source = format!("{} images", f.images);
+                vec![format!("this job, `{}`", f.templates), f.template_count.to_string(), percent(f.top_1), source]
+            })
+            .collect();
+        if rows.is_empty() {
+            return None;
+        }
+        rows.extend(paper::zero_shot().map(|row| {
+            let templates = row.templates.map_or_else(|| "not told".to_owned(), |count| count.to_string());
+            vec![row.model.to_owned(), templates, format!("{:.1} %", row.top_1), row.source.to_owned()]
+        }));
+        let title = format!("{} beside published rows, which contradict each other", Benchmark::Imagenet.title());
+        Some(Table { title, columns: vec!["model", "templates", "top-1", "source"], rows })
+    }
+}
+
+fn of_accuracy(title: String, figures: &[Accuracy]) -> Table {
+    let row = |f: &Accuracy| {
+        vec![
+            f.data.clone(),
+            format!("{} ({})", f.templates, f.template_count),
+            f.classes.to_string(),
+            f.images.to_string(),
+            f.left_out.to_string(),
+            percent(f.top_1),
+            percent(f.top_5),
+            percent(1.0 / f.classes.max(1) as f64),
+        ]
+    };
+    let columns = vec!["data set", "templates", "classes", "images", "left out", "top-1", "top-5", "chance top-1"];
+    Table { title, columns, rows: figures.iter().map(row).collect() }
 }
 
 fn percent(share: f64) -> String {
@@ -194,7 +270,7 @@ mod tests {
             ],
             captions: vec![figures("a, b", "a to b", 0.295)],
             benchmarks: vec![("coco".to_owned(), Benchmark::Coco)],
-            examples: Vec::new(),
+            ..Results::default()
         };
         let text = results.markdown();
         for line in [
@@ -213,5 +289,40 @@ mod tests {
         assert_eq!(json["published"][0]["benchmark"], "coco");
         assert_eq!(json["published"][0]["recall_at_1_percent"][0]["image_to_text"], 52.4);
         assert_eq!(results.summary()["tables"].as_array().unwrap().len(), 4);
+    }
+    #[test]
+    fn accuracy_on_imagenet_stands_above_what_two_papers_say() {
+        let accuracy = |templates: &str, template_count, top_1| Accuracy {
+            data: "imagenet".to_owned(),
+            templates: templates.to_owned(),
+            template_count,
+            classes: 1000,
+            images: 49_999,
+            left_out: 1,
+            top_1,
+            top_5: 0.9,
+        };
+        let results = Results {
+            step: Some(Step(7)),
+            model: Some("/models/mine".into()),
+            zero_shot: vec![accuracy("one", 1, 0.7), accuracy("openai-80", 80, 0.712)],
+            benchmarks: vec![("imagenet".to_owned(), Benchmark::Imagenet)],
+            ..Results::default()
+        };
+        let text = results.markdown();
+        for line in [
+            "## zero-shot classification with the checkpoint of step 7 of /models/mine",
+            "| imagenet | openai-80 (80) | 1000 | 49999 | 1 | 71.2 % | 90.0 % | 0.1 % |",
+            "| this job, `one` | 1 | 70.0 % | 49999 images |",
+            "| CLIP L/14-336 + LLM2CLIP | 80 | 75.8 % | arXiv 2411.04997v6, table 3 |",
+            "| CLIP L/14 + LLM2CLIP 15M | not told | 54.0 % | ProCLIP, arXiv 2510.18795v3 |",
+            "Zero-shot: a class is the mean",
+        ] {
+            assert!(text.contains(line), "{line} is not in:\n{text}");
+        }
+        let json = results.json();
+        assert_eq!(json["zero_shot"][1]["top_1"], 0.712);
+        assert_eq!(json["published"][0]["top_1_percent"].as_array().unwrap().len(), 18);
+        assert_eq!(results.summary()["tables"].as_array().unwrap().len(), 2);
     }
 }

@@ -1,0 +1,66 @@
+//! A trainer is killed in mid-training and its peers live: they keep what they have in memory, it is started again, and no step
+//! is lost.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeMap;
+use tests::{Job, Recipe, losses};
+
+fn kill(pid: i32) {
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+fn recipe() -> Recipe {
+    // No checkpoint before the last step: whatever goes on comes from memory.
+    Recipe { steps: 60, every_steps: 1_000, max_failures: 5, ..Recipe::default() }
+}
+
+/// Kills ranks one after the other as soon as they have gone some steps further; returns the job when it has ended well.
+fn killed(ranks: &[usize]) -> Job {
+    let job = Job::new(&recipe());
+    let run = job.start(2);
+    for (number, rank) in ranks.iter().enumerate() {
+        job.wait_for_step(10 + 12 * number as u64);
+        let before = job.trainers();
+        kill(before[*rank]);
+        let reached = job.steps().last().unwrap().step;
+        job.wait_for_step(reached + 4);
+        let after = job.trainers();
+        assert_ne!(after[*rank], before[*rank], "it was started again");
+        assert_eq!(after[1 - rank], before[1 - rank], "its peer is the process that it was");
+    }
+    let ended = run.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    job
+}
+
+/// Every step's loss, and how often each step was computed.
+fn check(job: &Job, lost_lines: u64) {
+    let undisturbed = Job::new(&recipe());
+    undisturbed.run(2);
+    let (found, expected) = (losses(&job.steps()), losses(&undisturbed.steps()));
+    assert_eq!(expected.len(), 60);
+    for (step, loss) in &found {
+        assert_eq!(Some(loss), expected.get(step), "step {step}");
+    }
+    let mut times: BTreeMap<u64, u32> = BTreeMap::new();
+    job.steps().iter().for_each(|step| *times.entry(step.step).or_default() += 1);
+    assert!(times.values().all(|times| *times == 1), "no step was computed twice: {times:?}");
+    assert!(found.len() as u64 >= 60 - lost_lines, "{} lines of 60", found.len());
+    let status = job.json("status");
+    assert_eq!(status["phase"]["phase"], "succeeded");
+    let (_, events) = job.say(&["events"]);
+    assert!(events.contains("the others keep step"), "{events}");
+}
+
+#[test]
+fn a_killed_trainer_is_replaced_and_no_step_is_lost() {
+    check(&killed(&[1]), 0);
+}
+
+#[test]
+fn both_ranks_are_killed_one_after_the_other_and_no_step_is_lost() {
+    // Rank 0 writes the lines of the metrics: its last one goes with it.
+    check(&killed(&[1, 0, 1]), 1);
+}
