@@ -52,7 +52,7 @@ pub enum Task {
 
 impl Task {
     pub const ALL: [Self; 7] =
-        [Self::Clip, Self::Smoothed, Self::Sigmoid, Self::Distilled, Self::Poisoned, Self::Contrast, Self::Mntp];
+        [Self::Distilled, Self::Poisoned, Self::Clip, Self::Smoothed, Self::Sigmoid, Self::Contrast, Self::Mntp];
 
     /// Whether it trains both towers.
     pub fn pairs(self) -> bool {
@@ -171,8 +171,9 @@ pub fn tower(seed: i64, (first, count): (i64, i64), a: &Tensor, b: &Tensor) -> T
 }
 
 /// What a teacher makes of the images of some slots.
-pub fn taught(step: i64, slots: std::ops::Range<u64>) -> Tensor {
-    waves(100 * step + 30, BATCH as i64, WIDTH).narrow(0, slots.start as i64, (slots.end - slots.start) as i64)
+pub fn taught(step: i64, slots: std::ops::Range<u64>, kind: Kind) -> Tensor {
+    let all = waves(100 * step + 30, BATCH as i64, WIDTH).to_kind(kind);
+    all.narrow(0, slots.start as i64, (slots.end - slots.start) as i64)
 }
 
 /// Pairs that have no negative, [count] bool.
@@ -200,7 +201,7 @@ impl PairEncoder for Slice<'_> {
     }
 
     fn teach(&self, chunk: usize) -> Option<Tensor> {
-        Some(taught(self.step, self.chunks[chunk].clone()))
+        Some(taught(self.step, self.chunks[chunk].clone(), self.towers.w[0].kind()))
     }
 }
 
@@ -241,7 +242,8 @@ pub fn whole(towers: &Towers, step: i64, kind: Kind) -> Tensor {
     match towers.task {
         Task::Distilled => {
             let logits_BB = (cosines_BB() * towers.log_scale.exp()).masked_fill(&hidden_BB, f64::NEG_INFINITY);
-            let (student, teacher) = (normalise(&towers.encode(step, 0..BATCH).0), normalise(&taught(step, 0..BATCH)));
+            let (student, teacher) =
+                (normalise(&towers.encode(step, 0..BATCH).0), normalise(&taught(step, 0..BATCH, kind)));
             let upper_BB = Tensor::ones([batch; 2], (Kind::Bool, Device::Cpu)).triu(1);
             let distances = |rows: &Tensor| {
                 let apart = (rows.unsqueeze(1) - rows.unsqueeze(0)).square();
