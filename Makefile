@@ -1,4 +1,5 @@
-# make demo    set up, build, train on real data, show held-out retrieval
+# make demo    set up, build, tune an LLM on captions, train on real data against it, show what tuning was good for
+# make demo-quick   the same without tuning the LLM, in half the time
 # make test    set up, format and lints, every test
 # make setup   only fetch what Cargo cannot bring (libtorch, cmake)
 # make libtorch-cuda   libtorch's CUDA half too, for a machine with a GPU and no CUDA PyTorch of its own
@@ -11,7 +12,7 @@ CARGO ?= cargo
 FUZZ_SECONDS ?= 60
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: demo test setup libtorch-cuda s3-server etcd peers build lint fuzz clean-demo
+.PHONY: demo demo-quick test setup libtorch-cuda s3-server etcd peers build lint fuzz clean-demo
 
 setup:
 	@python3 deploy/setup/fetch_deps.py
@@ -33,6 +34,11 @@ build: setup
 
 demo: build
 	$(BIN)/llm2clip run configs/demo.toml --workers 2
+	$(BIN)/llm2clip run configs/demo-raw.toml --workers 2
+	$(BIN)/llm2clip compare raw=runs/demo-raw tuned=runs/demo
+
+demo-quick: build
+	$(BIN)/llm2clip run configs/demo-quick.toml --workers 2
 
 lint: setup
 	$(CARGO) fmt --all --check
@@ -47,4 +53,4 @@ fuzz: setup
 	LLM2CLIP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release --workspace --lib --test 'fuzz_*' fuzz -- --nocapture
 
 clean-demo:
-	rm -rf runs/demo
+	rm -rf runs/demo runs/demo-raw runs/demo-quick

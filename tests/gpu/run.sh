@@ -43,7 +43,7 @@ PY
 job() {
   local name=$1 limit=$2
   shift 2
-  timeout "$limit" "$llm2clip" run configs/demo.toml --set "output=$out/$name" "$@" > "$out/$name.log" 2>&1
+  timeout "$limit" "$llm2clip" run configs/demo-quick.toml --set "output=$out/$name" "$@" > "$out/$name.log" 2>&1
 }
 
 [ -x "$llm2clip" ] || { echo "error: $llm2clip is missing: \`make build\` first" >&2; exit 2; }

@@ -34,7 +34,7 @@ use std::process::ExitCode;
     after_help = "JOB is a job's id or its output folder.\n\
         Exit codes: 0 done, 1 trainer failed, 2 usage or recipe, 3 not enough workers, 4 stopped, \
         5 contact lost, 6 restarts used up, 93 no progress.\n\
-        First steps: llm2clip run configs/demo.toml --workers 2"
+        First steps: llm2clip run configs/demo-quick.toml --workers 2"
 )]
 struct Cli {
     #[command(subcommand)]

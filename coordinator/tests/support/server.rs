@@ -144,7 +144,7 @@ impl Servers {
     /// Launches the demo's recipe through one of them; the job's id.
     pub async fn launch(&self, at: usize) -> String {
         let output = format!("output={:?}", self.folder.path().join("output"));
-        let arguments = ["launch", "configs/demo.toml", "--ranks", "2", "--set", &output, "-o", "json"];
+        let arguments = ["launch", "configs/demo-quick.toml", "--ranks", "2", "--set", &output, "-o", "json"];
         let launched = self.run(self.url(at), &arguments).await;
         let document: serde_json::Value = serde_json::from_slice(&launched.stdout)
             .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&launched.stderr)));

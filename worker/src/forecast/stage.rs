@@ -5,7 +5,7 @@ use super::{
     memory::{self, Passes, Rows},
     traffic,
 };
-use crate::model::llama::LlamaConfig;
+use crate::model::{llama::LlamaConfig, size::Size, vision::VisionConfig};
 use common::{
     ids::WorldSize,
     recipe::{ClipStage, ContrastStage, EmbedStage, Lora, MntpStage, PairRule, Recipe, Stage, Training},
@@ -156,7 +156,7 @@ impl Around<'_> {
         forecast.sent_per_step = vec![traffic::gradients(trained, self.world)];
         let lengths = [i64::from(stage.block)];
         let forward = llm.flops(&lengths) + 2.0 * stage.mask.rate * block as f64 * head;
-        self.operations(&mut forecast, forward, (&stage.training, stage.lora.is_some()), false);
+        self.operations(&mut forecast, Work::tuned(forward, stage.lora.is_some()), &stage.training, false);
         Ok(forecast)
     }
 
@@ -180,7 +180,7 @@ impl Around<'_> {
             traffic::gradients(trained, self.world),
         ];
         let forward = roles as f64 * llm.flops(&[length.round() as i64]);
-        self.operations(&mut forecast, forward, (&stage.training, stage.lora.is_some()), true);
+        self.operations(&mut forecast, Work::tuned(forward, stage.lora.is_some()), &stage.training, true);
         Ok(forecast)
     }
 
@@ -193,7 +193,7 @@ impl Around<'_> {
         tokens: f64,
     ) -> i64 {
         let (size, passes) = (llm.size(), Passes::of(training));
-        let updates = lora.map(|lora| updates(llm, lora, passes.bytes));
+        let updates = lora.map(|lora| updates((&llm.linears(), size.blocks), lora, passes.bytes));
         let trained = updates.map_or(size.parameters, |(parameters, _)| parameters);
         forecast.memory = memory::trained(trained, training, self.world);
         match updates {
@@ -216,21 +216,13 @@ impl Around<'_> {
         trained
     }
 
-    /// Operations of all steps, from those of a sample's forward pass.
-    fn operations(
-        &self,
-        forecast: &mut Forecast,
-        forward: f64,
-        (training, frozen): (&Training, bool),
-        two_passes: bool,
-    ) {
-        // The backward pass has as many for inputs, and as many again for weights that are trained.
-        let passes = if frozen { 2.0 } else { 3.0 };
+    /// Operations of all steps.
+    fn operations(&self, forecast: &mut Forecast, work: Work, training: &Training, two_passes: bool) {
         let again = f64::from(u8::from(training.activation_checkpointing))
             + f64::from(u8::from(two_passes && forecast.chunk < forecast.rank_batch));
         let samples = forecast.steps.map(|steps| steps as f64 * training.global_batch as f64);
-        forecast.flop = samples.map(|samples| samples * forward * passes);
-        forecast.executed_flop = samples.map(|samples| samples * forward * (passes + again));
+        forecast.flop = samples.map(|samples| samples * work.all);
+        forecast.executed_flop = samples.map(|samples| samples * (work.all + again * work.forward));
     }
 
     fn embed(&self, stage: &EmbedStage, reads: bool) -> Forecast {
@@ -274,7 +266,8 @@ impl Around<'_> {
         let mut forecast = self.training("clip", &stage.training, &samples)?;
         let (Some(vision), Some(adapter)) = (&self.given.vision, &self.given.adapter) else { return Ok(forecast) };
         let (tower, head, passes) = (vision.config.size(), adapter.size(), Passes::of(&stage.training));
-        let trained = tower.parameters + head.parameters + 1;
+        let parts = parts(stage, &vision.config, &head, passes.bytes);
+        let trained = parts.trained;
         let (global, own) = (stage.training.global_batch as i64, forecast.rank_batch.unwrap_or(0) as i64);
         let chunk = forecast.chunk.unwrap_or(1) as i64;
         let classes = tower.tokens - vision.config.patches();
@@ -283,9 +276,20 @@ impl Around<'_> {
         // The adapter is no tower: its blocks are never run again.
         let whole = Passes { recompute: false, ..passes };
         let pixels = 3 * vision.config.image_size().pow(2);
-        let kept = memory::activations(&tower, tokens, passes) + memory::activations(&head, chunk as f64, whole);
+        let blocks = if passes.recompute { 1 } else { tower.blocks };
+        let of_tower = match stage.lock.whole_vision() {
+            true => 0.0,
+            false => memory::activations(&tower, tokens, passes) + tokens * (parts.updates_keep * blocks) as f64,
+        };
+        let kept = of_tower + memory::activations(&head, chunk as f64, whole);
         forecast.memory = memory::trained(trained, &stage.training, self.world);
+        if stage.ema.is_some() {
+            let whole = stage.objective.self_distillation.is_some() || !stage.training.optimizer.sharded;
+            let share = if whole { 1 } else { i64::from(self.world.0) };
+            forecast.memory.push(Item::new("the average", 4 * trained / share));
+        }
         forecast.memory.extend([
+            Item::new("frozen weights", 4 * parts.frozen),
             Item::new("weights as computed with", memory::casts(&tower, passes) + memory::casts(&head, whole)),
             Item::new("activations of a chunk", kept as i64),
             Item::new("the batch's pixels and text vectors", own * (pixels + 4 * adapter.input) + chunk * pixels * 8),
@@ -297,9 +301,15 @@ impl Around<'_> {
             traffic::gather("statistics of the loss", global * 3 * 4, self.world),
             traffic::gradients(trained, self.world),
         ];
-        forecast.storage = vec![checkpoints(trained, &stage.training)];
-        let forward = vision.config.flops(patches) + adapter.flops();
-        self.operations(&mut forecast, forward, (&stage.training, false), true);
+        let beside = 4 * (parts.frozen + if stage.ema.is_some() { trained } else { 0 });
+        let mut saved = checkpoints(trained, &stage.training);
+        saved.bytes += (beside * (stage.training.checkpoint.keep as i64 + 1)).cast_unsigned();
+        forecast.storage = vec![saved];
+        let (seen, read) = (vision.config.flops(patches), adapter.flops());
+        // A teacher sees every image as well.
+        let teacher = if stage.objective.self_distillation.is_some() { seen } else { 0.0 };
+        let all = parts.vision_passes * seen + parts.adapter_passes * read + teacher;
+        self.operations(&mut forecast, Work { forward: seen + read, all }, &stage.training, true);
         Ok(forecast)
     }
 
@@ -334,18 +344,68 @@ fn has_instruction(rule: &PairRule) -> bool {
     }
 }
 
+/// Operations of a sample.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    /// Of the forward pass.
+    forward: f64,
+    /// Of all passes.
+    all: f64,
+}
+
+impl Work {
+    /// Of an LLM: the backward pass has as many for inputs, and as many again for weights that are trained.
+    fn tuned(forward: f64, lora: bool) -> Self {
+        Self { forward, all: forward * if lora { 2.0 } else { 3.0 } }
+    }
+}
+
+/// What of the towers is trained.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    trained: i64,
+    frozen: i64,
+    /// Bytes that low-rank updates keep of a token of a block.
+    updates_keep: i64,
+    vision_passes: f64,
+    adapter_passes: f64,
+}
+
+/// Groups at a locked tower's end that are trained all the same count as the whole tower: the upper bound.
+fn parts(stage: &ClipStage, vision: &VisionConfig, head: &Size, bytes: i64) -> Parts {
+    let tower = vision.size();
+    let updates = stage.lora.as_ref().map(|lora| updates((&vision.linears(), tower.blocks), lora, bytes));
+    let (tower_trained, vision_passes) = match updates {
+        Some((parameters, _)) => (parameters, 2.0),
+        None if stage.lock.whole_vision() => (0, 1.0),
+        None => (tower.parameters, 3.0),
+    };
+    let (head_trained, adapter_passes) = if stage.lock.adapter { (0, 1.0) } else { (head.parameters, 3.0) };
+    let scalars = 1 + i64::from(stage.objective.logit_bias_init.is_some());
+    let own = if updates.is_some() { 0 } else { tower_trained };
+    Parts {
+        trained: tower_trained + head_trained + if stage.lock.logit_scale { 0 } else { scalars },
+        frozen: tower.parameters - own + head.parameters - head_trained,
+        updates_keep: updates.map_or(0, |(_, kept)| kept),
+        vision_passes,
+        adapter_passes,
+    }
+}
+
 /// Parameters of a LoRA on all blocks, and bytes that its backward pass needs of a token of a block.
-fn updates(llm: &LlamaConfig, lora: &Lora, bytes: i64) -> (i64, i64) {
+fn updates((linears, blocks): (&[(&str, i64, i64)], i64), lora: &Lora, bytes: i64) -> (i64, i64) {
     let rank = i64::from(lora.rank);
-    let targeted =
-        llm.linears().into_iter().filter(|(name, ..)| lora.targets.iter().any(|target| target.ends_with(name)));
+    let wanted = |name: &str| {
+        lora.targets.is_empty() || lora.targets.iter().any(|target| target.rsplit('.').next() == Some(name))
+    };
+    let targeted = linears.iter().filter(|(name, ..)| wanted(name));
     let (mut parameters, mut kept) = (0, 0);
     for (_, input, output) in targeted {
         parameters += rank * (input + output);
         // With dropout each layer keeps the input that it saw, and a byte a number that says which were dropped.
         kept += rank * bytes + if lora.dropout > 0.0 { input * (bytes + 1) } else { 0 };
     }
-    (parameters * llm.num_hidden_layers, kept)
+    (parameters * blocks, kept)
 }
 
 /// Those that are kept and the one that is written, each of weights and both moments in fp32.

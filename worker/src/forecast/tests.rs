@@ -88,8 +88,36 @@ fn a_step_of_the_papers_batch_sends_and_keeps_what_was_counted_by_hand() {
 }
 
 #[test]
+fn what_is_locked_has_no_gradients_and_low_rank_updates_stand_for_the_tower() {
+    let of_settings = |settings: &[&str]| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
+        let text = std::fs::read_to_string(folder.join("demo-quick.toml")).unwrap();
+        let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let source = Source { text: &text, file: "demo-quick.toml", folder: &folder, working_directory: &folder };
+        let recipe = parse(source, &settings).unwrap();
+        let given = look(&recipe, &[("train", 3_335), ("val", 320)]);
+        of(&all(&recipe, &given, 1), "clip").clone()
+    };
+    let whole = of_settings(&[]);
+    let trained = |forecast: &Forecast| item(&forecast.memory, "trained weights") / 4;
+    let locked = of_settings(&["stage.clip.lock={ vision = true }"]);
+    assert_eq!(trained(&whole) - trained(&locked), item(&locked.memory, "frozen weights") / 4);
+    assert!(item(&locked.memory, "activations of a chunk") * 10 < item(&whole.memory, "activations of a chunk"));
+    let updated = of_settings(&["stage.clip.lora={ rank = 4 }", "stage.clip.ema={}"]);
+    assert!(trained(&updated) < trained(&whole) && item(&updated.memory, "frozen weights") > 0);
+    assert_eq!(item(&updated.memory, "the average"), 4 * trained(&updated));
+    assert!(
+        updated.flop < whole.flop && locked.flop < updated.flop,
+        "{:?} {:?} {:?}",
+        whole.flop,
+        updated.flop,
+        locked.flop
+    );
+}
+
+#[test]
 fn the_demo_is_forecast_from_its_data() {
-    let recipe = read("demo.toml");
+    let recipe = read("demo-quick.toml");
     let given = look(&recipe, &[]);
     assert_eq!(given.missing, Vec::<String>::new());
     assert_eq!((given.sets["train"].samples, given.sets["train"].tokens_known), (Some(3_335), Known::Here));

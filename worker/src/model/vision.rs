@@ -157,6 +157,29 @@ impl VisionConfig {
         }
     }
 
+    /// Inputs and outputs of a block's linear layers, by the ends of their names.
+    pub fn linears(&self) -> Vec<(&'static str, i64, i64)> {
+        let size = self.size();
+        let width = size.width;
+        let square = |names: &[&'static str]| names.iter().map(|name| (*name, width, width)).collect::<Vec<_>>();
+        let (mut linears, inner) = match self {
+            VisionConfig::Clip(config) => {
+                (square(&["q_proj", "k_proj", "v_proj", "out_proj"]), config.intermediate_size)
+            }
+            VisionConfig::Siglip(config) => {
+                (square(&["q_proj", "k_proj", "v_proj", "out_proj"]), config.intermediate_size)
+            }
+            VisionConfig::Eva02(config) => (square(&["q_proj", "k_proj", "v_proj", "proj"]), config.intermediate_size),
+        };
+        match self {
+            VisionConfig::Eva02(_) => {
+                linears.extend([("w1", width, inner), ("w2", width, inner), ("w3", inner, width)])
+            }
+            _ => linears.extend([("fc1", width, inner), ("fc2", inner, width)]),
+        }
+        linears
+    }
+
     /// How many patches an image has.
     pub fn patches(&self) -> i64 {
         match self {

@@ -29,8 +29,8 @@ pub struct Place {
 const NOT_DECAYED: [&str; 2] = ["visual.pos_embed", "visual.cls_token"];
 
 /// The groups of stage 2: no decay on vectors and scalars (biases, norms, class embedding, logit scale; as open_clip), nor on
-/// EVA02's positions and class token; `layer_decay` to the power of the distance from the head on the learning rate (BEiT). `layer_id` gives 0 for the
-/// embeddings, up to `layers` + 1 for the head.
+/// EVA02's positions and class token; `layer_decay` to the power of the distance from the head on the learning rate (BEiT).
+/// `layer_id` gives 0 for the embeddings, up to `layers` + 1 for the head.
 pub fn clip_groups<F: Fn(&str) -> i64>(
     weight_decay: f64,
     layer_decay: f64,

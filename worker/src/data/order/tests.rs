@@ -166,7 +166,7 @@ fn what_cannot_be_answered_says_why() {
 
 #[test]
 fn the_demos_every_sample_comes_up_as_often_as_its_batches_say() {
-    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo.toml");
+    let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo-quick.toml");
     let args = Cli::try_parse_from(["order", recipe, "--sample", "train/#0"]).unwrap().args;
     let opened = Opened::open(&args).unwrap();
     let found: Value = serde_json::to_value(Found::find(&opened, "train/#0").unwrap()).unwrap();

@@ -234,8 +234,8 @@ mod tests {
     /// The demo's recipe with another vision tower.
     fn recipe(folder: &str) -> Recipe {
         let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-        let text = std::fs::read_to_string(configs.join("demo.toml")).unwrap();
-        let source = Source { text: &text, file: "demo.toml", folder: &configs, working_directory: &configs };
+        let text = std::fs::read_to_string(configs.join("demo-quick.toml")).unwrap();
+        let source = Source { text: &text, file: "demo-quick.toml", folder: &configs, working_directory: &configs };
         parse(source, &[format!("model.vision.folder=models/{folder}")]).unwrap()
     }
 
