@@ -64,3 +64,23 @@ fn both_ranks_are_killed_one_after_the_other_and_no_step_is_lost() {
     // Rank 0 writes the lines of the metrics: its last one goes with it.
     check(&killed(&[1, 0, 1]), 1);
 }
+
+#[test]
+fn one_that_is_killed_again_while_it_is_started_again_costs_no_step_either() {
+    let job = Job::new(&recipe());
+    let run = job.start(2);
+    job.wait_for_step(10);
+    let mut killed = job.trainers()[1];
+    kill(killed);
+    // The next process as soon as it is known: it joins its peers, or takes the state from one, or has not come so far.
+    for _ in 0..2 {
+        let mut looks = (0..1_000).map(|_| job.trainers());
+        let next = looks.find_map(|pids| pids.get(1).copied().filter(|pid| *pid != killed));
+        let next = next.expect("it is started again");
+        kill(next);
+        killed = next;
+    }
+    let ended = run.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
+    check(&job, 0);
+}

@@ -154,14 +154,17 @@ impl<'a, 'b> Training<'a, 'b> {
             order = resumed.map_err(|error| TrainerError::Plan(error.to_string()))?;
             cursor = self::cursor(&order, &sources);
         }
-        let (step, holder) = restore(context, &mut parameters)?;
-        if context.speaks() {
-            let folder = paths::stage_folder(&context.plan.output, context.stage_kind());
-            checkpoint::set_aside(&folder, Step(step), context.plan.generation)?;
-        }
-        // No rank goes on before rank 0 is here, with a clean folder behind it.
-        parameters.broadcast(context.collective, holder)?;
-        context.collective.barrier()?;
+        let held = context.held.take(context.plan.stage);
+        let step = match restore(context, &mut parameters, held.as_ref()) {
+            Ok(step) => step,
+            Err(error) => {
+                // Another peer was lost on the way: what this rank holds is for the membership after this one.
+                if let Some(held) = held.filter(|_| error.is_of_peers()) {
+                    context.held.put(held);
+                }
+                return Err(error);
+            }
+        };
         let (world, batch) = (context.world(), settings.global_batch);
         if u64::from(world.0) > batch {
             return Err(TrainerError::Plan(format!(
@@ -355,27 +358,43 @@ impl<'a, 'b> Training<'a, 'b> {
     }
 }
 
+/// Gives every rank the parameters to go on with; returns how many steps were carried out. No rank goes on before rank 0 is here,
+/// with a clean folder behind it.
+fn restore(context: &Context<'_>, parameters: &mut FlatParameters, held: Option<&Held>) -> Result<u64, TrainerError> {
+    let (step, holder) = fill(context, parameters, held)?;
+    if context.speaks() {
+        let folder = paths::stage_folder(&context.plan.output, context.stage_kind());
+        checkpoint::set_aside(&folder, step, context.plan.generation)?;
+    }
+    parameters.broadcast(context.collective, holder)?;
+    context.collective.barrier()?;
+    Ok(step.0)
+}
+
 /// Fills the parameters: from the memory of a rank where the plan says that one holds the state, else from the plan's checkpoint,
 /// else they are as they begin. Returns how many steps were carried out, and which rank has them right: the others are to get them.
-fn restore(context: &Context<'_>, parameters: &mut FlatParameters) -> Result<(u64, Rank), TrainerError> {
-    let held = context.held.take(context.plan.stage);
+fn fill(
+    context: &Context<'_>,
+    parameters: &mut FlatParameters,
+    held: Option<&Held>,
+) -> Result<(Step, Rank), TrainerError> {
     let resume = context.plan.resume.as_ref();
     // Of sharded moments the lost rank's share is lost.
     if context.plan.from_memory && !parameters.is_sharded() {
         let at_least = resume.map_or(Step(0), |point| point.step);
-        if let Some((rank, step)) = held::newest(context.collective, held.as_ref(), at_least)? {
+        if let Some((rank, step)) = held::newest(context.collective, held, at_least)? {
             if let Some(held) = held.filter(|_| rank == context.rank()) {
                 parameters.load(|name| held.tensor(name))?;
             }
             tracing::info!(step = step.0, holder = rank.0, "goes on from what a rank holds in memory");
-            return Ok((step.0, rank));
+            return Ok((step, rank));
         }
     }
-    let Some(point) = resume else { return Ok((0, Rank(0))) };
+    let Some(point) = resume else { return Ok((Step(0), Rank(0))) };
     context.activity(&format!("loading the checkpoint of step {}", point.step));
     let loaded = checkpoint::read(&point.folder)?;
     parameters.load(|name| loaded.tensor(name))?;
-    Ok((loaded.manifest.step.0, Rank(0)))
+    Ok((loaded.manifest.step, Rank(0)))
 }
 
 /// The data record of an order at its beginning.
