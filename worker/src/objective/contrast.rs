@@ -168,16 +168,10 @@ pub fn loss(statistics_B2: &Tensor) -> Tensor {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fixtures::close;
     use super::*;
     use proptest::prelude::*;
     use tch::Device;
-
-    fn close(found: &Tensor, expected: &Tensor) -> Result<(), TestCaseError> {
-        let difference = (found - expected).norm().double_value(&[]);
-        let size = expected.norm().double_value(&[]).max(1e-2);
-        prop_assert!(difference <= 1e-12 * size, "{difference} of {size}");
-        Ok(())
-    }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
@@ -228,7 +222,7 @@ mod tests {
                 Tensor::stack(&[how(*first).lse(&q_RD, &kinds), how(*first).own_logits(&q_RD, &p_RD)], 1)
             };
             let all_B2 = Tensor::cat(&slices.iter().map(statistics).collect::<Vec<_>>(), 0);
-            close(&loss(&all_B2), &whole)?;
+            close(&loss(&all_B2), &whole, 1e-12)?;
             let lse_B = all_B2.select(1, 0);
             let each = |of: &dyn Fn(i64, i64) -> Tensor| {
                 Tensor::cat(&slices.iter().map(|(first, rows)| of(*first, *rows)).collect::<Vec<_>>(), 0)
@@ -236,16 +230,16 @@ mod tests {
             let own = |all: &Tensor, first, rows| all.narrow(0, first, rows);
             close(&each(&|first, rows| {
                 how(first).query_gradient(&own(&q_BD, first, rows), &own(&lse_B, first, rows), &kinds)
-            }), &q.grad())?;
+            }), &q.grad(), 1e-12)?;
             close(&each(&|first, rows| {
                 how(first).target_gradient((Role::Positive, &own(&p_BD, first, rows), None), &q_BD, &lse_B)
-            }), &p.grad())?;
+            }), &p.grad(), 1e-12)?;
             if with_negatives {
                 close(&each(&|first, rows| {
                     let absent = own(&absent_B, first, rows);
                     let mine = own(&n_BD, first, rows);
                     how(first).target_gradient((Role::Negative, &mine, Some(&absent)), &q_BD, &lse_B)
-                }), &n.grad())?;
+                }), &n.grad(), 1e-12)?;
             }
         }
     }
