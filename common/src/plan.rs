@@ -29,6 +29,10 @@ pub struct TrainPlan {
     /// Whether a rank holds the state of this stage in its memory: then all take the newest, and `resume` only if nobody does.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub from_memory: bool,
+    /// Whether the membership before is broken: a rank that still works in it breaks off at once. Else it goes on to the end
+    /// of its step, which all ranks agree on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_once: bool,
     /// The whole recipe as it was validated when the job was submitted.
     pub recipe: Recipe,
     /// The job's folder on shared storage; absolute.

@@ -250,6 +250,13 @@ pub enum WaitReason {
         /// When.
         until: Timestamp,
     },
+    /// Ranks were lost with their machine; the others hold the state in memory until there are places in their stead.
+    Regrouping {
+        /// How many hold it.
+        holding: u32,
+        /// How many places are missing.
+        missing: u32,
+    },
     /// Trainers of the generation before have not all ended yet.
     TrainersEnding {
         /// How many are left.
@@ -263,6 +270,9 @@ impl fmt::Display for WaitReason {
             WaitReason::NotEnoughTrainers { needed, free } => write!(f, "needs {needed} trainers, {free} are free"),
             WaitReason::TrainersStarting { ready, ordered } => write!(f, "{ready} of {ordered} trainers have started"),
             WaitReason::BackOff { .. } => f.write_str("waits before the next try"),
+            WaitReason::Regrouping { holding, missing } => {
+                write!(f, "{holding} trainers hold the state in memory, {missing} places are missing")
+            }
             WaitReason::TrainersEnding { left } => write!(f, "{left} trainers of the try before are ending"),
         }
     }
@@ -321,6 +331,9 @@ pub struct JobStatus {
     pub stages: Vec<StageStatus>,
     /// Who takes part in the newest membership.
     pub ranks: Vec<RankStatus>,
+    /// Trainers that stand ready beside them.
+    #[serde(default)]
+    pub spares: u32,
     /// Everything that was lost, oldest first.
     pub failures: Vec<Failure>,
     /// The job's folder.

@@ -1,11 +1,22 @@
 //! A cluster of the real daemons on loopback: a coordinator that can be killed and started again, and workers.
 
 use crate::Job;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
+    collections::BTreeMap,
     io::{BufRead as _, BufReader, Read as _},
     process::{Child, ChildStderr, Command, Output, Stdio},
+    time::Duration,
 };
+
+/// The longest a wait for ranks lasts.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Sends a signal to a process, which may have ended.
+pub fn signal(pid: i32, signal: Signal) {
+    let _ = kill_process(Pid::from_raw(pid).unwrap(), signal);
+}
 
 /// Daemons that end with it.
 pub struct Cluster<'a> {
@@ -13,7 +24,7 @@ pub struct Cluster<'a> {
     /// Where the coordinator listens, from its first start on.
     url: String,
     coordinator: Option<Coordinator>,
-    workers: Vec<Child>,
+    workers: BTreeMap<String, Child>,
 }
 
 struct Coordinator {
@@ -26,7 +37,7 @@ impl<'a> Cluster<'a> {
     /// Starts a coordinator on a free port. Its state and the workers' lie beside the job.
     pub fn start(job: &'a Job) -> Self {
         let (coordinator, url) = serve(job, "127.0.0.1:0");
-        Self { job, url, coordinator: Some(coordinator), workers: Vec::new() }
+        Self { job, url, coordinator: Some(coordinator), workers: BTreeMap::new() }
     }
 
     /// Adds a worker with one trainer on one core.
@@ -34,7 +45,46 @@ impl<'a> Cluster<'a> {
         let mut command = self.job.around(Command::new(Job::binary("llm2clip-worker")));
         command.args(["--coordinator", &self.url, "--id", id, "--trainers", "1", "--cores", "1", "--lease-s", "60"]);
         command.arg("--state").arg(self.job.folder().join(format!("worker-{id}")));
-        self.workers.push(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        self.workers.insert(id.to_owned(), child);
+    }
+
+    /// The processes of a worker's machine: the daemon first, then its trainers.
+    pub fn machine(&self, id: &str) -> Vec<i32> {
+        let daemon = &self.workers[id];
+        std::iter::once(i32::try_from(daemon.id()).unwrap()).chain(Job::workers(daemon)).collect()
+    }
+
+    /// Kills a worker and its trainers by signal 9.
+    pub fn lose_machine(&mut self, id: &str) {
+        self.machine(id).into_iter().for_each(|pid| signal(pid, Signal::KILL));
+        self.workers.remove(id).unwrap().wait().unwrap();
+    }
+
+    /// Waits until a job runs with these workers' ranks, in this order; returns the newest step then.
+    pub fn wait_for_ranks(&self, id: &str, workers: &[&str]) -> u64 {
+        let ranks = || {
+            let status = self.json(&["status", id]);
+            let ranks = status["ranks"].as_array().cloned().unwrap_or_default();
+            let found: Vec<String> = ranks.iter().map(|rank| rank["worker"].as_str().unwrap().to_owned()).collect();
+            (found == workers && status["phase"]["phase"] == "running").then_some(())
+        };
+        let what = format!("ranks on {workers:?}");
+        crate::wait_for(&self.job.output().join("clip"), &what, DEADLINE, ranks);
+        self.job.steps().last().map_or(0, |step| step.step)
+    }
+
+    /// Waits until an event of a job says this.
+    pub fn wait_for_event(&self, id: &str, text: &str) {
+        let mut command = self.job.command(&["--coordinator", &self.url, "events", id, "--follow"]);
+        let mut follow = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+        let mut said = lines.map_while(Result::ok);
+        let found = said.any(|line| line.contains(text));
+        // It may have ended with the job.
+        let _ = follow.kill();
+        follow.wait().unwrap();
+        assert!(found, "the job ended, and no event said `{text}`");
     }
 
     /// Kills the coordinator by signal 9.
@@ -67,7 +117,8 @@ impl<'a> Cluster<'a> {
 
 impl Drop for Cluster<'_> {
     fn drop(&mut self) {
-        for child in self.workers.iter_mut().chain(self.coordinator.as_mut().map(|coordinator| &mut coordinator.child))
+        for child in
+            self.workers.values_mut().chain(self.coordinator.as_mut().map(|coordinator| &mut coordinator.child))
         {
             // It may have ended already.
             let _ = child.kill();

@@ -7,7 +7,7 @@ mod job;
 mod recipe;
 mod watch;
 
-pub use cluster::Cluster;
+pub use cluster::{Cluster, signal};
 pub use job::{Job, Step, losses};
 pub use recipe::{Recipe, data};
 pub use watch::wait_for;

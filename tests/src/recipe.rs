@@ -40,6 +40,8 @@ pub struct Recipe {
     pub tuning: String,
     /// More lines for the `clip` stage.
     pub clip: String,
+    /// With how many ranks it may run: the content of `[elastic]`; empty means with as many as it was launched with.
+    pub elastic: String,
 }
 
 impl Default for Recipe {
@@ -61,6 +63,7 @@ impl Default for Recipe {
             text: String::new(),
             tuning: String::new(),
             clip: String::new(),
+            elastic: String::new(),
         }
     }
 }
@@ -80,6 +83,7 @@ impl Recipe {
                 "[[stage]]\nkind = \"embed\"\ndata = \"train\"\n",
             ),
         };
+        let elastic = if self.elastic.is_empty() { String::new() } else { format!("[elastic]\n{}", self.elastic) };
         let text = format!(
             r#"name = "scenario"
 seed = 7
@@ -116,6 +120,8 @@ checkpoint = {{ every_steps = {every_steps}, keep = 2 }}
 
 [faults]
 max_failures = {max_failures}
+
+{elastic}
 "#,
             output = folder.join("output"),
             shards = self.shards,

@@ -205,7 +205,17 @@ impl Scene {
         let faults = Faults { max_failures: 0, max_no_progress: 3 };
         let model = Models { text: None, vision: None, adapter: None, trained: None };
         let (name, output) = (recipe.to_owned(), self.output());
-        let recipe = Recipe { name, seed: 0, output, data: [].into(), text: [].into(), model, stages: vec![], faults };
+        let recipe = Recipe {
+            name,
+            seed: 0,
+            output,
+            data: [].into(),
+            text: [].into(),
+            model,
+            stages: vec![],
+            faults,
+            elastic: None,
+        };
         let plan = TrainPlan {
             schema: 1,
             job: "demo-1".parse().unwrap(),
@@ -215,6 +225,7 @@ impl Scene {
             stage: 0,
             resume: None,
             from_memory: false,
+            at_once: false,
             recipe,
             output: self.output(),
         };

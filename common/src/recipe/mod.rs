@@ -40,7 +40,7 @@ pub use tuning::{ContrastStage, Lora, Masking, MntpStage, PairRule, Remainder, R
 
 use crate::sampler::Shuffle;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 /// A validated recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,6 +62,9 @@ pub struct Recipe {
     pub stages: Vec<Stage>,
     /// How many failures to bear.
     pub faults: Faults,
+    /// With how many ranks it may run; absent means with as many as it was launched with, always.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elastic: Option<Elastic>,
 }
 
 impl Recipe {
@@ -421,4 +424,18 @@ pub struct Faults {
     pub max_failures: u32,
     /// Restarts in a row without a newer committed step; then the job stops with exit code 93.
     pub max_no_progress: u32,
+}
+
+/// With how many ranks a job may run when machines come and go. The global batch and the order of samples are the same with
+/// any number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Elastic {
+    /// With fewer it waits.
+    pub min_ranks: u32,
+    /// With more it does not run; absent means with no more than it was launched with.
+    pub max_ranks: Option<u32>,
+    /// How long it waits for a place in a lost one's stead, or for those it was launched for, before it runs with fewer.
+    pub grace: Duration,
+    /// Trainers that are kept started beside the ranks, on places that are free, to take a lost one's rank at once.
+    pub spares: u32,
 }

@@ -1,8 +1,9 @@
 //! From the file as written to the validated recipe: all but the stages.
 
 use super::{
-    AdapterModel, Attention, Benchmark, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Faults,
-    IndexPlace, Init, Models, Pooling, Recipe, RowRange, TextModel, TrainedModel, Unmatched, VisionModel, classes,
+    AdapterModel, Attention, Benchmark, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Elastic,
+    Faults, IndexPlace, Init, Models, Pooling, Recipe, RowRange, TextModel, TrainedModel, Unmatched, VisionModel,
+    classes,
     error::{File, RecipeError},
     mix,
     raw::{self, Node, Table, Value},
@@ -13,6 +14,7 @@ use super::{
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// A recipe file as it was read.
@@ -57,9 +59,10 @@ pub(super) fn parse_changed(
     let model = models(&mut table, source.folder)?;
     let stages = stages::read(&mut table)?;
     let faults = faults(&mut table)?;
+    let elastic = table.table("elastic")?.map(elastic).transpose()?;
     let place = table.place.clone();
     table.finish()?;
-    let recipe = Recipe { name, seed, output: plain(&output), data, text, model, stages, faults };
+    let recipe = Recipe { name, seed, output: plain(&output), data, text, model, stages, faults, elastic };
     validate::check(&recipe).map_err(|message| file.error(&place, message))?;
     Ok(recipe)
 }
@@ -291,6 +294,21 @@ fn faults(table: &mut Table<'_>) -> Result<Faults, RecipeError> {
         max_no_progress: faults.get("max_no_progress", small)?.unwrap_or(3),
     };
     faults.finish()?;
+    Ok(read)
+}
+
+fn elastic(mut table: Table<'_>) -> Result<Elastic, RecipeError> {
+    let read = Elastic {
+        min_ranks: table.get("min_ranks", small)?.unwrap_or(1),
+        max_ranks: table.get("max_ranks", small)?,
+        grace: Duration::from_secs(table.get("grace_s", unsigned)?.unwrap_or(10)),
+        spares: table.get("spares", small)?.unwrap_or(0),
+    };
+    let most = read.max_ranks.unwrap_or(u32::MAX);
+    if read.min_ranks == 0 || most < read.min_ranks {
+        return Err(table.error("needs 1 <= `min_ranks` <= `max_ranks`"));
+    }
+    table.finish()?;
     Ok(read)
 }
 

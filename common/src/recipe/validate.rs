@@ -37,7 +37,20 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
             super::eval::check_periodic(recipe, periodic)?;
         }
     }
+    ranks(recipe)?;
     order_of_stages(recipe)
+}
+
+/// Every rank has a share of every global batch.
+fn ranks(recipe: &Recipe) -> Result<(), String> {
+    let Some(most) = recipe.elastic.and_then(|elastic| elastic.max_ranks) else { return Ok(()) };
+    let batches = recipe.stages.iter().filter_map(|stage| Some((stage.kind(), stage.training()?.global_batch)));
+    match batches.min_by_key(|(_, batch)| *batch).filter(|(_, batch)| u64::from(most) > *batch) {
+        Some((kind, batch)) => Err(format!(
+            "`elastic.max_ranks` is {most}, and stage `{kind}` has a global batch of {batch}, which so many cannot share"
+        )),
+        None => Ok(()),
+    }
 }
 
 impl Stage {

@@ -12,7 +12,7 @@ pub(super) fn status(error: &RuntimeError) -> Status {
     let code = match error {
         RuntimeError::UnknownJob(_) | RuntimeError::NoCheckpoint { .. } => Code::NotFound,
         RuntimeError::Exists(_) => Code::AlreadyExists,
-        RuntimeError::NoRanks(_) => Code::InvalidArgument,
+        RuntimeError::NoRanks(_) | RuntimeError::Ranks { .. } => Code::InvalidArgument,
         RuntimeError::Refused(_) | RuntimeError::OutputInUse { .. } => Code::FailedPrecondition,
         RuntimeError::SessionOver(_) => Code::Aborted,
         RuntimeError::Closed | RuntimeError::Deposed => Code::Unavailable,

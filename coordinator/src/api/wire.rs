@@ -65,6 +65,11 @@ pub(super) fn report(worker: &WorkerId, message: FromWorker) -> Result<Report, S
             let (rank, stopped) = (Rank(finished.rank), finished.stopped);
             (job, Event::StageFinished { generation, rank, summary, stopped })
         }
+        M::PeersLost(lost) => {
+            let (job, generation, _) = reference(lost.trainer)?;
+            let (rank, step, message) = (Rank(lost.rank), lost.step.map(Step), lost.message);
+            (job, Event::PeersLost { generation, rank, step, message })
+        }
         M::TrainerEnded(ended) => self::ended(worker, ended)?,
     };
     Ok(Report::Job(job, Box::new(event)))

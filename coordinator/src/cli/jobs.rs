@@ -277,6 +277,9 @@ fn print_status(status: &JobStatus, driven: bool) {
             })
             .collect();
         output::print_table(&["rank", "worker", "slot", "pid", "peer"], &ranks);
+        if status.spares > 0 {
+            println!("{} more stand ready to take a lost one's rank", status.spares);
+        }
     }
     if !driven && status.phase.exit_code().is_none() {
         println!("\nits `llm2clip run` is gone; next: llm2clip resume {}", status.job);

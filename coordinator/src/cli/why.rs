@@ -102,6 +102,7 @@ mod tests {
             stage: 0,
             stages: vec![stage],
             ranks: vec![],
+            spares: 0,
             failures: vec![
                 failure(1, FailureCause::Signal { signal: 9 }),
                 failure(0, FailureCause::Error { message: "rank 1 is gone".into() }),

@@ -3,7 +3,7 @@
 use super::{After, Command, Life, transition::Step};
 use crate::rendezvous::Place;
 use common::{
-    ids::{Generation, WorkerId},
+    ids::Generation,
     status::{Failure, FailureCause},
 };
 use std::{path::PathBuf, time::Duration};
@@ -24,6 +24,9 @@ impl Step {
     pub(super) fn ended(&mut self, generation: Generation, place: &Place, obituary: Obituary) {
         let ours = self.is_ours(obituary.cause.as_ref());
         let Some(membership) = self.current(generation) else { return };
+        if membership.spare_mut(place).is_some() {
+            return self.spare_ended(place, ours);
+        }
         let Some(rank) = membership.rank_of(place) else { return };
         let Some(member) = membership.member_mut(rank).filter(|member| !member.ended) else { return };
         member.ended = true;
@@ -32,12 +35,7 @@ impl Step {
         if !ours {
             self.fail(generation, place, obituary);
         }
-        match self.state.life {
-            Life::Starting | Life::Running if self.recovers(cause.as_ref()) => self.replace(rank),
-            Life::Starting | Life::Running => self.end_all(After::Failure),
-            Life::Stopping => self.end_all(After::Stop),
-            _ => self.over_when_all_ended(),
-        }
+        self.go_on_without(&[rank], cause.as_ref());
     }
 
     /// Whether such an end is what we ordered. SIGKILL follows our order only after the grace.
@@ -48,18 +46,6 @@ impl Step {
             None | Some(FailureCause::Signal { signal: 15 } | FailureCause::Spawn { .. }) => true,
             Some(FailureCause::Signal { signal: 9 }) => self.now >= *grace_until,
             Some(_) => false,
-        }
-    }
-
-    /// The worker's trainers count as gone; the lease is the evidence.
-    pub(super) fn worker_lost(&mut self, worker: &WorkerId) {
-        let Some(membership) = self.state.active() else { return };
-        let generation = membership.generation;
-        let here = membership.members.iter().filter(|member| member.place.worker == *worker && !member.ended);
-        let here: Vec<(Place, Option<u32>)> = here.map(|member| (member.place.clone(), member.pid)).collect();
-        for (place, pid) in here {
-            let cause = Some(FailureCause::WorkerLost);
-            self.ended(generation, &place, Obituary { pid, cause, last_lines: Vec::new(), log: None });
         }
     }
 
@@ -101,7 +87,7 @@ impl Step {
         self.commands.push(Command::EndTrainer { trainer, grace: GRACE });
     }
 
-    fn over_when_all_ended(&mut self) {
+    pub(super) fn over_when_all_ended(&mut self) {
         let Life::Ending { then, .. } = self.state.life else { return };
         if self.state.membership.as_ref().is_some_and(|membership| membership.left() > 0) {
             return;
@@ -109,8 +95,8 @@ impl Step {
         match then {
             After::Failure => self.judge(),
             After::Requeue => {
-                self.state.life = Life::Queued { free: 0 };
-                self.tell("requeued", "its trainers stopped by themselves; it goes on when places are free".to_owned());
+                self.state.life = Life::Queued { free: 0, since: Some(self.now) };
+                self.tell("requeued", "its trainers have ended; it goes on when places are free".to_owned());
             }
             After::Stop => {
                 self.state.life = Life::Stopped;
@@ -127,7 +113,7 @@ impl Step {
 /// The orders to end of the newest membership.
 pub(super) fn ends(state: &super::JobState) -> Vec<Command> {
     let Some(membership) = state.active() else { return Vec::new() };
-    let left = membership.members.iter().filter(|member| !member.ended);
+    let left = membership.everyone().filter(|member| !member.ended);
     left.map(|member| Command::EndTrainer { trainer: membership.key(&state.job, member), grace: GRACE }).collect()
 }
 

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 pub enum Event {
     /// Time passed.
     Tick,
-    /// These places are free for this job. Only a job that waits for places takes them.
+    /// These places are free for this job. Only one that waits for places takes them, or one that may grow.
     Capacity {
         /// All of them.
         free: Vec<Place>,
@@ -36,6 +36,17 @@ pub enum Event {
         place: Place,
         /// The report.
         progress: Box<Progress>,
+    },
+    /// A rank lost its peers and waits for the next membership.
+    PeersLost {
+        /// Its membership.
+        generation: Generation,
+        /// Who.
+        rank: Rank,
+        /// The step that it holds in memory; absent when it holds none.
+        step: Option<Step>,
+        /// Which peer, in which operation.
+        message: String,
     },
     /// A rank's share of a checkpoint is on storage.
     CheckpointWritten {

@@ -5,11 +5,12 @@ use crate::rendezvous::Place;
 use common::{
     ids::{Generation, Rank, Slot, Step, WorldSize},
     manifest::{DataCursor, Part, Share, paths},
-    recipe::{EmbedStage, EvalStage, Faults, Models, Precision, Recipe, Stage},
+    recipe::{Elastic, EmbedStage, EvalStage, Faults, Models, Precision, Recipe, Stage},
     sampler::OrderSpec,
     status::{FailureCause, Progress},
     time::Timestamp,
 };
+use std::time::Duration;
 
 /// When everything in these tests begins.
 pub(super) const NOW: Timestamp = Timestamp(1_000_000);
@@ -43,6 +44,7 @@ pub(super) fn recipe() -> Recipe {
             }),
         ],
         faults: Faults { max_failures: 2, max_no_progress: 1 },
+        elastic: None,
     }
 }
 
@@ -75,6 +77,13 @@ pub(super) fn peer(slot: u32) -> String {
 
 pub(super) fn starting(world: u32) -> JobState {
     after(submitted(world), [Event::Capacity { free: places(world) }])
+}
+
+/// The same job, for a number of ranks that may change.
+pub(super) fn elastic(mut state: JobState, min_ranks: u32, max_ranks: u32, grace_s: u64, spares: u32) -> JobState {
+    let grace = Duration::from_secs(grace_s);
+    state.recipe.elastic = Some(Elastic { min_ranks, max_ranks: Some(max_ranks), grace, spares });
+    state
 }
 
 /// Generation 1 runs the stage `embed`.

@@ -1,7 +1,7 @@
 //! From free places to a running generation, and from stage to stage.
 
 use super::{After, Command, Finish, JobState, Life, Member, Membership, transition::Step};
-use crate::rendezvous::{Place, choose};
+use crate::rendezvous::Place;
 use common::{
     ids::{Generation, Rank},
     manifest::paths,
@@ -9,15 +9,6 @@ use common::{
 };
 
 impl Step {
-    /// Places are free: begin a generation if the job waits for them and they are enough.
-    pub(super) fn capacity(&mut self, free: &[Place]) {
-        let Life::Queued { .. } = self.state.life else { return };
-        match choose(free, self.state.world_size) {
-            Ok(places) => self.begin(places),
-            Err(missing) => self.state.life = Life::Queued { free: missing.free },
-        }
-    }
-
     /// Begins the next generation on these places, which are in the order of ranks.
     pub(super) fn begin(&mut self, places: Vec<Place>) {
         let stage = self.state.stage();
@@ -27,13 +18,19 @@ impl Step {
         self.state.intents.clear();
         let generation = self.state.generation;
         let world = places.len();
-        let membership = Membership::new(generation, stage, resume, places, self.now);
+        let before = self.state.membership.take();
+        let mut membership = Membership::new(generation, stage, resume, places, self.now);
+        if let Some(before) = before {
+            membership.no_spares_before = before.no_spares_before;
+            let others = before.spares.into_iter().filter(|spare| membership.rank_of(&spare.place).is_none());
+            membership.spares = others.map(|spare| Member::new(spare.place)).collect();
+        }
         let job = &self.state.job;
         let start = |member: &Member| Command::StartTrainer {
             trainer: membership.key(job, member),
             output: self.state.recipe.output.clone(),
         };
-        self.commands.extend(membership.members.iter().map(start));
+        self.commands.extend(membership.everyone().map(start));
         self.state.membership = Some(membership);
         self.state.life = Life::Starting;
         let from = resume.map_or_else(|| "its beginning".to_owned(), |step| format!("step {step}"));
@@ -41,20 +38,14 @@ impl Step {
         self.tell("generation", format!("generation {generation}: {world} trainers for stage {kind} from {from}"));
     }
 
-    /// Begins the next generation on the same places: what lives there keeps its process and the state in its memory, the rest
-    /// is started again.
-    pub(super) fn begin_again(&mut self, held: common::ids::Step) {
-        let places = self.state.membership.iter().flat_map(|m| &m.members).map(|member| member.place.clone());
-        self.begin(places.collect());
-        if let Some(membership) = self.state.membership.as_mut() {
-            membership.held = Some(held);
-        }
-    }
-
     /// A trainer listens; when all do, all get their plans.
     pub(super) fn ready(&mut self, generation: Generation, place: &Place, pid: u32, peer: String) {
         let starting = matches!(self.state.life, Life::Starting);
         let Some(membership) = self.current(generation) else { return };
+        if let Some(spare) = membership.spare_mut(place) {
+            (spare.pid, spare.peer) = (Some(pid), Some(peer));
+            return self.grow();
+        }
         let Some(rank) = membership.rank_of(place) else { return };
         let Some(member) = membership.member_mut(rank) else { return };
         if member.ended {
@@ -83,6 +74,9 @@ impl Step {
         self.commands.extend(plans(&self.state));
         let generation = self.state.generation;
         self.tell("running", format!("all trainers of generation {generation} have their plans"));
+        if self.state.membership.as_ref().is_some_and(|membership| membership.stop) {
+            self.stop();
+        }
     }
 
     /// A rank finished; when all did, the next stage begins, or the job ends.
@@ -125,8 +119,7 @@ impl Step {
         } else if stopping {
             self.end_all(After::Stop);
         } else if whole {
-            let places = self.state.membership.iter().flat_map(|m| &m.members).map(|member| member.place.clone());
-            self.begin(places.collect());
+            self.begin(self.next_places());
         } else {
             // The trainers stopped by themselves: they had no agent for too long.
             self.end_all(After::Requeue);
@@ -160,6 +153,7 @@ pub(super) fn plans(state: &JobState) -> Vec<Command> {
         stage: membership.stage,
         resume: resume.clone(),
         from_memory: membership.held.is_some(),
+        at_once: membership.broken,
         recipe: state.recipe.clone(),
         output: output.clone(),
     };

@@ -7,6 +7,7 @@ use common::{
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// The members of a generation, by rank.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,12 +22,33 @@ pub struct Membership {
     /// on from memory. A rank may hold a later one: reports are a little behind.
     #[serde(default)]
     pub held: Option<Step>,
+    /// Whether the membership before it was broken, so that nobody can end a step in it.
+    #[serde(default)]
+    pub broken: bool,
+    /// Whether it is to write a checkpoint and stop as soon as it runs.
+    #[serde(default)]
+    pub stop: bool,
+    /// When its newest step last grew; absent before the first.
+    #[serde(default)]
+    pub moved: Option<Timestamp>,
+    /// How long its newest step took; absent before the first.
+    #[serde(default)]
+    pub step_time: Option<Duration>,
+    /// Whether it was told that a worker is silent.
+    #[serde(default)]
+    pub told_silent: bool,
     /// Whether it committed a checkpoint.
     pub committed: bool,
     /// Since when it is in the job's present life (starting, stopping, …).
     pub since: Timestamp,
     /// The members; the index is the rank.
     pub members: Vec<Member>,
+    /// Trainers that are started and have no rank yet.
+    #[serde(default)]
+    pub spares: Vec<Member>,
+    /// Until when no more of them are started, as one could not be; absent when none failed.
+    #[serde(default)]
+    pub no_spares_before: Option<Timestamp>,
 }
 
 /// One rank.
@@ -46,6 +68,24 @@ pub struct Member {
     pub ended: bool,
     /// Since when its worker is back without it; absent while it lives or nothing is known.
     pub missing: Option<Timestamp>,
+    /// Since when nothing was heard of its worker for a lease; absent while it is heard of.
+    #[serde(default)]
+    pub silent: Option<Timestamp>,
+    /// Whether it ended with its machine: its place is no place any more.
+    #[serde(default)]
+    pub gone: bool,
+    /// What it said of peers that it lost; absent while it works with them.
+    #[serde(default)]
+    pub apart: Option<Apart>,
+}
+
+/// A rank that has lost its peers, and waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Apart {
+    /// Since when.
+    pub since: Timestamp,
+    /// Which peer, in which operation.
+    pub message: String,
 }
 
 /// How a rank finished its stage.
@@ -62,7 +102,22 @@ impl Membership {
     /// A new membership of which nothing is known yet.
     pub fn new(generation: Generation, stage: usize, resume: Option<Step>, places: Vec<Place>, now: Timestamp) -> Self {
         let members = places.into_iter().map(Member::new).collect();
-        Self { generation, stage, resume, held: None, committed: false, since: now, members }
+        Self {
+            generation,
+            stage,
+            resume,
+            held: None,
+            broken: false,
+            stop: false,
+            moved: None,
+            step_time: None,
+            told_silent: false,
+            committed: false,
+            since: now,
+            members,
+            spares: Vec::new(),
+            no_spares_before: None,
+        }
     }
 
     /// The newest step that any rank reported, or that it began from.
@@ -86,6 +141,21 @@ impl Membership {
         self.members.get_mut(rank.0 as usize)
     }
 
+    /// Ranks and spares.
+    pub fn everyone(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().chain(&self.spares)
+    }
+
+    /// A spare by its place; absent when there is none.
+    pub fn spare_mut(&mut self, place: &Place) -> Option<&mut Member> {
+        self.spares.iter_mut().find(|spare| spare.place == *place)
+    }
+
+    /// Whether a worker is silent and nobody was told.
+    pub fn silent_untold(&self) -> bool {
+        !self.told_silent && self.members.iter().any(|member| member.silent.is_some())
+    }
+
     /// Names the trainer of a member.
     pub fn key(&self, job: &JobId, member: &Member) -> TrainerKey {
         TrainerKey { job: job.clone(), generation: self.generation, place: member.place.clone() }
@@ -96,8 +166,18 @@ impl Membership {
         self.count(|member| member.peer.is_some())
     }
 
-    /// How many processes are not known to be gone.
+    /// How many spares listen for their peers.
+    pub fn spares_ready(&self) -> u32 {
+        u32::try_from(self.spares.iter().filter(|spare| spare.peer.is_some()).count()).unwrap_or(u32::MAX)
+    }
+
+    /// How many processes are not known to be gone, of ranks and of spares.
     pub fn left(&self) -> u32 {
+        self.living() + u32::try_from(self.spares.len()).unwrap_or(u32::MAX)
+    }
+
+    /// How many ranks are not known to be gone.
+    pub fn living(&self) -> u32 {
         self.count(|member| !member.ended)
     }
 
@@ -114,7 +194,19 @@ impl Membership {
 }
 
 impl Member {
-    fn new(place: Place) -> Self {
-        Self { place, pid: None, peer: None, step: None, finished: None, ended: false, missing: None }
+    /// A trainer that is to be started.
+    pub fn new(place: Place) -> Self {
+        Self {
+            place,
+            pid: None,
+            peer: None,
+            step: None,
+            finished: None,
+            ended: false,
+            missing: None,
+            silent: None,
+            gone: false,
+            apart: None,
+        }
     }
 }

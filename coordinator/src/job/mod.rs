@@ -6,6 +6,7 @@
 mod budget;
 mod checkpoints;
 mod command;
+mod elastic;
 mod ending;
 mod event;
 mod generation;
@@ -26,11 +27,13 @@ mod fixture;
 mod properties;
 #[cfg(test)]
 mod table;
+#[cfg(test)]
+mod table_elastic;
 
 pub use self::{
     command::{Command, TrainerKey},
     event::{Event, LivingTrainer, Resume},
-    membership::{Finish, Member, Membership},
+    membership::{Apart, Finish, Member, Membership},
     owed::{owed, recover},
     record::{RecordError, decode, encode},
     requests::{Refused, check},

@@ -7,15 +7,21 @@ use common::ids::WorkerId;
 pub fn recover(state: &JobState) -> Vec<Command> {
     match state.life {
         Life::Starting => starts(state),
-        Life::Running => generation::plans(state).into_iter().chain(checkpoints::commits(state)).collect(),
+        Life::Running => {
+            let plans = generation::plans(state).into_iter();
+            plans.chain(checkpoints::commits(state)).chain(starts(state)).collect()
+        }
         Life::Stopping => {
             let plans = generation::plans(state).into_iter();
             plans.chain(checkpoints::commits(state)).chain(stops(state)).collect()
         }
         Life::Ending { .. } => ending::ends(state),
-        Life::Queued { .. } | Life::BackOff { .. } | Life::Stopped | Life::Succeeded | Life::Failed { .. } => {
-            Vec::new()
-        }
+        Life::Queued { .. }
+        | Life::Regrouping { .. }
+        | Life::BackOff { .. }
+        | Life::Stopped
+        | Life::Succeeded
+        | Life::Failed { .. } => Vec::new(),
     }
 }
 
@@ -32,7 +38,7 @@ fn starts(state: &JobState) -> Vec<Command> {
         trainer: membership.key(&state.job, member),
         output: state.recipe.output.clone(),
     };
-    membership.members.iter().filter(waits).map(start).collect()
+    membership.everyone().filter(waits).map(start).collect()
 }
 
 /// The orders to stop that were not answered.

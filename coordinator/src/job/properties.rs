@@ -7,16 +7,16 @@ use super::{
 };
 use crate::rendezvous::Place;
 use common::{
-    ids::{Generation, Step, WorldSize},
+    ids::{Generation, Rank, Step, WorldSize},
     time::Timestamp,
 };
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 fn event() -> impl Strategy<Value = (Event, u64)> {
     let (generation, slot, step) = (0..6u64, 0..3u32, 0..5u64);
     let any = (generation, slot, step, 0..4u8, any::<bool>());
-    (0..15u8, any, 0..40_000u64).prop_map(|(kind, (generation, slot, step, cause, flag), wait)| {
+    (0..17u8, any, 0..40_000u64).prop_map(|(kind, (generation, slot, step, cause, flag), wait)| {
         let cause = [None, signal(9), signal(15), said("bad")][usize::from(cause)].clone();
         let worker = f::place(slot).worker;
         let event = match kind {
@@ -35,6 +35,10 @@ fn event() -> impl Strategy<Value = (Event, u64)> {
                     vec![LivingTrainer { generation: Generation(generation), slot, pid: 1, peer: "p:1".into() }];
                 Event::WorkerRegistered { worker, living: if step > 2 { living } else { Vec::new() } }
             }
+            15 | 16 => {
+                let (generation, rank, step) = (Generation(generation), Rank(slot), flag.then_some(Step(step)));
+                Event::PeersLost { generation, rank, step, message: "gone".into() }
+            }
             13 if step == 0 => Event::Stop,
             13 if step == 1 => Event::Abandoned,
             13 => Event::CheckpointFound { step: Step(step) },
@@ -49,11 +53,14 @@ fn event() -> impl Strategy<Value = (Event, u64)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
-    fn no_history_panics_or_has_two_generations_at_once(history in prop::collection::vec(event(), 1..120)) {
-        let mut state = f::submitted(2);
+    fn no_history_panics_or_has_two_generations_at_once(
+        history in prop::collection::vec(event(), 1..120), training in any::<bool>(), elastic in any::<bool>(),
+    ) {
+        let state = if training { f::training(2) } else { f::submitted(2) };
+        let mut state = if elastic { f::elastic(state, 1, 3, 5, 1) } else { state };
         let mut now = f::NOW;
         // The newest generation that was ordered on each place and not ended since, as far as the coordinator can know.
         let mut living: BTreeMap<Place, Generation> = BTreeMap::new();
@@ -62,6 +69,9 @@ proptest! {
             let before = state.clone();
             let (next, commands) = transition(&state, event, now);
             prop_assert!(next.generation >= before.generation, "generations only grow");
+            // Who is lost with its machine takes no part any more, and is ended when the machine is back.
+            let taking_part = |place: &Place| next.membership.iter().flat_map(|m| m.everyone()).any(|m| m.place == *place);
+            living.retain(|place, _| taking_part(place));
             for member in next.membership.iter().flat_map(|m| &m.members).filter(|member| member.ended) {
                 living.remove(&member.place);
             }
@@ -76,8 +86,15 @@ proptest! {
                 }
             }
             if next.generation > before.generation {
-                // Whoever lived took part in the generation before, and takes part in the new one on the same place.
+                // Whoever takes part was told of the new one.
                 prop_assert!(living.values().all(|generation| *generation == next.generation), "{:?}", living);
+            }
+            let (least, most) = next.ranks();
+            if let (true, Some(membership)) = (next.generation > before.generation, &next.membership) {
+                let world = membership.world().0;
+                prop_assert!(world <= most && (world >= least || membership.stop), "{} ranks", world);
+                let places: BTreeSet<&Place> = membership.everyone().map(|member| &member.place).collect();
+                prop_assert_eq!(places.len(), membership.everyone().count(), "one trainer a place");
             }
             prop_assert_eq!(decode(&encode(&next)).unwrap(), next.clone());
             state = next;

@@ -20,16 +20,24 @@ const END_AGAIN: Duration = Duration::from_secs(15);
 impl Step {
     /// The stage shows what its lowest rank says; every rank's step is kept.
     pub(super) fn progress(&mut self, place: &Place, progress: Progress) {
+        let now = self.now;
         let Some(membership) = self.current(progress.generation) else { return };
         let Some(rank) = membership.rank_of(place).filter(|_| membership.stage == progress.stage) else { return };
+        let newest = membership.newest_step();
         if let Some(member) = membership.member_mut(rank) {
             member.step = member.step.max(Some(progress.step));
+        }
+        if membership.newest_step() > newest {
+            membership.moved = Some(now);
+            let step_time = progress.step_s.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+            membership.step_time = step_time.or(membership.step_time);
         }
         if rank.0 == 0
             && let Some(stage) = self.state.stages.get_mut(progress.stage)
         {
             stage.progress = Some(progress);
         }
+        self.grow();
     }
 
     /// A worker is back: what lives is as it was, what does not will be told of, or is missing.
@@ -37,8 +45,12 @@ impl Step {
         let active = self.state.active().map(|membership| membership.generation);
         for trainer in living {
             let place = Place { worker: worker.clone(), slot: trainer.slot };
-            let takes_part = self.state.active().is_some_and(|m| m.rank_of(&place).is_some());
-            let over = active.is_none_or(|generation| trainer.generation < generation && !takes_part);
+            let takes_part =
+                self.state.active().is_some_and(|m| m.everyone().any(|member| member.place == place && !member.ended));
+            let gone = |m: &super::Membership| m.members.iter().any(|member| member.place == place && member.gone);
+            let regrouping = matches!(self.state.life, Life::Regrouping { .. });
+            let holds = regrouping && active == Some(trainer.generation) && self.state.active().is_some_and(gone);
+            let over = active.is_none_or(|generation| trainer.generation <= generation && !takes_part && !holds);
             // A generation that was never given out is unknown, and unknown ends nothing.
             if over && trainer.generation <= self.state.generation {
                 self.end_stray(trainer.generation, place);
@@ -48,8 +60,21 @@ impl Step {
         let Some(membership) = self.state.membership.as_mut().filter(|_| active.is_some()) else { return };
         let generation = membership.generation;
         let starting = matches!(self.state.life, Life::Starting);
+        if matches!(self.state.life, Life::Regrouping { .. }) {
+            // It was out of reach, and has what the others wait with.
+            for member in membership.members.iter_mut().filter(|member| member.place.worker == *worker && member.gone) {
+                let back = living.iter().find(|trainer| trainer.slot == member.place.slot);
+                let back = back.filter(|trainer| trainer.generation == generation);
+                (member.ended, member.gone) = (back.is_none(), back.is_none());
+            }
+        }
+        membership.spares.retain(|spare| {
+            let lives = || living.iter().any(|trainer| trainer.slot == spare.place.slot);
+            spare.place.worker != *worker || spare.peer.is_none() || lives()
+        });
         let here = membership.members.iter_mut().filter(|member| member.place.worker == *worker && !member.ended);
         for member in here {
+            member.silent = None;
             match living.iter().find(|trainer| trainer.slot == member.place.slot) {
                 Some(trainer) => {
                     member.missing = None;
@@ -85,9 +110,11 @@ impl Step {
         if let Life::BackOff { until } = self.state.life
             && until <= now
         {
-            self.state.life = Life::Queued { free: 0 };
+            self.state.life = Life::Queued { free: 0, since: Some(now) };
         }
         self.bury_the_missing();
+        self.judge_silence();
+        self.reunite();
         let waited = self.state.membership.as_ref().map(|m| now.since(m.since)).unwrap_or_default();
         match &self.state.life {
             Life::Starting if waited >= START => self.give_up_starting(),
@@ -121,6 +148,9 @@ impl Step {
     fn give_up_starting(&mut self) {
         let Some(membership) = self.state.active() else { return };
         let generation = membership.generation;
+        if membership.held.is_some() {
+            return self.leave_the_late();
+        }
         let late = membership.members.iter().find(|member| member.peer.is_none() && !member.ended);
         let Some((place, pid)) = late.map(|member| (member.place.clone(), member.pid)) else { return };
         let message = format!("no trainer listens for its peers within {} s", START.as_secs());
@@ -130,5 +160,18 @@ impl Step {
             Obituary { pid, cause: Some(FailureCause::Spawn { message }), last_lines: Vec::new(), log: None },
         );
         self.end_all(After::Failure);
+    }
+
+    /// Those who do not come are ended, and the others go on without them.
+    fn leave_the_late(&mut self) {
+        let Some(membership) = self.state.active() else { return };
+        let late = membership.members.iter().filter(|member| member.peer.is_none() && !member.ended);
+        let late: Vec<Place> = late.map(|member| member.place.clone()).collect();
+        let generation = membership.generation;
+        for place in &late {
+            let trainer = super::TrainerKey { job: self.state.job.clone(), generation, place: place.clone() };
+            self.commands.push(super::Command::EndTrainer { trainer, grace: super::ending::GRACE });
+        }
+        self.lose(late);
     }
 }

@@ -69,7 +69,11 @@ impl Step {
                 self.state.life = Life::Stopped;
                 self.tell("stopped", "stopped while it waited; `resume` goes on".to_owned());
             }
-            Life::Starting => {
+            Life::Starting | Life::Regrouping { .. } if self.holds() => {
+                self.tell("stop", "asked to stop: what is in memory is saved first".to_owned());
+                self.stop_when_running();
+            }
+            Life::Starting | Life::Regrouping { .. } => {
                 self.tell("stop", "asked to stop".to_owned());
                 self.end_all(After::Stop);
             }
@@ -83,6 +87,22 @@ impl Step {
                 self.state.life = Life::Ending { then: After::Stop, grace_until };
             }
             Life::Stopping | Life::Ending { .. } | Life::Stopped | Life::Succeeded | Life::Failed { .. } => {}
+        }
+    }
+
+    /// Whether a membership under way goes on from memory.
+    fn holds(&self) -> bool {
+        let held = self.state.membership.as_ref().is_some_and(|membership| membership.held.is_some());
+        held || matches!(self.state.life, Life::Regrouping { .. })
+    }
+
+    /// The membership that is under way saves what is held, and stops.
+    fn stop_when_running(&mut self) {
+        if let Some(membership) = self.state.membership.as_mut() {
+            membership.stop = true;
+        }
+        if matches!(self.state.life, Life::Regrouping { .. }) {
+            self.regroup(None);
         }
     }
 
@@ -103,7 +123,7 @@ impl Step {
             self.tell("weights", format!("the mix has new weights from here on: {}", weights.join(", ")));
         }
         self.state.counters = Counters { refused: self.state.counters.refused, ..Counters::default() };
-        self.state.life = Life::Queued { free: 0 };
+        self.state.life = Life::Queued { free: 0, since: Some(self.now) };
         self.state.intents.clear();
         let from = self.state.stages.get(stage).and_then(|stage| stage.checkpoint);
         let from = from.map_or_else(|| "its beginning".to_owned(), |step| format!("step {step}"));
@@ -118,6 +138,7 @@ impl Step {
         }
         if let Some(membership) = self.state.membership.as_mut() {
             membership.members.iter_mut().for_each(|member| member.ended = true);
+            membership.spares.clear();
         }
         self.tell("abandoned", "its coordinator and its trainers ended together".to_owned());
         match self.state.life {

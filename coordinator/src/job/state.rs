@@ -70,6 +70,9 @@ pub enum Life {
     Queued {
         /// How many were free when it last looked.
         free: u32,
+        /// Since when; absent in records of earlier versions.
+        #[serde(default)]
+        since: Option<Timestamp>,
     },
     /// It waits before the next try.
     BackOff {
@@ -80,6 +83,13 @@ pub enum Life {
     Starting,
     /// All have their plans.
     Running,
+    /// Ranks were lost with their machines. The others hold the state in their memory until there are places.
+    Regrouping {
+        /// Since when.
+        since: Timestamp,
+        /// How many places are missing.
+        missing: u32,
+    },
     /// All were told to write a checkpoint and stop.
     Stopping,
     /// All were told to end; some have not yet.
@@ -162,7 +172,7 @@ impl JobState {
             world_size: submission.world_size,
             created: now,
             updated: now,
-            life: Life::Queued { free: 0 },
+            life: Life::Queued { free: 0, since: Some(now) },
             generation: Generation(0),
             membership: None,
             stages,
@@ -183,6 +193,31 @@ impl JobState {
         self.stages.iter().position(|stage| !stage.done).unwrap_or(self.stages.len())
     }
 
+    /// The fewest and the most ranks it may run with.
+    pub fn ranks(&self) -> (u32, u32) {
+        let launched = self.world_size.0;
+        match self.recipe.elastic {
+            None => (launched, launched),
+            Some(elastic) => (elastic.min_ranks.min(launched), elastic.max_ranks.unwrap_or(launched).max(launched)),
+        }
+    }
+
+    /// How many trainers it would have beside its ranks, to grow or to have them ready, and has not.
+    pub fn spares_wanted(&self) -> u32 {
+        let (Some(elastic), Some(membership)) = (self.recipe.elastic, self.membership.as_ref()) else { return 0 };
+        let more = self.ranks().1.saturating_sub(membership.world().0);
+        (more + elastic.spares).saturating_sub(u32::try_from(membership.spares.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Whether it would take a place if one were free.
+    pub fn wants_places(&self) -> bool {
+        match self.life {
+            Life::Queued { .. } | Life::Regrouping { .. } => true,
+            Life::Running => self.spares_wanted() > 0,
+            _ => false,
+        }
+    }
+
     /// Whether it can no longer change by itself.
     pub fn is_over(&self) -> bool {
         matches!(self.life, Life::Stopped | Life::Succeeded | Life::Failed { .. })
@@ -191,7 +226,9 @@ impl JobState {
     /// The membership, if its processes are not all known to be gone.
     pub fn active(&self) -> Option<&Membership> {
         match self.life {
-            Life::Starting | Life::Running | Life::Stopping | Life::Ending { .. } => self.membership.as_ref(),
+            Life::Starting | Life::Running | Life::Regrouping { .. } | Life::Stopping | Life::Ending { .. } => {
+                self.membership.as_ref()
+            }
             Life::Queued { .. } | Life::BackOff { .. } | Life::Stopped | Life::Succeeded | Life::Failed { .. } => None,
         }
     }

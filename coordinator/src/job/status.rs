@@ -22,6 +22,7 @@ pub fn status(state: &JobState, now: Timestamp) -> JobStatus {
         stage: state.stage(),
         stages: stages.collect(),
         ranks: state.membership.as_ref().map(ranks).unwrap_or_default(),
+        spares: state.active().map(Membership::spares_ready).unwrap_or_default(),
         failures: state.failures.clone(),
         output: state.recipe.output.clone(),
         created: state.created,
@@ -47,13 +48,16 @@ fn phase(state: &JobState, now: Timestamp) -> Phase {
     let membership = |count: fn(&Membership) -> u32| state.membership.as_ref().map(count).unwrap_or_default();
     let waiting = |reason| Phase::Waiting { reason };
     match &state.life {
-        Life::Queued { free } => waiting(WaitReason::NotEnoughTrainers { needed, free: *free }),
+        Life::Queued { free, .. } => waiting(WaitReason::NotEnoughTrainers { needed, free: *free }),
         Life::BackOff { until } if *until > now => waiting(WaitReason::BackOff { until: *until }),
         Life::BackOff { .. } => waiting(WaitReason::NotEnoughTrainers { needed, free: 0 }),
         Life::Starting => waiting(WaitReason::TrainersStarting {
             ready: membership(Membership::ready),
             ordered: membership(|membership| membership.world().0),
         }),
+        Life::Regrouping { missing, .. } => {
+            waiting(WaitReason::Regrouping { holding: membership(Membership::living), missing: *missing })
+        }
         Life::Running | Life::Ending { then: After::Success, .. } => Phase::Running,
         Life::Stopping | Life::Ending { then: After::Stop, .. } => Phase::Stopping,
         Life::Ending { .. } => waiting(WaitReason::TrainersEnding { left: membership(Membership::left) }),

@@ -15,7 +15,7 @@ use common::{
 use std::time::Duration;
 
 /// A command in short: `start 0`, `plan 1 <peer of rank 0>`, … with the slot's number and the generation.
-fn short(command: &Command) -> String {
+pub(super) fn short(command: &Command) -> String {
     let TrainerKey { generation, place, .. } = command.trainer();
     let to = format!("{} g{generation}", &place.worker.as_str()[1..]);
     match command {
@@ -23,7 +23,8 @@ fn short(command: &Command) -> String {
         Command::SendPlan { plan, .. } => {
             let resume = plan.resume.as_ref().map(|point| format!(" from {}", point.step)).unwrap_or_default();
             let memory = if plan.from_memory { " memory" } else { "" };
-            format!("plan {to} rank {} of {} stage {}{resume}{memory}", plan.rank, plan.world(), plan.stage)
+            let now = if plan.from_memory && !plan.at_once { " after the step" } else { "" };
+            format!("plan {to} rank {} of {} stage {}{resume}{memory}{now}", plan.rank, plan.world(), plan.stage)
         }
         Command::StopTrainer { .. } => format!("stop {to}"),
         Command::EndTrainer { .. } => format!("end {to}"),
@@ -31,21 +32,21 @@ fn short(command: &Command) -> String {
     }
 }
 
-fn check_at(now: Timestamp, state: &JobState, event: Event, expected: &[&str]) -> JobState {
+pub(super) fn check_at(now: Timestamp, state: &JobState, event: Event, expected: &[&str]) -> JobState {
     let (next, commands) = transition(state, event, now);
     assert_eq!(commands.iter().map(short).collect::<Vec<_>>(), expected);
     next
 }
 
-fn check(state: &JobState, event: Event, expected: &[&str]) -> JobState {
+pub(super) fn check(state: &JobState, event: Event, expected: &[&str]) -> JobState {
     check_at(NOW, state, event, expected)
 }
 
-fn later(seconds: u64) -> Timestamp {
+pub(super) fn later(seconds: u64) -> Timestamp {
     NOW.plus(Duration::from_secs(seconds))
 }
 
-fn phase(state: &JobState) -> Phase {
+pub(super) fn phase(state: &JobState) -> Phase {
     status(state, NOW).phase
 }
 
@@ -159,10 +160,9 @@ fn one_that_dies_while_another_is_started_again_is_started_again_as_well() {
 }
 
 #[test]
-fn what_a_trainer_says_itself_or_what_takes_its_machine_ends_the_generation() {
+fn what_a_trainer_says_itself_ends_the_generation() {
     let state = f::after(f::training(2), [f::progress(2, 0, 1, 7)]);
     check(&state, f::ended(2, 1, f::said("no space")), &["end 0 g2"]);
-    check(&state, Event::WorkerLost { worker: f::place(1).worker }, &["end 0 g2"]);
     let alone = f::after(f::training(1), [f::progress(2, 0, 1, 7)]);
     assert!(
         matches!(check(&alone, f::ended(2, 0, signal(9)), &[]).life, Life::BackOff { .. }),
@@ -248,7 +248,7 @@ fn budgets_end_a_job_with_their_own_codes() {
 #[test]
 fn a_lost_worker_is_a_failure_of_its_ranks_and_needs_no_word_of_their_end() {
     let lost = |slot: u32| Event::WorkerLost { worker: f::place(slot).worker };
-    let state = check(&f::training(2), lost(1), &["end 0 g2"]);
+    let state = check(&f::running(2), lost(1), &["end 0 g1"]);
     assert_eq!(state.failures[0].cause, FailureCause::WorkerLost);
     let state = check(&state, lost(0), &[]);
     assert!(matches!(state.life, Life::BackOff { .. }));
@@ -271,7 +271,7 @@ fn a_worker_that_comes_back_with_its_trainers_changes_nothing_and_hears_what_is_
     // Without its trainer: the trainer's end is told soon, or it is missing.
     let next = check(&state, back(vec![]), &["plan 1 g2 rank 1 of 2 stage 1"]);
     check(&next, Event::Tick, &[]);
-    check_at(later(2), &next, Event::Tick, &["end 0 g2"]);
+    check_at(later(2), &next, Event::Tick, &["start 0 g3", "start 1 g3"]);
     // A trainer of a generation that is over is ended.
     check(&f::submitted(2), back(vec![living(0)]), &["end 1 g0"]);
 }

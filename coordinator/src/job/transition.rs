@@ -30,6 +30,7 @@ impl Step {
             Event::Capacity { free } => self.capacity(&free),
             Event::TrainerReady { generation, place, pid, peer } => self.ready(generation, &place, pid, peer),
             Event::Progress { place, progress } => self.progress(&place, *progress),
+            Event::PeersLost { generation, rank, step, message } => self.apart(generation, rank, step, message),
             Event::CheckpointWritten { generation, rank, step, share } => self.written(generation, rank, step, *share),
             Event::CheckpointCommitted { generation, step } => self.committed(generation, step),
             Event::CheckpointFound { step } => self.found(step),

@@ -27,6 +27,18 @@ pub enum RuntimeError {
     /// A job of no ranks.
     #[error("job {0} asks for 0 trainers: it needs at least 1")]
     NoRanks(JobId),
+    /// More or fewer ranks than its recipe allows.
+    #[error("job {job} asks for {asked} trainers, and `[elastic]` of its recipe allows {least} to {most}")]
+    Ranks {
+        /// The job.
+        job: JobId,
+        /// What was asked for.
+        asked: u32,
+        /// `elastic.min_ranks`.
+        least: u32,
+        /// `elastic.max_ranks`.
+        most: u32,
+    },
     /// The request does not fit the job's state.
     #[error(transparent)]
     Refused(#[from] Refused),

@@ -1,7 +1,10 @@
 //! Which places jobs hold, and which are free.
 
 use super::{jobs::Jobs, workers::Workers};
-use crate::rendezvous::{Place, free};
+use crate::{
+    job::Membership,
+    rendezvous::{Place, free},
+};
 use common::ids::JobId;
 use std::collections::BTreeMap;
 
@@ -9,7 +12,7 @@ use std::collections::BTreeMap;
 pub(super) fn held(jobs: &Jobs) -> BTreeMap<Place, JobId> {
     let mut held = BTreeMap::new();
     for state in jobs.states() {
-        let members = state.active().into_iter().flat_map(|membership| &membership.members);
+        let members = state.active().into_iter().flat_map(Membership::everyone);
         held.extend(members.filter(|member| !member.ended).map(|member| (member.place.clone(), state.job.clone())));
     }
     held

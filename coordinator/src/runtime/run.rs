@@ -137,6 +137,13 @@ impl<S: Store> Runtime<S> {
         if submission.world_size.0 == 0 {
             return Err(RuntimeError::NoRanks(job));
         }
+        if let Some(elastic) = submission.recipe.elastic {
+            let (asked, least) = (submission.world_size.0, elastic.min_ranks);
+            let most = elastic.max_ranks.unwrap_or(u32::MAX);
+            if asked < least || asked > most {
+                return Err(RuntimeError::Ranks { job, asked, least, most });
+            }
+        }
         if let Ok(known) = self.jobs.get(&job) {
             let same = known.recipe == submission.recipe && known.world_size == submission.world_size;
             return if same { self.status(&job) } else { Err(RuntimeError::Exists(job)) };
@@ -223,11 +230,18 @@ impl<S: Store> Runtime<S> {
 
     /// Offers free places to the jobs that wait for them, oldest first.
     async fn place(&mut self) -> Result<(), RuntimeError> {
-        let waits = |state: &&JobState| matches!(state.life, Life::Queued { .. });
-        let waiting: Vec<JobId> = self.jobs.states().into_iter().filter(waits).map(|state| state.job.clone()).collect();
+        let mut waiting: Vec<&JobState> = self.jobs.states().into_iter().filter(|state| state.wants_places()).collect();
+        // Those first that hold a state in memory; those last that run without.
+        waiting.sort_by_key(|state| match state.life {
+            Life::Regrouping { .. } => 0,
+            Life::Queued { .. } => 1,
+            _ => 2,
+        });
+        let waiting: Vec<JobId> = waiting.into_iter().map(|state| state.job.clone()).collect();
         for job in waiting {
             let free = placing::free_places(&self.jobs, &self.workers);
-            if free.len() >= self.jobs.get(&job)?.world_size.0 as usize {
+            let state = self.jobs.get(&job)?;
+            if matches!(state.life, Life::Queued { .. }) && free.len() >= state.ranks().0 as usize {
                 self.confirm(&job).await?;
             }
             self.apply(&job, Event::Capacity { free }).await?;

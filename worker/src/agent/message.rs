@@ -46,6 +46,8 @@ pub enum WorkerReport {
     CheckpointCommitted { trainer: TrainerRef, step: Step },
     /// A stage is done.
     StageFinished { trainer: TrainerRef, rank: Rank, summary: Option<serde_json::Value>, stopped: bool },
+    /// A rank lost its peers and waits for the next membership.
+    PeersLost { trainer: TrainerRef, rank: Rank, step: Option<Step>, message: String },
     /// A trainer is gone.
     Ended(Ended),
 }

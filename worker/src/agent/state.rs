@@ -283,6 +283,9 @@ impl State {
             Report::CheckpointCommitted { generation, step } => {
                 WorkerReport::CheckpointCommitted { trainer: name(generation), step }
             }
+            Report::PeersLost { generation, rank, step, message } => {
+                WorkerReport::PeersLost { trainer: name(generation), rank, step, message }
+            }
             Report::StageFinished { generation, rank, summary, stopped } => {
                 WorkerReport::StageFinished { trainer: name(generation), rank, summary, stopped }
             }

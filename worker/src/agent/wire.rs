@@ -114,6 +114,12 @@ fn encode_report(report: WorkerReport) -> from_worker::Message {
             let summary = summary.map(|summary| json(&summary)).unwrap_or_default();
             Message::StageFinished(v1::StageFinished { trainer: name(trainer), rank: rank.0, summary, stopped })
         }
+        WorkerReport::PeersLost { trainer, rank, step, message } => Message::PeersLost(v1::PeersLost {
+            trainer: name(trainer),
+            rank: rank.0,
+            step: step.map(|step| step.0),
+            message,
+        }),
         WorkerReport::Ended(Ended { trainer, cause, pid, last_lines, log }) => {
             Message::TrainerEnded(v1::TrainerEnded {
                 trainer: name(trainer),

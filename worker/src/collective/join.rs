@@ -37,10 +37,24 @@ pub fn join(
     deadlines: Deadlines,
     device: Device,
 ) -> Result<Box<dyn Collective>, CollectiveError> {
+    join_unless(listener, identity, deadlines, device, &|| false)
+}
+
+/// As [`join`]; given up soon after `in_vain` says so.
+///
+/// # Errors
+/// As [`join`].
+pub fn join_unless(
+    listener: &TcpListener,
+    identity: Identity,
+    deadlines: Deadlines,
+    device: Device,
+    in_vain: &(dyn Fn() -> bool + Sync),
+) -> Result<Box<dyn Collective>, CollectiveError> {
     if identity.peers.len() == 1 {
         return Ok(Box::new(Solo));
     }
-    let ring = TcpRing::join(listener, &identity, deadlines.join, deadlines.join)?;
+    let ring = TcpRing::join_unless(listener, &identity, deadlines.join, deadlines.join, in_vain)?;
     let fail = |reason: String| CollectiveError::Join { generation: identity.generation, reason };
     match device {
         Device::Cuda(index) => {

@@ -11,7 +11,7 @@ mod ring;
 mod rows;
 mod solo;
 
-pub use join::{Deadlines, Identity, join};
+pub use join::{Deadlines, Identity, join, join_unless};
 pub use ring::TcpRing;
 pub use solo::Solo;
 

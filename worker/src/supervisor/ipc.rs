@@ -75,6 +75,17 @@ pub enum Report {
         /// Whether it ended because of a stop.
         stopped: bool,
     },
+    /// Its membership is broken: a peer is gone, late or gave up. It waits for the plan of the next one.
+    PeersLost {
+        /// The membership.
+        generation: Generation,
+        /// Who says so.
+        rank: Rank,
+        /// The step that it holds in memory; absent when it holds none.
+        step: Option<Step>,
+        /// Which peer, in which operation.
+        message: String,
+    },
     /// It cannot go on and is about to end.
     Failed {
         /// The membership; absent before the first plan.

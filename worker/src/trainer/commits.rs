@@ -17,6 +17,9 @@ use std::{
 /// How long all ranks wait for the last checkpoint's commit.
 const COMMIT_DEADLINE: Duration = Duration::from_secs(60);
 
+/// How often a wait looks whether it is in vain.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// What is known to be committed by this process; written by the commit thread, read by the loop.
 #[derive(Debug, Default)]
 pub struct Committed {
@@ -40,14 +43,18 @@ impl Committed {
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether `step` is committed within `deadline`.
-    fn wait(&self, step: Step, deadline: Duration) -> bool {
-        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        let waiting = |newest: &mut Option<Step>| newest.is_none_or(|newest| newest < step);
-        let (newest, timeout) =
-            self.changed.wait_timeout_while(newest, deadline, waiting).unwrap_or_else(PoisonError::into_inner);
-        drop(newest);
-        !timeout.timed_out()
+    /// Whether `step` is committed within `deadline`, or before it makes no sense to wait any longer.
+    fn wait(&self, step: Step, deadline: Duration, in_vain: impl Fn() -> bool) -> bool {
+        let end = Instant::now() + deadline;
+        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        while newest.is_none_or(|newest| newest < step) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() || in_vain() {
+                return false;
+            }
+            newest = self.changed.wait_timeout(newest, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
     }
 }
 
@@ -60,7 +67,12 @@ pub fn newest(context: &Context<'_>) -> Option<Step> {
 /// order, the others for that one.
 pub fn wait(context: &Context<'_>, step: Step) -> Result<(), TrainerError> {
     let resumed_here = context.plan.resume.as_ref().is_some_and(|point| point.step == step);
-    if context.speaks() && !resumed_here && !context.committed.wait(step, COMMIT_DEADLINE) {
+    let superseded = || context.link.is_superseded();
+    if context.speaks() && !resumed_here && !context.committed.wait(step, COMMIT_DEADLINE, superseded) {
+        // Of a membership that is over nothing is committed any more.
+        if superseded() {
+            return Err(TrainerError::Superseded);
+        }
         return Err(TrainerError::NotCommitted { step: step.0, seconds: COMMIT_DEADLINE.as_secs() });
     }
     Ok(context.collective.barrier()?)
@@ -113,11 +125,13 @@ mod tests {
     fn a_wait_ends_with_the_commit_and_an_older_commit_is_not_enough() {
         let committed = Committed::default();
         committed.set(Step(50));
-        assert!(committed.wait(Step(50), Duration::ZERO));
-        assert!(!committed.wait(Step(100), Duration::ZERO));
+        let never = || false;
+        assert!(committed.wait(Step(50), Duration::ZERO, never));
+        assert!(!committed.wait(Step(100), Duration::ZERO, never));
+        assert!(!committed.wait(Step(100), Duration::from_secs(60), || true));
         std::thread::scope(|scope| {
             scope.spawn(|| committed.set(Step(100)));
-            assert!(committed.wait(Step(100), Duration::from_secs(10)));
+            assert!(committed.wait(Step(100), Duration::from_secs(10), never));
         });
         committed.reset();
         assert_eq!(committed.get(), None);

@@ -88,6 +88,9 @@ pub enum TrainerError {
         /// Which step.
         step: u64,
     },
+    /// A plan of a later membership is there.
+    #[error("a later membership takes the place of this one")]
+    Superseded,
     /// The coordinator did not commit a checkpoint that all ranks have written.
     #[error("the checkpoint of step {step} was not committed within {seconds} s: is the coordinator reachable?")]
     NotCommitted {
@@ -103,7 +106,7 @@ impl TrainerError {
     pub fn is_of_peers(&self) -> bool {
         match self {
             Self::Collective(error) => error.is_of_peers(),
-            Self::NotUpdated { .. } => true,
+            Self::NotUpdated { .. } | Self::Superseded => true,
             _ => false,
         }
     }

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
 };
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 /// The state of a training that was broken off.
 #[derive(Debug)]
@@ -27,6 +27,21 @@ impl Held {
     /// Never: alone there is nobody to fail.
     pub fn of(stage: usize, step: Step, parameters: &FlatParameters) -> Result<Self, CollectiveError> {
         Ok(Self { stage, step, tensors: parameters.named(&Solo)?.into_iter().collect() })
+    }
+
+    /// Of parameters whose moments are shared out over the ranks, all of which call it: they are gathered in host memory.
+    ///
+    /// # Errors
+    /// When a peer fails.
+    pub fn gathered(
+        stage: usize,
+        step: Step,
+        parameters: &FlatParameters,
+        collective: &dyn Collective,
+    ) -> Result<Self, CollectiveError> {
+        let named = parameters.named(collective)?.into_iter();
+        let tensors = named.map(|(name, tensor)| (name, tensor.to_device(Device::Cpu))).collect();
+        Ok(Self { stage, step, tensors })
     }
 
     /// A tensor by its name in checkpoints.
@@ -52,6 +67,17 @@ impl HeldSlot {
     /// The state of this stage; of another one it is forgotten.
     pub fn take(&self, stage: usize) -> Option<Held> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take().filter(|held| held.stage == stage)
+    }
+
+    /// Forgets a state that is not of this stage.
+    pub fn keep_only(&self, stage: usize) {
+        let mut slot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *slot = slot.take().filter(|held| held.stage == stage);
+    }
+
+    /// The step of the state that is held.
+    pub fn step(&self) -> Option<Step> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|held| held.step)
     }
 
     /// Whether there is one.

@@ -11,6 +11,7 @@ mod tests;
 mod threads;
 
 use self::{inbox::Inbox, outbox::Outbox};
+use super::interrupt::Interrupt;
 use crate::supervisor::{frame::FrameError, ipc::Report};
 use common::{ids::Step, manifest::Manifest, plan::TrainPlan};
 use std::{
@@ -71,6 +72,8 @@ struct Shared {
     lease: Duration,
     state: Mutex<State>,
     changed: Condvar,
+    /// Breaks off the plan that runs.
+    interrupt: Interrupt,
 }
 
 #[derive(Debug)]
@@ -119,8 +122,14 @@ impl Link {
             broken: None,
             closed: false,
         };
-        let shared =
-            Shared { socket: socket.to_owned(), peer, lease, state: Mutex::new(state), changed: Condvar::new() };
+        let shared = Shared {
+            socket: socket.to_owned(),
+            peer,
+            lease,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            interrupt: Interrupt::default(),
+        };
         let link = Link(Arc::new(Handle(Arc::new(shared))));
         let stream = threads::first_connection(&link.0.0)?;
         let reader = link.0.0.clone();
@@ -159,6 +168,7 @@ impl Link {
             }
             if let Some(plan) = state.inbox.next_plan() {
                 state.outbox.begin(plan.generation);
+                shared.interrupt.reset();
                 return Ok(Some(plan));
             }
             state = shared.wait(state, LOOK_AGAIN);
@@ -169,6 +179,16 @@ impl Link {
     pub fn stop_requested(&self) -> Option<Stop> {
         let state = self.0.0.lock();
         if state.lapsed { Some(Stop::AgentGone) } else { state.inbox.stop() }
+    }
+
+    /// Whether a plan of a later membership waits for the one that runs to end. Cheap enough for every step.
+    pub fn is_superseded(&self) -> bool {
+        self.0.0.lock().inbox.is_superseded()
+    }
+
+    /// What breaks the plan that runs off when a later membership cannot wait for it.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.0.0.interrupt
     }
 
     /// The orders to create a manifest, as they come; ends when there will be no more plans.

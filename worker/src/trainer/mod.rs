@@ -12,6 +12,7 @@ mod ema;
 pub mod error;
 pub mod failpoints;
 mod held;
+mod interrupt;
 pub mod layout;
 pub mod link;
 pub mod metrics;

@@ -341,6 +341,34 @@ impl FlatParameters {
         self.variables.iter().try_for_each(|variable| overwrite(kind, &variable.name, &variable.view(flat), tensor))
     }
 
+    /// Gives every rank its share of the sharded moments that `root` has whole, by what `tensor` gives for each name of
+    /// [`FlatParameters::named`]; only root's is asked. All ranks call it, after `load` on root and `broadcast`.
+    ///
+    /// # Errors
+    /// When a peer fails, or a tensor is missing.
+    pub fn hand_over<E>(
+        &mut self,
+        collective: &dyn Collective,
+        root: Rank,
+        tensor: Option<impl Fn(&str) -> Result<Tensor, E>>,
+    ) -> Result<(), TrainerError>
+    where
+        TrainerError: From<E>,
+    {
+        for (kind, moment, shards) in self.moments() {
+            let Some(shards) = shards else { continue };
+            let mut all = self.values.zeros_like();
+            if let Some(tensor) = &tensor {
+                self.fill(kind, &all, tensor)?;
+            }
+            collective.broadcast(&mut all, root)?;
+            for (own, place) in shards.placed() {
+                moment.narrow(0, place, own.end - own.start).copy_(&stretch(&all, &own));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether each rank keeps the moments of its share alone.
     pub fn is_sharded(&self) -> bool {
         self.shards.is_some()

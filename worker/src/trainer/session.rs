@@ -11,7 +11,7 @@ use super::{
     trained::TrainedModel,
 };
 use crate::{
-    collective::{self, Deadlines, Identity},
+    collective::{self, Collective, Deadlines, Identity},
     data::storage::{Limits, Storage},
     supervisor::ipc::Report,
     torch::cuda::{DEVICE_VARIABLE, DeviceChoice},
@@ -76,6 +76,7 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
     let held = HeldSlot::default();
     while let Some(plan) = link.next_plan()? {
         committed.reset();
+        held.keep_only(plan.stage);
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
         let surroundings = Surroundings {
             link: &link,
@@ -88,8 +89,13 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
         };
         let result = run_plan(&plan, &listener, &surroundings);
         if let Err(error) = result {
-            if error.is_of_peers() && held.is_full() {
-                tracing::warn!(%error, "the membership is broken; waits for the next one");
+            if error.is_of_peers() {
+                tracing::warn!(%error, "the membership is over; waits for the next one");
+                if !link.is_superseded() {
+                    let (generation, rank, step, message) =
+                        (plan.generation, plan.rank, held.step(), error.to_string());
+                    link.report(Report::PeersLost { generation, rank, step, message });
+                }
                 continue;
             }
             tracing::error!(%error, "the stage failed");
@@ -143,7 +149,11 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
     tracing::info!(world = plan.world().0, "started");
     let identity = Identity { generation: plan.generation, rank: plan.rank, peers: plan.peers.clone() };
     let Surroundings { link, committed, failpoints, held, storage, device, threads } = *around;
-    let collective = collective::join(listener, identity, DEADLINES, device)?;
+    let interrupt = link.interrupt();
+    let in_vain = || interrupt.is_asked();
+    let collective: Arc<dyn Collective> =
+        Arc::from(collective::join_unless(listener, identity, DEADLINES, device, &in_vain)?);
+    interrupt.watch(&collective);
     let result = with_model(plan, |plan, trained| {
         let stage = &plan.recipe.stages[plan.stage];
         let context = Context {

@@ -12,22 +12,25 @@ use std::{
 
 /// How long one try to connect, or one greeting, may take.
 const TRY: Duration = Duration::from_secs(5);
-/// Between two tries to connect.
+/// Between two tries to connect, and between two looks whether it is in vain.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Why a join is given up.
+const IN_VAIN: &str = "a later membership takes the place of this one";
 
 /// The connections from the rank before and to the rank after this one.
 pub(super) fn neighbours(
     listener: &TcpListener,
     identity: &Identity,
     deadline: Duration,
+    in_vain: &(dyn Fn() -> bool + Sync),
 ) -> Result<(TcpStream, TcpStream), String> {
     let end = Instant::now() + deadline;
     let world = identity.peers.len();
     let rank = identity.rank.0 as usize;
     let (next, previous) = ((rank + 1) % world, (rank + world - 1) % world);
     std::thread::scope(|scope| {
-        let calling = scope.spawn(|| call(&identity.peers[next], next, identity, end));
-        let answered = answer(listener, Rank(previous as u32), identity, end);
+        let calling = scope.spawn(|| call(&identity.peers[next], next, identity, (end, in_vain)));
+        let answered = answer(listener, Rank(previous as u32), identity, (end, in_vain));
         let called = calling.join().map_err(|_| "the thread that connects panicked".to_owned())?;
         let (answered, called) = (answered?, called?);
         for stream in [&answered, &called] {
@@ -37,13 +40,19 @@ pub(super) fn neighbours(
     })
 }
 
-fn call(address: &str, next: usize, identity: &Identity, end: Instant) -> Result<TcpStream, String> {
+/// Until when something is tried, and what says that it is in vain.
+type Until<'a> = (Instant, &'a (dyn Fn() -> bool + Sync));
+
+fn call(address: &str, next: usize, identity: &Identity, (end, in_vain): Until<'_>) -> Result<TcpStream, String> {
     let hello = Hello { generation: identity.generation, rank: identity.rank }.encode();
     loop {
         let error = match connect(address, &hello) {
             Ok(stream) => return Ok(stream),
             Err(error) => error,
         };
+        if in_vain() {
+            return Err(IN_VAIN.to_owned());
+        }
         if Instant::now() + PAUSE >= end {
             return Err(format!("rank {next} at {address} cannot be reached: {error}"));
         }
@@ -60,7 +69,12 @@ fn connect(address: &str, hello: &[u8; HELLO_BYTES]) -> std::io::Result<TcpStrea
 }
 
 /// Takes connections until the right one comes; a caller of another generation is sent away.
-fn answer(listener: &TcpListener, previous: Rank, identity: &Identity, end: Instant) -> Result<TcpStream, String> {
+fn answer(
+    listener: &TcpListener,
+    previous: Rank,
+    identity: &Identity,
+    (end, in_vain): Until<'_>,
+) -> Result<TcpStream, String> {
     let fail = |what: &str, error: std::io::Error| format!("{what}: {error}");
     listener.set_nonblocking(true).map_err(|error| fail("the listener", error))?;
     loop {
@@ -68,7 +82,10 @@ fn answer(listener: &TcpListener, previous: Rank, identity: &Identity, end: Inst
         if left.is_zero() {
             return Err(format!("rank {previous} has not connected in time"));
         }
-        let timeout = left.try_into().map_err(|_| "the deadline is too far away".to_owned())?;
+        if in_vain() {
+            return Err(IN_VAIN.to_owned());
+        }
+        let timeout = left.min(PAUSE).try_into().map_err(|_| "the deadline is too far away".to_owned())?;
         let mut descriptors = [PollFd::new(listener, PollFlags::IN)];
         match poll(&mut descriptors, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}

@@ -50,9 +50,23 @@ impl TcpRing {
         operation: Duration,
         join: Duration,
     ) -> Result<Self, CollectiveError> {
+        Self::join_unless(listener, identity, operation, join, &|| false)
+    }
+
+    /// As [`TcpRing::join`]; given up soon after `in_vain` says so.
+    ///
+    /// # Errors
+    /// As [`TcpRing::join`].
+    pub fn join_unless(
+        listener: &TcpListener,
+        identity: &Identity,
+        operation: Duration,
+        join: Duration,
+        in_vain: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Self, CollectiveError> {
         let world = u32::try_from(identity.peers.len()).expect("a generation has fewer than 2^32 ranks");
         let fail = |reason: String| CollectiveError::Join { generation: identity.generation, reason };
-        let (previous, next) = join::neighbours(listener, identity, join).map_err(fail)?;
+        let (previous, next) = join::neighbours(listener, identity, join, in_vain).map_err(fail)?;
         let clone = |stream: &TcpStream| stream.try_clone().map_err(|error| fail(error.to_string()));
         let sockets = [clone(&previous)?, clone(&next)?];
         let aborted = Arc::new(OnceLock::new());

@@ -26,7 +26,17 @@ pub fn plan(generation: u64) -> Order {
     let faults = Faults { max_failures: 0, max_no_progress: 3 };
     let model = Models { text: None, vision: None, adapter: None, trained: None };
     let (name, output) = ("demo".to_owned(), "/nowhere".into());
-    let recipe = Recipe { name, seed: 0, output, data: [].into(), text: [].into(), model, stages: vec![], faults };
+    let recipe = Recipe {
+        name,
+        seed: 0,
+        output,
+        data: [].into(),
+        text: [].into(),
+        model,
+        stages: vec![],
+        faults,
+        elastic: None,
+    };
     Order::Plan(Box::new(TrainPlan {
         schema: 1,
         job: "demo-1".parse().unwrap(),
@@ -36,6 +46,7 @@ pub fn plan(generation: u64) -> Order {
         stage: 0,
         resume: None,
         from_memory: false,
+        at_once: false,
         recipe,
         output: "/nowhere".into(),
     }))

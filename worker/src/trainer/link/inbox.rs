@@ -79,6 +79,11 @@ impl Inbox {
         (self.running.is_some() && self.running <= self.stop).then_some(Stop::Ordered)
     }
 
+    /// Whether a plan waits behind the one that runs.
+    pub fn is_superseded(&self) -> bool {
+        self.plan.is_some() && self.running.is_some()
+    }
+
     /// The highest generation a plan came for.
     pub fn generation(&self) -> Option<Generation> {
         self.newest

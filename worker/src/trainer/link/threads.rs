@@ -111,8 +111,7 @@ pub fn read(shared: &Shared, mut stream: Option<Arc<UnixStream>>) {
 fn read_orders(shared: &Shared, stream: &UnixStream) -> Result<(), FrameError> {
     let mut from = stream;
     while let Some(order) = frame::read::<Order>(&mut from)? {
-        let taken = shared.lock().inbox.take(order);
-        match taken {
+        match take(shared, order) {
             Taken::Yes | Taken::Repeated => {}
             Taken::Refused => tracing::warn!("refused an order: it belongs to an earlier plan"),
             Taken::Full(step) => tracing::warn!(step = step.0, "too many orders to commit: dropped the oldest"),
@@ -120,6 +119,20 @@ fn read_orders(shared: &Shared, stream: &UnixStream) -> Result<(), FrameError> {
         shared.changed.notify_all();
     }
     Ok(())
+}
+
+/// Takes an order. One that cannot wait for the plan that runs breaks it off, before anybody can take the new one.
+fn take(shared: &Shared, order: Order) -> Taken {
+    let mut state = shared.lock();
+    let breaks = match &order {
+        Order::Plan(plan) if plan.at_once => Some(plan.generation),
+        _ => None,
+    };
+    let taken = state.inbox.take(order);
+    if let (Taken::Yes, Some(generation), true) = (&taken, breaks, state.inbox.is_superseded()) {
+        shared.interrupt.ask(format!("generation {generation} takes the place of this one, which lost a rank"));
+    }
+    taken
 }
 
 /// Writes reports until the link is closed.

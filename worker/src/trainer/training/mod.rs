@@ -201,24 +201,37 @@ impl<'a, 'b> Training<'a, 'b> {
         // A step's figures are read while the next one is computed.
         let mut begun = None;
         let result = self.take_all(task, &mut ledger, &mut begun);
-        if let Err(error) = &result
-            && error.is_of_peers()
-            && !self.parameters.is_sharded()
-        {
-            self.hold(&mut ledger, begun)?;
+        match &result {
+            Err(error) if error.is_of_peers() => {
+                self.hold(&mut ledger, begun, matches!(error, TrainerError::Superseded))?
+            }
+            Err(_) => {}
+            // A membership may begin while the others say that they have finished.
+            Ok(_) if !self.parameters.is_sharded() => self.context.held.put(self.held()?),
+            Ok(_) => {}
         }
         result
     }
 
-    /// Keeps what this rank has for the membership after this one.
-    fn hold(&mut self, ledger: &mut Ledger, begun: Option<Begun>) -> Result<(), TrainerError> {
+    fn held(&self) -> Result<Held, CollectiveError> {
+        Held::of(self.context.plan.stage, Step(self.carried_out), &self.parameters)
+    }
+
+    /// Keeps what this rank has for the membership after this one. `together` says that all ranks do so, after the same step.
+    fn hold(&mut self, ledger: &mut Ledger, begun: Option<Begun>, together: bool) -> Result<(), TrainerError> {
         // On a GPU it may have been begun and not carried out.
         if let Err(error) = self.settle(ledger, begun) {
             tracing::info!(%error, "the newest step was not carried out");
         }
         let step = Step(self.carried_out);
-        self.context.held.put(Held::of(self.context.plan.stage, step, &self.parameters)?);
-        tracing::warn!(step = step.0, "a peer is lost: waits for the next membership with the state in memory");
+        let held = match (self.parameters.is_sharded(), together) {
+            (false, _) => self.held()?,
+            (true, true) => Held::gathered(self.context.plan.stage, step, &self.parameters, self.context.collective)?,
+            // Of sharded moments the lost rank's share is lost.
+            (true, false) => return Ok(()),
+        };
+        self.context.held.put(held);
+        tracing::warn!(step = step.0, "waits for the next membership with the state in memory");
         Ok(())
     }
 
@@ -233,7 +246,8 @@ impl<'a, 'b> Training<'a, 'b> {
         evaluations.make_up(self, task, ledger)?;
         let (mut broken, mut tally) = (BrokenFile::default(), Tally::new(self.sources.len()));
         let mut writer = self.writer();
-        let mut saved = self.context.plan.resume.as_ref().map(|point| point.step.0);
+        let mut saved = self.saved()?;
+        let mut written = None;
         let mut stopped = false;
         while self.step < self.total && !stopped {
             let mut timeline = Timeline::begin(self.context.device);
@@ -252,11 +266,16 @@ impl<'a, 'b> Training<'a, 'b> {
             let this = Begun { step: Step(self.step), output, learning_rate, data_wait, flops };
             self.settle(ledger, begun.replace(this))?;
             let counts;
-            (stopped, counts) = self.tell_peers(task.broken(&batch))?;
+            let superseded;
+            (stopped, superseded, counts) = self.tell_peers(task.broken(&batch))?;
             ledger.skipped(counts.iter().sum::<i64>().cast_unsigned());
             tally.add(&self.order.epochs(Step(self.step - 1)), &counts);
             for (source, count) in self.sources.iter().zip(tally.most()) {
                 source.limit.bear(count, broken.examples(&source.limit.name))?;
+            }
+            if superseded {
+                self.settle(ledger, begun.take())?;
+                return Err(TrainerError::Superseded);
             }
             if !stopped && task.evaluates_after(Step(self.step), &self.order) {
                 self.settle(ledger, begun.take())?;
@@ -269,14 +288,33 @@ impl<'a, 'b> Training<'a, 'b> {
                 // What is saved is known to be sound.
                 self.settle(ledger, begun.take())?;
                 ledger.stalled(self.save(&mut writer)?);
-                saved = Some(self.step);
+                (saved, written) = (Some(self.step), Some(self.step));
             }
         }
+        if self.context.plan.from_memory && self.step > 0 && saved != Some(self.step) && self.step == self.total {
+            // The membership before ended between the last step and its checkpoint.
+            ledger.stalled(self.save(&mut writer)?);
+            written = Some(self.step);
+        }
         writer.finish()?;
-        if let Some(step) = saved {
+        if let Some(step) = written {
             commits::wait(self.context, Step(step))?;
         }
         Ok(Outcome { summary: (!stopped).then(|| ledger.summary(self)), stopped })
+    }
+
+    /// The step whose checkpoint is on storage, of those that there is nothing newer than: where the plan goes on from, or where
+    /// a rank goes on from that held more.
+    fn saved(&self) -> Result<Option<u64>, TrainerError> {
+        let resumed = self.context.plan.resume.as_ref().map(|point| point.step.0);
+        if !self.context.plan.from_memory || resumed == Some(self.step) {
+            return Ok(resumed);
+        }
+        let folder = paths::stage_folder(&self.context.plan.output, self.context.stage_kind());
+        let there = self.context.speaks() && checkpoint::committed_steps(&folder).contains(&Step(self.step));
+        // What rank 0 sees counts for all.
+        let there = agreement::agree(self.context.collective, there)?;
+        Ok(if there { Some(self.step) } else { resumed })
     }
 
     /// Waits for a step's figures: it is carried out then.
@@ -327,13 +365,16 @@ impl<'a, 'b> Training<'a, 'b> {
         task.step(batch, taken)
     }
 
-    /// Whether any rank is to stop after the step that was begun last, and what was broken in its global batch.
-    fn tell_peers(&self, broken: &[BrokenSample]) -> Result<(bool, Vec<i64>), CollectiveError> {
+    /// Whether any rank is to stop after the step that was begun last, or has the plan of a later membership, and what was
+    /// broken in its global batch.
+    fn tell_peers(&self, broken: &[BrokenSample]) -> Result<(bool, bool, Vec<i64>), CollectiveError> {
         let mut mine = Tally::mine(&self.order.epochs(Step(self.step - 1)), broken);
         mine.push(i64::from(self.context.link.stop_requested().is_some()));
+        mine.push(i64::from(self.context.link.is_superseded()));
         let mut all = agreement::sums(self.context.collective, &mine)?;
-        let stops = all.pop().expect("every rank says whether it is to stop");
-        Ok((stops > 0, all))
+        let mut any = || all.pop().expect("every rank says both") > 0;
+        let (superseded, stopped) = (any(), any());
+        Ok((stopped, superseded, all))
     }
 
     fn writer(&self) -> Writer {
@@ -361,40 +402,50 @@ impl<'a, 'b> Training<'a, 'b> {
 /// Gives every rank the parameters to go on with; returns how many steps were carried out. No rank goes on before rank 0 is here,
 /// with a clean folder behind it.
 fn restore(context: &Context<'_>, parameters: &mut FlatParameters, held: Option<&Held>) -> Result<u64, TrainerError> {
-    let (step, holder) = fill(context, parameters, held)?;
+    let Restored { step, holder, handed } = fill(context, parameters, held)?;
     if context.speaks() {
         let folder = paths::stage_folder(&context.plan.output, context.stage_kind());
         checkpoint::set_aside(&folder, step, context.plan.generation)?;
     }
     parameters.broadcast(context.collective, holder)?;
+    if handed && parameters.is_sharded() {
+        let tensor = held.filter(|_| holder == context.rank()).map(|held| move |name: &str| held.tensor(name));
+        parameters.hand_over(context.collective, holder, tensor)?;
+    }
     context.collective.barrier()?;
     Ok(step.0)
 }
 
+/// Where a training goes on.
+struct Restored {
+    /// How many steps were carried out.
+    step: Step,
+    /// Which rank has the parameters right.
+    holder: Rank,
+    /// Whether it has them from memory.
+    handed: bool,
+}
+
 /// Fills the parameters: from the memory of a rank where the plan says that one holds the state, else from the plan's checkpoint,
-/// else they are as they begin. Returns how many steps were carried out, and which rank has them right: the others are to get them.
-fn fill(
-    context: &Context<'_>,
-    parameters: &mut FlatParameters,
-    held: Option<&Held>,
-) -> Result<(Step, Rank), TrainerError> {
+/// else they are as they begin. The others are to get them from the holder.
+fn fill(context: &Context<'_>, parameters: &mut FlatParameters, held: Option<&Held>) -> Result<Restored, TrainerError> {
     let resume = context.plan.resume.as_ref();
-    // Of sharded moments the lost rank's share is lost.
-    if context.plan.from_memory && !parameters.is_sharded() {
+    if context.plan.from_memory {
         let at_least = resume.map_or(Step(0), |point| point.step);
         if let Some((rank, step)) = held::newest(context.collective, held, at_least)? {
             if let Some(held) = held.filter(|_| rank == context.rank()) {
                 parameters.load(|name| held.tensor(name))?;
             }
             tracing::info!(step = step.0, holder = rank.0, "goes on from what a rank holds in memory");
-            return Ok((step, rank));
+            return Ok(Restored { step, holder: rank, handed: true });
         }
     }
-    let Some(point) = resume else { return Ok((Step(0), Rank(0))) };
+    let from_storage = |step| Restored { step, holder: Rank(0), handed: false };
+    let Some(point) = resume else { return Ok(from_storage(Step(0))) };
     context.activity(&format!("loading the checkpoint of step {}", point.step));
     let loaded = checkpoint::read(&point.folder)?;
     parameters.load(|name| loaded.tensor(name))?;
-    Ok((loaded.manifest.step, Rank(0)))
+    Ok(from_storage(loaded.manifest.step))
 }
 
 /// The data record of an order at its beginning.
