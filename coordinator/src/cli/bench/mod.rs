@@ -5,6 +5,7 @@ mod recovery;
 use super::{
     Common,
     error::CliError,
+    output::Format,
     pass::{self, PassArgs},
 };
 use clap::Parser as _;
@@ -12,7 +13,16 @@ use clap::Parser as _;
 /// A bench of this program's, as its own command line.
 #[derive(Debug, clap::Parser)]
 #[command(name = "llm2clip bench")]
-enum Bench {
+struct Bench {
+    #[command(subcommand)]
+    what: What,
+    /// What to print on stdout: text, or one JSON document
+    #[arg(short, long, global = true, value_enum)]
+    output: Option<Format>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
     /// How long a training stands still when a trainer is killed
     Recovery(recovery::RecoveryArgs),
 }
@@ -24,7 +34,12 @@ pub(super) async fn bench(args: &PassArgs, common: &Common) -> Result<u8, CliErr
     }
     let words = std::iter::once("llm2clip bench".into()).chain(args.words().iter().cloned());
     match Bench::try_parse_from(words) {
-        Ok(Bench::Recovery(args)) => recovery::measure(&args, common).await,
+        Ok(Bench { what, output }) => {
+            let format = output.unwrap_or(common.format);
+            match what {
+                What::Recovery(args) => recovery::measure(&args, format).await,
+            }
+        }
         Err(error) => error.exit(),
     }
 }

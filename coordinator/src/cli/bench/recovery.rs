@@ -2,7 +2,6 @@
 //! training has taken a step that is new.
 
 use super::super::{
-    Common,
     client::Client,
     error::CliError,
     local::{Coordinator, Settings, Workers},
@@ -93,7 +92,7 @@ impl Spread {
 }
 
 /// Runs the bench.
-pub(super) async fn measure(args: &RecoveryArgs, common: &Common) -> Result<u8, CliError> {
+pub(super) async fn measure(args: &RecoveryArgs, format: Format) -> Result<u8, CliError> {
     if args.workers < 2 || args.kills == 0 {
         return Err(CliError::usage("--workers must be 2 or more, --kills 1 or more: somebody has to keep the state"));
     }
@@ -112,7 +111,7 @@ pub(super) async fn measure(args: &RecoveryArgs, common: &Common) -> Result<u8, 
     };
     workers.end().await;
     coordinator.stop().await;
-    print(&measured?, common.format);
+    print(&measured?, format);
     Ok(0)
 }
 
