@@ -4,10 +4,12 @@
 
 mod cluster;
 mod job;
+mod machines;
 mod recipe;
 mod watch;
 
 pub use cluster::{Cluster, signal};
 pub use job::{Job, Step, losses};
+pub use machines::{Cable, Machines};
 pub use recipe::{Recipe, data};
 pub use watch::wait_for;

@@ -39,7 +39,7 @@ fn check(cluster: &Cluster<'_>, job: &Job, recipe: &Recipe, id: &str, (ranks, re
 
 #[test]
 fn three_machines_become_one_and_three_again() {
-    let recipe = recipe(600, "min_ranks = 1\nmax_ranks = 3\ngrace_s = 0");
+    let recipe = recipe(240, "min_ranks = 1\nmax_ranks = 3\ngrace_s = 0");
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
     ["a", "b", "c"].into_iter().for_each(|worker| cluster.worker(worker));

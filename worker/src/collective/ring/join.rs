@@ -3,7 +3,10 @@
 use super::wire::{HELLO_BYTES, Hello};
 use crate::collective::Identity;
 use common::ids::Rank;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    net::sockopt,
+};
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{TcpListener, TcpStream, ToSocketAddrs as _},
@@ -14,6 +17,8 @@ use std::{
 const TRY: Duration = Duration::from_secs(5);
 /// Between two tries to connect, and between two looks whether it is in vain.
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long the other machine may be silent.
+const SILENCE: Duration = Duration::from_secs(12);
 /// Why a join is given up.
 const IN_VAIN: &str = "a later membership takes the place of this one";
 
@@ -34,10 +39,25 @@ pub(super) fn neighbours(
         let called = calling.join().map_err(|_| "the thread that connects panicked".to_owned())?;
         let (answered, called) = (answered?, called?);
         for stream in [&answered, &called] {
-            stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true)).map_err(|error| error.to_string())?;
+            let set = stream
+                .set_nodelay(true)
+                .and_then(|()| notice_silence(stream))
+                .and_then(|()| stream.set_nonblocking(true));
+            set.map_err(|error| error.to_string())?;
         }
         Ok((answered, called))
     })
+}
+
+/// Has the system close a connection whose other machine is off or out of reach: it answers for a process however long that
+/// computes, and for a stopped one.
+fn notice_silence(stream: &TcpStream) -> std::io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, SILENCE / 4)?;
+    sockopt::set_tcp_keepintvl(stream, SILENCE / 4)?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    let silence = u32::try_from(SILENCE.as_millis()).expect("it is a few seconds");
+    Ok(sockopt::set_tcp_user_timeout(stream, silence)?)
 }
 
 /// Until when something is tried, and what says that it is in vain.
