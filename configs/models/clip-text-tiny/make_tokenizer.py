@@ -29,7 +29,6 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 HARD = [
     "", " ", "a", "IT'S we'Ve don't 'tis", "1234567 12 3.14", "two  spaces\n\nand lines\t ", "Grüße aus Köln — naïve café",
     "日本語の文章。", "👩‍👩‍👧‍👦 family, 🏳️‍🌈 flag", "http://example.org/a?b=c&d=%20#e", "!!!??...---___***", "ab " * 200, "x" * 300,
-    "a<|endoftext|>b",
 ]
 
 

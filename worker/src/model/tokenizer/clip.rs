@@ -1,14 +1,25 @@
 //! Captions to the token ids of a CLIP text tower.
+//!
+//! CLIP splits a text into words by an expression of its own, which the library's reader of files does not run. Here the file's
+//! expression runs before the library: its matches are handed over with a mark between them, and the library splits at the marks. So a
+//! text that spells `<|endoftext|>` has no end there: it is read as the letters that it is.
 
 use super::{Encoded, TextTokenizer};
 use crate::model::{ModelError, clip_text::ClipTextConfig};
+use serde_json::{Value, json};
 use std::path::Path;
+use tokenizers::utils::{SysRegex, recognize};
+
+/// Between words: of the code points that mean nothing to anybody.
+const MARK: char = '\u{e000}';
 
 /// The tokenizer of a CLIP text tower: a begin token, the text, an end token; a text that is too long loses its last tokens, and
 /// keeps the end.
 #[derive(Debug)]
 pub struct ClipTokenizer {
     tokenizer: TextTokenizer,
+    /// What a word is; absent where the library splits texts itself.
+    words: Option<SysRegex>,
     longest: usize,
 }
 
@@ -19,7 +30,16 @@ impl ClipTokenizer {
     /// When the file is missing or of another model.
     pub fn open(folder: &Path, config: &ClipTextConfig) -> Result<Self, ModelError> {
         let rows = u32::try_from(config.vocab_size).expect("a vocabulary has fewer than 2^32 tokens");
-        let tokenizer = TextTokenizer::open(folder)?.within(rows)?;
+        let mut words = None;
+        let tokenizer = TextTokenizer::open_changed(folder, |json| {
+            let mut document: Value = serde_json::from_str(&json).map_err(|error| error.to_string())?;
+            words = split_at_marks(&mut document)
+                .map(|words| SysRegex::new(&words))
+                .transpose()
+                .map_err(|e| e.to_string())?;
+            Ok(if words.is_some() { document.to_string() } else { json })
+        });
+        let tokenizer = tokenizer?.within(rows)?;
         let longest = usize::try_from(config.max_position_embeddings).expect("it is positive");
         let unusable = |reason: String| ModelError::Tokenizer { path: tokenizer.path().to_owned(), reason };
         let around = tokenizer.first().len() + tokenizer.last().len();
@@ -36,7 +56,7 @@ impl ClipTokenizer {
                 config.eos_token_id
             )));
         }
-        Ok(Self { tokenizer, longest })
+        Ok(Self { tokenizer, words, longest })
     }
 
     /// A text's tokens, all of which are read.
@@ -44,13 +64,35 @@ impl ClipTokenizer {
     /// # Errors
     /// When the tokenizer fails, or makes a token that the tower does not have.
     pub fn encode(&self, text: &str) -> Result<Encoded, ModelError> {
-        let mut ids = self.tokenizer.tokens_with_ends(text)?;
+        let mut ids = match &self.words {
+            None => self.tokenizer.tokens_with_ends(text)?,
+            Some(words) => {
+                let text = self.tokenizer.normalised(text)?;
+                let mut marked = String::with_capacity(2 * text.len());
+                for (start, end) in words.find_iter(&text) {
+                    marked.push_str(&text[start..end]);
+                    marked.push(MARK);
+                }
+                self.tokenizer.tokens_with_ends(&marked)?
+            }
+        };
         let behind = self.tokenizer.last().len();
         if ids.len() > self.longest {
             ids.drain(self.longest - behind..ids.len() - behind);
         }
         Ok(Encoded { span: 0..ids.len(), ids })
     }
+}
+
+/// Puts a split at marks in the place of the first one of a file, if that keeps what an expression matches and the library does not
+/// run it; returns the expression.
+fn split_at_marks(document: &mut Value) -> Option<String> {
+    let steps = &mut document["pre_tokenizer"];
+    let split = if steps["type"] == "Sequence" { steps["pretokenizers"].get_mut(0)? } else { steps };
+    let keeps = split["type"] == "Split" && split["behavior"] == "Removed" && split["invert"] == true;
+    let words = split["pattern"]["Regex"].as_str().filter(|words| keeps && recognize(words).is_none())?.to_owned();
+    *split = json!({ "type": "Split", "pattern": { "String": MARK }, "behavior": "Removed", "invert": false });
+    Some(words)
 }
 
 #[cfg(test)]
