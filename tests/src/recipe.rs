@@ -38,6 +38,8 @@ pub struct Recipe {
     pub text: String,
     /// Stages before `embed`, and the data that they need.
     pub tuning: String,
+    /// Stages between `embed` and `clip`.
+    pub before_clip: String,
     /// More lines for the `clip` stage.
     pub clip: String,
 }
@@ -60,6 +62,7 @@ impl Default for Recipe {
             data: String::new(),
             text: String::new(),
             tuning: String::new(),
+            before_clip: String::new(),
             clip: String::new(),
         }
     }
@@ -103,6 +106,7 @@ blocks = 1
 {tuning}
 
 {embed}
+{before_clip}
 [[stage]]
 kind = "clip"
 data = "train"
@@ -129,6 +133,7 @@ max_failures = {max_failures}
             every_steps = self.every_steps,
             data = self.data,
             tuning = self.tuning,
+            before_clip = self.before_clip,
             clip = self.clip,
             max_failures = self.max_failures,
         );
