@@ -83,6 +83,21 @@ def with_peft():
         assert moved, place
 
 
+def with_peft_beside_vision():
+    """The vision tower's LoRA on the tower that it was trained beside makes the features of the merged weights."""
+    from peft import PeftModel
+    from transformers import AutoModel, CLIPImageProcessor
+
+    warnings.simplefilter("error", UserWarning)
+    base = json.loads((EXPORT / "vision_lora/adapter_config.json").read_text())["base_model_name_or_path"]
+    model = AutoModel.from_pretrained(base, trust_remote_code=True).eval()
+    pixels = CLIPImageProcessor.from_pretrained(EXPORT)(images=images, return_tensors="pt").pixel_values
+    before = torch.nn.functional.normalize(model.get_image_features(pixels), dim=-1)
+    assert (before - tensors["image"]).abs().max().item() > 10 * TOLERANCE, "the LoRA changes nothing"
+    model = PeftModel.from_pretrained(model, EXPORT / "vision_lora").eval()
+    compare("peft, images", model.get_image_features(pixels), tensors["image"])
+
+
 done = []
 if description["image"]["architecture"] == "clip":
     with_transformers()
@@ -96,5 +111,8 @@ if (EXPORT / "open_clip").is_dir():
 if description["text"]["adapters"]:
     with_peft()
     done.append("peft")
+if (EXPORT / "vision_lora").is_dir():
+    with_peft_beside_vision()
+    done.append("peft beside the vision tower")
 assert done, "nothing was compared: neither transformers nor open_clip has such a tower"
 print("the same in", " and ".join(done))

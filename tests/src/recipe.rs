@@ -38,6 +38,8 @@ pub struct Recipe {
     pub text: String,
     /// Stages before `embed`, and the data that they need.
     pub tuning: String,
+    /// Stages between `embed` and `clip`.
+    pub before_clip: String,
     /// More lines for the `clip` stage.
     pub clip: String,
     /// With how many ranks it may run: the content of `[elastic]`; empty means with as many as it was launched with.
@@ -62,6 +64,7 @@ impl Default for Recipe {
             data: String::new(),
             text: String::new(),
             tuning: String::new(),
+            before_clip: String::new(),
             clip: String::new(),
             elastic: String::new(),
         }
@@ -107,6 +110,7 @@ blocks = 1
 {tuning}
 
 {embed}
+{before_clip}
 [[stage]]
 kind = "clip"
 data = "train"
@@ -135,6 +139,7 @@ max_failures = {max_failures}
             every_steps = self.every_steps,
             data = self.data,
             tuning = self.tuning,
+            before_clip = self.before_clip,
             clip = self.clip,
             max_failures = self.max_failures,
         );

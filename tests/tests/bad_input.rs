@@ -46,6 +46,15 @@ fn a_caption_table_without_the_key_column_names_the_columns_there_are() {
 }
 
 #[test]
+fn a_model_folder_that_is_not_there_is_told_by_its_key_and_what_it_is_for() {
+    let (code, text) = fails(&Recipe { vision: "/nowhere/vit".into(), ..Recipe::default() });
+    assert_eq!(code, Some(1), "{text}");
+    for part in ["`model.vision.folder` is /nowhere/vit", "It is to hold the vision tower", "run that job first"] {
+        assert!(text.contains(part), "{part} is not in: {text}");
+    }
+}
+
+#[test]
 fn a_config_that_is_none_is_named_with_its_field() {
     let (folder, _) = scratch("config.json", b"{\"hidden_size\": 192}");
     let (code, text) = fails(&Recipe { vision: folder.path().to_owned(), ..Recipe::default() });

@@ -147,7 +147,8 @@ fn every_recipe_of_configs_is_valid() {
         let source = Source { text: &text, file: &file, folder: path.parent().unwrap(), working_directory: &root() };
         let recipe = parse(source, &[]).unwrap_or_else(|error| panic!("{error}"));
         // The paper's data are the user's to bring.
-        let brings_its_data = !path.file_name().unwrap().to_str().unwrap().starts_with("llm2clip-paper-");
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let brings_its_data = !["llm2clip-paper-", "llm2clip-proclip-"].iter().any(|papers| name.starts_with(papers));
         for data in recipe.data.values() {
             for pattern in &data.shards {
                 let DataPath::Path(path) = pattern else { continue };

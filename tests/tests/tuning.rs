@@ -98,6 +98,31 @@ fn one_worker_and_two_give_the_same_losses() {
 }
 
 #[test]
+fn shares_that_cut_chunks_drop_what_whole_chunks_drop() {
+    // 23 by two are 12 and 11: chunks of 8 and of 16 are cut; in `clip`, 50 by three are 17, 17 and 16.
+    let cut = |recipe: Recipe| {
+        let tuning = recipe.tuning.replace("global_batch = 16", "global_batch = 23").replace("chunk = 4", "chunk = 8");
+        let tuning = tuning.replacen("steps = 8", "steps = 8\nlora = { rank = 4, dropout = 0.2 }", 1);
+        Recipe { tuning, global_batch: 50, clip: "lora = { rank = 4, dropout = 0.2 }".to_owned(), ..recipe }
+    };
+    let jobs = [1, 2, 3].map(|workers| {
+        let job = Job::new(&cut(recipe()));
+        job.run(workers);
+        all_losses(&job)
+    });
+    let mut worst: f64 = 0.0;
+    for other in &jobs[1..] {
+        for (stage, losses) in &jobs[0] {
+            for (step, loss) in losses {
+                worst = worst.max((loss - other[stage][step]).abs() / loss.abs());
+            }
+        }
+    }
+    println!("with dropout and cut chunks, one, two and three workers: losses differ by {worst:.1e} at most");
+    assert!(worst <= 1e-4, "{worst}");
+}
+
+#[test]
 fn a_lora_of_another_model_is_refused_by_name() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/model/lora-llama");
     let job = Job::new(&Recipe { text: format!("adapters = {folder:?}"), ..Recipe::default() });

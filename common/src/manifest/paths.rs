@@ -21,6 +21,11 @@ pub fn tuned_model(output: &Path, stage: &str) -> PathBuf {
     stage_folder(output, stage).join("model")
 }
 
+/// The folder that a stage leaves that trains the adapter alone: `model.safetensors` with its tensors by their names in a checkpoint.
+pub fn distilled_adapter(output: &Path, stage: &str) -> PathBuf {
+    stage_folder(output, stage).join("adapter")
+}
+
 /// A checkpoint's folder.
 pub fn checkpoint_folder(output: &Path, stage: &str, step: Step) -> PathBuf {
     stage_folder(output, stage).join(step_folder(step))

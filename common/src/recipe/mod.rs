@@ -7,6 +7,7 @@
 
 mod classes;
 mod data_path;
+mod distill;
 mod error;
 mod eval;
 mod evaluation;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use classes::{ClassBy, ClassNames, Classes, Templates};
 pub use data_path::DataPath;
+pub use distill::{DistillStage, TeacherModel};
 pub use error::RecipeError;
 pub use eval::{Benchmark, CaptionPair, EvalStage, Every, PeriodicEval};
 pub use evaluation::{Evaluation, parse_evaluation};
@@ -212,7 +214,7 @@ pub struct CaptionColumn {
 }
 
 /// The models of a recipe; a stage that needs an absent one is an error of validation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Models {
     /// The LLM that reads captions.
     pub text: Option<TextModel>,
@@ -223,6 +225,9 @@ pub struct Models {
     /// A model that was trained before, in the place of the two above; `text` is its LLM unless it is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained: Option<TrainedModel>,
+    /// CLIP's text tower, whose space the adapter is taught by stage `distill`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<TeacherModel>,
 }
 
 /// A model to be evaluated: both towers, and the LLM whose vectors the adapter takes.
@@ -315,6 +320,8 @@ pub enum Stage {
     Contrast(Box<ContrastStage>),
     /// Write the text vectors of every caption.
     Embed(EmbedStage),
+    /// Teach the adapter what CLIP's text tower makes of captions.
+    Distill(Box<DistillStage>),
     /// Train the vision tower and the adapter.
     Clip(Box<ClipStage>),
     /// Measure retrieval.
@@ -330,6 +337,7 @@ impl Stage {
             Stage::Mntp(_) => "mntp",
             Stage::Contrast(_) => "contrast",
             Stage::Embed(_) => "embed",
+            Stage::Distill(_) => "distill",
             Stage::Clip(_) => "clip",
             Stage::Eval(_) => "eval",
             Stage::Export => "export",

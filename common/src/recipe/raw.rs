@@ -208,13 +208,16 @@ impl<'f> Table<'f> {
     ) -> Result<T, RecipeError> {
         let found = self.get(key, read)?;
         found.ok_or_else(|| {
-            // A required key that was mistyped: name the mistake rather than the gap.
-            match self.entries.iter().find(|(typed, _)| nearest(typed, [key]).is_some()) {
-                Some((typed, node)) => {
-                    self.file.error(&node.place, self.unknown(typed, &format!("did you mean `{key}`?")))
-                }
-                None => self.error(format!("`{}` is missing", self.path(key))),
-            }
+            self.mistyped(&[key]).unwrap_or_else(|| self.error(format!("`{}` is missing", self.path(key))))
+        })
+    }
+
+    /// The error of a key that was written for one of these, which are required: it names the mistake rather than the gap. Absent
+    /// when nothing is like them.
+    pub(super) fn mistyped(&self, keys: &[&'static str]) -> Option<RecipeError> {
+        self.entries.iter().find_map(|(typed, node)| {
+            let key = nearest(typed, keys.iter().copied())?;
+            Some(self.file.error(&node.place, self.unknown(typed, &format!("did you mean `{key}`?"))))
         })
     }
 

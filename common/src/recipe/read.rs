@@ -3,7 +3,7 @@
 use super::{
     AdapterModel, Attention, Benchmark, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Elastic,
     Faults, IndexPlace, Init, Models, Pooling, Recipe, RowRange, TextModel, TrainedModel, Unmatched, VisionModel,
-    classes,
+    classes, distill,
     error::{File, RecipeError},
     mix,
     raw::{self, Node, Table, Value},
@@ -229,9 +229,10 @@ fn models(table: &mut Table<'_>, folder: &Path) -> Result<Models, RecipeError> {
     let text = models.table("text")?.map(|table| text_model(table, folder)).transpose()?;
     let vision = models.table("vision")?.map(|table| vision_model(table, folder)).transpose()?;
     let adapter = models.table("adapter")?.map(adapter_model).transpose()?;
+    let teacher = models.table("teacher")?.map(|table| distill::teacher(table, folder)).transpose()?;
     let trained = models.table("trained")?.map(|table| trained_model(table, folder)).transpose()?;
     models.finish()?;
-    Ok(Models { text, vision, adapter, trained })
+    Ok(Models { text, vision, adapter, trained, teacher })
 }
 
 fn trained_model(mut table: Table<'_>, folder: &Path) -> Result<TrainedModel, RecipeError> {
@@ -241,7 +242,7 @@ fn trained_model(mut table: Table<'_>, folder: &Path) -> Result<TrainedModel, Re
     Ok(model)
 }
 
-fn init(table: &mut Table<'_>) -> Result<Init, RecipeError> {
+pub(super) fn init(table: &mut Table<'_>) -> Result<Init, RecipeError> {
     let choices = [("random", Init::Random), ("pretrained", Init::Pretrained)];
     Ok(table.get("init", |value| choice(value, &choices))?.unwrap_or(Init::Pretrained))
 }

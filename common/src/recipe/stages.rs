@@ -2,7 +2,7 @@
 
 use super::{
     Augment, CheckpointPolicy, ClipStage, ConvertToRgb, Decay, EmbedStage, Length, Optimizer, PixelMode, Precision,
-    Schedule, Stage, Training,
+    Schedule, Stage, Training, distill,
     error::{RecipeError, nearest},
     eval, mix, objective, parts,
     raw::{Table, Value},
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::sampler::Policy;
 
-const KINDS: [&str; 6] = ["mntp", "contrast", "embed", "clip", "eval", "export"];
+const KINDS: [&str; 7] = ["mntp", "contrast", "embed", "distill", "clip", "eval", "export"];
 
 /// Reads `[[stage]]`.
 pub(super) fn read(table: &mut Table<'_>) -> Result<Vec<Stage>, RecipeError> {
@@ -50,6 +50,10 @@ fn stage(mut table: Table<'_>) -> Result<Stage, RecipeError> {
         "contrast" => {
             let training = training(&mut table, data, &TRANSFORMERS)?;
             Stage::Contrast(Box::new(tuning::contrast(&mut table, training)?))
+        }
+        "distill" => {
+            let training = training(&mut table, data, &OPEN_CLIP)?;
+            Stage::Distill(Box::new(distill::stage(&mut table, training)?))
         }
         "clip" => Stage::Clip(Box::new(clip(&mut table, data)?)),
         _ => Stage::Eval(eval::read(&mut table, data)?),
@@ -92,7 +96,7 @@ struct Defaults {
     decay: Decay,
 }
 
-/// Of stage 2: open_clip's.
+/// Of stage 2 and its warm start: open_clip's.
 const OPEN_CLIP: Defaults =
     Defaults { policy: Policy::OneSource, betas: (0.9, 0.98), eps: 1e-6, weight_decay: 0.05, decay: Decay::Cosine };
 
@@ -134,7 +138,10 @@ fn length(table: &mut Table<'_>) -> Result<Length, RecipeError> {
     match (epochs, steps) {
         (Some(epochs), None) => Ok(Length::Epochs(epochs)),
         (None, Some(steps)) => Ok(Length::Steps(steps)),
-        _ => Err(table.error("a stage that trains needs either `epochs` or `steps`")),
+        (None, None) => Err(table
+            .mistyped(&["epochs", "steps"])
+            .unwrap_or_else(|| table.error("a stage that trains needs either `epochs` or `steps`"))),
+        (Some(_), Some(_)) => Err(table.error("a stage that trains has either `epochs` or `steps`, not both")),
     }
 }
 

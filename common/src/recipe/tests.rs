@@ -4,6 +4,8 @@ use super::*;
 use crate::sampler::{Policy, Tail};
 use std::path::Path;
 
+mod distill;
+
 const RECIPE: &str = r#"name = "small"
 seed = 3
 output = "runs/small"
@@ -85,7 +87,10 @@ fn mistakes_are_told_with_line_key_and_what_was_meant() {
     check("\"clip\"", "\"clipp\"", "did you mean `clip`?");
     check("[\"train\"]", "[\"trian\"]", "no `[data.trian]`, did you mean `train`?");
     check("[model.adapter]", "", "stage `clip` needs `[model.adapter]`");
-    check("steps = 100", "steps = 100\nepochs = 2", "either `epochs` or `steps`");
+    check("steps = 100", "steps = 100\nepochs = 2", "either `epochs` or `steps`, not both");
+    check("steps = 100", "", "needs either `epochs` or `steps`");
+    check("steps = 100", "epoch = 20", "small.toml:27: `epoch` is no key in `stage`; did you mean `epochs`?");
+    check("steps = 100", "step = 20", "did you mean `steps`?");
     check("name = \"small\"", "name = \"a/b\"", "small.toml:1: `name` must be");
     check("seed = 3", "seed = = 3", "small.toml:2");
     check("long = 2", "long = -2", "the weight of caption column `long` is -2");

@@ -132,6 +132,7 @@ impl Stage {
         match self {
             Stage::Mntp(stage) => Some(&stage.training),
             Stage::Contrast(stage) => Some(&stage.training),
+            Stage::Distill(stage) => Some(&stage.training),
             Stage::Clip(stage) => Some(&stage.training),
             Stage::Embed(_) | Stage::Eval(_) | Stage::Export => None,
         }
@@ -142,6 +143,7 @@ impl Stage {
         match self {
             Stage::Mntp(stage) => Some(&mut stage.training),
             Stage::Contrast(stage) => Some(&mut stage.training),
+            Stage::Distill(stage) => Some(&mut stage.training),
             Stage::Clip(stage) => Some(&mut stage.training),
             Stage::Embed(_) | Stage::Eval(_) | Stage::Export => None,
         }

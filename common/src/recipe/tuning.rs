@@ -213,7 +213,7 @@ impl Stage {
         match self {
             Stage::Mntp(stage) => Some(stage.lora.as_ref()),
             Stage::Contrast(stage) => Some(stage.lora.as_ref()),
-            Stage::Embed(_) | Stage::Clip(_) | Stage::Eval(_) | Stage::Export => None,
+            Stage::Embed(_) | Stage::Distill(_) | Stage::Clip(_) | Stage::Eval(_) | Stage::Export => None,
         }
     }
 }

@@ -38,6 +38,7 @@ pub(super) fn check(recipe: &Recipe) -> Result<(), String> {
         }
     }
     ranks(recipe)?;
+    super::distill::check(recipe)?;
     order_of_stages(recipe)
 }
 
@@ -60,6 +61,7 @@ impl Stage {
             Stage::Mntp(stage) => &stage.training.data,
             Stage::Contrast(stage) => &stage.training.data,
             Stage::Embed(stage) => &stage.data,
+            Stage::Distill(stage) => &stage.training.data,
             Stage::Clip(stage) => &stage.training.data,
             Stage::Eval(stage) => &stage.data,
             Stage::Export => &[],
@@ -87,10 +89,12 @@ fn trained(recipe: &Recipe) -> Result<(), String> {
     }
 }
 
-/// The LLM is tuned before it is used: after `embed` nothing would come of it.
+/// The LLM is tuned before it is used: after `embed` nothing would come of it. So is the adapter, before `clip`.
 fn order_of_stages(recipe: &Recipe) -> Result<(), String> {
     let place = |kind: &str| recipe.stages.iter().position(|stage| stage.kind() == kind);
-    for (first, then) in [("mntp", "contrast"), ("contrast", "embed"), ("mntp", "embed")] {
+    let pairs =
+        [("mntp", "contrast"), ("contrast", "embed"), ("mntp", "embed"), ("embed", "distill"), ("distill", "clip")];
+    for (first, then) in pairs {
         if let (Some(late), Some(early)) = (place(first), place(then))
             && late > early
         {
@@ -225,9 +229,10 @@ fn models(recipe: &Recipe, stage: &Stage) -> Result<(), String> {
     }
     match stage {
         Stage::Mntp(_) | Stage::Contrast(_) | Stage::Embed(_) => Ok(()),
+        Stage::Distill(_) if recipe.model.teacher.is_none() => missing("teacher"),
         Stage::Eval(eval) if recipe.model.trained.is_some() || !eval.needs_towers(recipe) => Ok(()),
         _ if recipe.model.vision.is_none() => missing("vision"),
         _ if recipe.model.adapter.is_none() => missing("adapter"),
-        Stage::Clip(_) | Stage::Eval(_) | Stage::Export => Ok(()),
+        Stage::Distill(_) | Stage::Clip(_) | Stage::Eval(_) | Stage::Export => Ok(()),
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn recipe() -> Recipe {
         output: "/shared/demo".into(),
         data: Default::default(),
         text: Default::default(),
-        model: Models { text: None, vision: None, adapter: None, trained: None },
+        model: Models::default(),
         stages: vec![
             Stage::Embed(EmbedStage { data: data.clone(), batch_tokens: 64, precision: Precision::Fp32 }),
             serde_json::from_value(clip).unwrap(),

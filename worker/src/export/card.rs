@@ -23,7 +23,7 @@ fn text(trained: &Trained, description: &Description, open_clip: bool) -> String
          # {name}\n\n{}\n## Use\n\n{}\n## Results\n\n{}\n## Data\n\n{}\n## Recipe\n\nAs validated, with every override; \
          `recipe.json` holds the same.\n\n```toml\n{recipe}```\n",
         about(description),
-        usage(description, open_clip),
+        usage(description, open_clip, trained),
         results(trained.results().as_ref(), description),
         data(description),
     )
@@ -47,7 +47,7 @@ fn about(description: &Description) -> String {
     )
 }
 
-fn usage(description: &Description, open_clip: bool) -> String {
+fn usage(description: &Description, open_clip: bool, trained: &Trained) -> String {
     let mut text = String::from(
         "Features of images and texts, and a check that yours are right:\n\n```\n\
          llm2clip encode --model . --images 'photos/*.jpg' --texts captions.txt --out features.safetensors\n\
@@ -69,6 +69,12 @@ fn usage(description: &Description, open_clip: bool) -> String {
              ```python\nfrom transformers import CLIPImageProcessor, SiglipVisionModel\n\
              pixels = CLIPImageProcessor.from_pretrained(\".\")(images=image, return_tensors=\"pt\").pixel_values\n\
              images = SiglipVisionModel.from_pretrained(\".\").eval()(pixels).pooler_output\n```\n\n",
+        );
+    }
+    if trained.recipe.clip().is_some_and(|clip| clip.lora.is_some()) {
+        text.push_str(
+            "The vision tower was trained by low-rank updates. `model.safetensors` has them merged; `vision_lora/` has them alone, for \
+             `peft.PeftModel.from_pretrained` on the tower that they were trained beside.\n\n",
         );
     }
     if open_clip {

@@ -17,6 +17,7 @@ mod opened;
 pub mod recipe_file;
 mod timm_names;
 mod trained;
+mod vision_lora;
 
 pub use command::{ExportArgs, main};
 pub use description::{Description, FILE, read as describe};
@@ -55,6 +56,7 @@ pub fn export(trained: &Trained, to: &Path) -> Result<Exported, ExportError> {
     let config = trained.vision_config()?;
     let weights_blake3 = hugging_face::write(path, &config, trained)?;
     let open_clip = open_clip::write(path, &config, trained)?;
+    vision_lora::write(path, &config, trained)?;
     llm.copy(path)?;
     let description = Description::new(trained, &config, &llm, (made_of, weights_blake3))?;
     description.write(path)?;

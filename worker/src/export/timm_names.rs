@@ -8,16 +8,21 @@ const TRUNK: &str = "visual.trunk.";
 /// An EVA02 tower's parameters; others are left out.
 pub(super) fn eva02(parameters: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
     let theirs = |(name, tensor): &(String, Tensor)| {
-        let inside = name.strip_prefix("visual.")?;
-        let theirs = inside
-            .replace(".attn.inner_attn_ln.", ".attn.norm.")
-            .replace(".mlp.ffn_ln.", ".mlp.norm.")
-            .replace(".mlp.w1.", ".mlp.fc1_g.")
-            .replace(".mlp.w2.", ".mlp.fc1_x.")
-            .replace(".mlp.w3.", ".mlp.fc2.");
-        Some((format!("{TRUNK}{theirs}"), tensor.shallow_clone()))
+        let own = name.starts_with("visual.").then(|| format!("{TRUNK}{}", eva02_alone(name)))?;
+        Some((own, tensor.shallow_clone()))
     };
     parameters.iter().filter_map(theirs).collect()
+}
+
+/// The name of an EVA02 tower's parameter where the tower stands alone.
+pub(super) fn eva02_alone(name: &str) -> String {
+    let inside = name.strip_prefix("visual.").unwrap_or(name);
+    inside
+        .replace(".attn.inner_attn_ln.", ".attn.norm.")
+        .replace(".mlp.ffn_ln.", ".mlp.norm.")
+        .replace(".mlp.w1.", ".mlp.fc1_g.")
+        .replace(".mlp.w2.", ".mlp.fc1_x.")
+        .replace(".mlp.w3.", ".mlp.fc2.")
 }
 
 /// A SigLIP tower's parameters; others are left out.

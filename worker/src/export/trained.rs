@@ -125,6 +125,15 @@ impl Trained {
         Ok(base + b.matmul(&a) * (lora.alpha / f64::from(lora.rank)))
     }
 
+    /// Every low-rank update of the vision tower by our own name, sorted; none when it was trained without.
+    pub fn updates(&self) -> Result<Vec<(String, Tensor)>, ExportError> {
+        let all = self.checkpoint.manifest.parts.iter().flat_map(|part| part.tensors.keys());
+        let mut names: Vec<&str> = all.filter_map(|name| name.strip_prefix(PARAMETER)).collect();
+        names.retain(|name| name.ends_with(LORA_A) || name.ends_with(LORA_B));
+        names.sort_unstable();
+        names.into_iter().map(|name| Ok((name.to_owned(), self.own(name)?))).collect()
+    }
+
     /// A parameter as it is in the checkpoint: its average, where one is to be used and kept.
     fn own(&self, name: &str) -> Result<Tensor, ExportError> {
         let average = format!("{AVERAGE}{name}");
@@ -165,6 +174,10 @@ impl Trained {
             hasher.update(part.blake3.as_bytes());
         }
         hasher.update(self.results().map(|results| results.to_string()).unwrap_or_default().as_bytes());
+        if self.recipe.clip().is_some_and(|clip| clip.lora.is_some()) {
+            // An export of before there was this folder is made again.
+            hasher.update(super::vision_lora::FOLDER.as_bytes());
+        }
         for file in super::llm::Llm::of(self)?.files()? {
             hasher.update(super::files::digest(&file)?.as_bytes());
         }

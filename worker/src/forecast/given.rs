@@ -5,6 +5,7 @@ use crate::{
     data::{DataError, Dataset, Documents, Places, storage::Storage},
     model::{
         adapter::AdapterConfig,
+        clip_text::ClipTextConfig,
         config,
         llama::LlamaConfig,
         tokenizer::{CaptionTokenizer, TextTokenizer},
@@ -88,6 +89,8 @@ pub(super) struct Given {
     pub llm: Option<Shape<LlamaConfig>>,
     /// The same of the vision tower.
     pub vision: Option<Shape<VisionConfig>>,
+    /// The same of the teacher.
+    pub teacher: Option<Shape<ClipTextConfig>>,
     /// Absent when the recipe names none, or the vectors' or the shared width is not known.
     pub adapter: Option<AdapterConfig>,
     /// What is not here, a sentence each.
@@ -103,6 +106,8 @@ impl Given {
         let vision = recipe.model.vision.as_ref();
         let vision: Option<Shape<VisionConfig>> =
             vision.and_then(|vision| shape(&vision.folder, "the vision tower", &mut missing));
+        let teacher = recipe.model.teacher.as_ref();
+        let teacher = teacher.and_then(|teacher| shape(&teacher.folder, "the teacher", &mut missing));
         let of = |list: &[(String, u64)], name: &str| list.iter().find(|(said, _)| said == name).map(|(_, n)| *n);
         let tokenizers =
             text.filter(|_| llm.as_ref().is_some_and(|llm| llm.known == Known::Here)).map(Tokenizers::open);
@@ -149,7 +154,7 @@ impl Given {
             missing.push("the text vectors' width: --text-width N says it".to_owned());
         }
         let adapter = adapter(recipe, input, vision.as_ref());
-        Self { sets, llm, vision, adapter, missing }
+        Self { sets, llm, vision, teacher, adapter, missing }
     }
 }
 

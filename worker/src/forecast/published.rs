@@ -5,11 +5,12 @@ use serde_json::{Map, Value};
 use std::path::Path;
 
 /// Names that a folder of the same model may have as well.
-const ALIASES: [(&str, &str); 5] = [
+const ALIASES: [(&str, &str); 6] = [
     ("meta-llama-3-8b-instruct", "llama-3-8b"),
     ("meta-llama-3-8b", "llama-3-8b"),
     ("llama-3.1-8b", "llama-3-8b"),
     ("llama-3.1-8b-instruct", "llama-3-8b"),
+    ("llm2clip-llama-3-8b-instruct-cc-finetuned", "llama-3-8b"),
     ("llama-3.2-1b-instruct", "llama-3.2-1b"),
 ];
 
@@ -46,7 +47,10 @@ mod tests {
             (millions("clip-l-14-336"), millions("clip-b-16"), millions("siglip2-so400m-14-224")),
             (305, 87, 428)
         );
-        assert_eq!(shapes().len(), 9);
+        // OpenAI's own: 427.6 million in both towers, less the scale.
+        let (whole, folder) = ("clip-vit-large-patch14", Path::new("/models/clip-vit-large-patch14"));
+        let text = config::<crate::model::clip_text::ClipTextConfig>(folder).unwrap().parameters();
+        assert_eq!((millions(whole), text, shapes().len()), (304, 123_650_304, 10));
         assert!(config::<LlamaConfig>(Path::new("/models/llama-9")).is_none());
     }
 }

@@ -41,6 +41,9 @@ impl<'a> Report<'a> {
         if let Some(vision) = &given.vision {
             models.insert("vision", Model { parameters: vision.config.size().parameters, known: vision.known });
         }
+        if let Some(teacher) = &given.teacher {
+            models.insert("teacher", Model { parameters: teacher.config.parameters(), known: teacher.known });
+        }
         if let Some(adapter) = &given.adapter {
             models.insert("adapter", Model { parameters: adapter.size().parameters, known: Known::Here });
         }

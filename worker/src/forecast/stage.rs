@@ -8,7 +8,7 @@ use super::{
 use crate::model::{llama::LlamaConfig, size::Size, vision::VisionConfig};
 use common::{
     ids::WorldSize,
-    recipe::{ClipStage, ContrastStage, EmbedStage, Lora, MntpStage, PairRule, Recipe, Stage, Training},
+    recipe::{ClipStage, ContrastStage, DistillStage, EmbedStage, Lora, MntpStage, PairRule, Recipe, Stage, Training},
     sampler,
 };
 use serde::Serialize;
@@ -85,6 +85,7 @@ pub(super) fn forecast(
         Stage::Mntp(stage) => around.mntp(stage)?,
         Stage::Contrast(stage) => around.contrast(stage)?,
         Stage::Embed(stage) => around.embed(stage, recipe.llm_before(number).is_some()),
+        Stage::Distill(stage) => around.distill(stage)?,
         Stage::Clip(stage) => around.clip(stage)?,
         Stage::Eval(stage) => around.eval(stage.data.as_slice(), stage.chunk),
         Stage::Export => around.export(),
@@ -233,31 +234,81 @@ impl Around<'_> {
             .filter(|name| self.recipe.data.get(*name).is_some_and(|set| set.vectors.is_none()))
             .cloned()
             .collect();
-        let columns = |name: &str| {
-            let set = &self.recipe.data[name];
-            set.captions.columns.iter().filter(|column| column.weight > 0).count() as u64
-        };
-        let captions = |(name, set): (&String, &Set)| Some((set.samples? * columns(name), set.tokens));
+        let captions = |(name, set): (&String, &Set)| Some((set.samples? * self.columns(name), set.tokens));
         let known: Option<Vec<(u64, f64)>> = self.sets(&made).map(captions).collect();
         let known = known.filter(|known| known.len() == made.len());
         let mut forecast =
             Forecast { samples: known.as_ref().map(|known| known.iter().map(|(n, _)| n).sum()), ..Forecast::default() };
+        self.taught(stage, &mut forecast);
         let Some(llm) = self.given.llm.as_ref().filter(|_| reads).map(|llm| &llm.config) else { return forecast };
         let (size, bytes) = (llm.size(), memory::bytes(stage.precision));
         // A block's input, its norms in fp32, q, k, v and what is gathered; or its input and the widest part of the MLP.
         let live = size.width * (2 * bytes + 8) + (6 * size.width * bytes).max(3 * llm.intermediate_size * bytes);
-        forecast.memory = vec![
+        forecast.memory.extend([
             Item::new("weights", bytes * size.parameters),
             Item::new("activations of a batch", live * stage.batch_tokens as i64),
-        ];
+        ]);
         if let Some(known) = known {
             let vectors = known.iter().map(|(count, _)| *count as i64).sum::<i64>() * size.width * 2;
-            forecast.storage = vec![Item::new("text vectors", vectors)];
-            let flop = known.iter().map(|(count, tokens)| *count as f64 * llm.flops(&[tokens.round() as i64])).sum();
-            forecast.flop = Some(flop);
-            forecast.executed_flop = Some(flop);
+            forecast.storage.push(Item::new("text vectors", vectors));
+            let flop: f64 =
+                known.iter().map(|(count, tokens)| *count as f64 * llm.flops(&[tokens.round() as i64])).sum();
+            forecast.flop = Some(flop + forecast.flop.unwrap_or(0.0));
+            forecast.executed_flop = forecast.flop;
         }
         forecast
+    }
+
+    /// What the teacher adds to `embed`: it reads the captions that `distill` learns from.
+    fn taught(&self, stage: &EmbedStage, forecast: &mut Forecast) {
+        let Some(teacher) = self.given.teacher.as_ref().map(|teacher| &teacher.config) else { return };
+        let data: Vec<String> = self.recipe.taught(&stage.data).cloned().collect();
+        forecast.memory.push(Item::new("the teacher", memory::bytes(stage.precision) * teacher.parameters()));
+        let longest = teacher.max_position_embeddings;
+        let captions =
+            |(name, set): (&String, &Set)| Some((set.samples? * self.columns(name), set.tokens.round() as i64));
+        let known: Option<Vec<(u64, i64)>> = self.sets(&data).map(captions).collect();
+        let Some(known) = known.filter(|known| known.len() == data.len()) else { return };
+        let count: u64 = known.iter().map(|(count, _)| count).sum();
+        forecast.storage.push(Item::new("the teacher's vectors", count as i64 * teacher.projection_dim * 2));
+        let flop = |(count, tokens): &(u64, i64)| *count as f64 * teacher.flops(&[longest.min(*tokens)]);
+        forecast.flop = Some(known.iter().map(flop).sum());
+        forecast.executed_flop = forecast.flop;
+    }
+
+    /// Captions of a sample that are read.
+    fn columns(&self, name: &str) -> u64 {
+        self.recipe.data[name].captions.columns.iter().filter(|column| column.weight > 0).count() as u64
+    }
+
+    fn distill(&self, stage: &DistillStage) -> Result<Forecast, ForecastError> {
+        let data = &stage.training.data;
+        let samples: Vec<Option<u64>> = data.iter().map(|name| self.given.sets.get(name)?.samples).collect();
+        let mut forecast = self.training("distill", &stage.training, &samples)?;
+        let Some(adapter) = &self.given.adapter else { return Ok(forecast) };
+        let (size, passes) = (adapter.size(), Passes::of(&stage.training));
+        // Its blocks are never run again.
+        let whole = Passes { recompute: false, ..passes };
+        let (global, own) = (stage.training.global_batch as i64, forecast.rank_batch.unwrap_or(0) as i64);
+        let chunk = forecast.chunk.unwrap_or(1) as f64;
+        forecast.memory = memory::trained(size.parameters, &stage.training, self.world);
+        forecast.memory.extend([
+            Item::new("weights as computed with", memory::casts(&size, whole)),
+            Item::new("activations of a chunk", memory::activations(&size, chunk, whole) as i64),
+            Item::new("the batch's vectors", own * 6 * (adapter.input + adapter.output)),
+        ]);
+        let (width, bytes) = (adapter.output, passes.bytes);
+        forecast.memory.extend(memory::loss(Rows { global, own, width, bytes, kinds: 2 }));
+        forecast.sent_per_step = vec![
+            traffic::gather("embeddings", 2 * global * width * bytes, self.world),
+            traffic::gather("statistics of the loss", global * 4, self.world),
+            traffic::gradients(size.parameters, self.world),
+        ];
+        forecast.storage =
+            vec![checkpoints(size.parameters, &stage.training), Item::new("adapter", 4 * size.parameters)];
+        let forward = adapter.flops();
+        self.operations(&mut forecast, Work { forward, all: 3.0 * forward }, &stage.training, true);
+        Ok(forecast)
     }
 
     fn clip(&self, stage: &ClipStage) -> Result<Forecast, ForecastError> {

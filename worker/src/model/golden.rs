@@ -16,6 +16,7 @@ use std::{
 };
 use tch::{Device, Kind, Tensor, nn};
 
+mod clip_text;
 mod eva02;
 mod lora;
 mod siglip;

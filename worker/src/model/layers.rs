@@ -4,7 +4,8 @@
 //! A layer computes in the kind of its input: parameters are cast to it on the way, so that bf16 inputs mean bf16 compute
 //! over fp32 master weights, with fp32 gradients.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use super::lora::Dropping;
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor, nn};
 
 /// x·Wᵀ + b, and what low-rank updates add to it.
@@ -23,9 +24,9 @@ pub(super) struct LowRank {
     /// [outputs, r].
     pub(super) b: Tensor,
     pub(super) scale: f64,
-    /// Of the inputs, while `training`.
+    /// Of the inputs, while it is on.
     pub(super) dropout: f64,
-    pub(super) training: Arc<AtomicBool>,
+    pub(super) dropping: Arc<Dropping>,
 }
 
 /// Width of a linear layer's input and output.
@@ -55,7 +56,7 @@ impl Linear {
             b: update.b.shallow_clone(),
             scale: update.scale * weight,
             dropout: update.dropout,
-            training: update.training.clone(),
+            dropping: update.dropping.clone(),
         };
         Self {
             weight: &self.weight * weight,

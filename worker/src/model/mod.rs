@@ -4,6 +4,7 @@
 //! Knows tensors, weights and tokenizers. Must not know ranks, stages, data sets or how a tensor is reduced.
 
 pub mod adapter;
+pub mod clip_text;
 pub mod config;
 mod error;
 pub mod eva02;

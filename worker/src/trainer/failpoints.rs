@@ -14,6 +14,8 @@ pub enum Point {
     MntpStep,
     /// `contrast.step`.
     ContrastStep,
+    /// `distill.step`.
+    DistillStep,
     /// `clip.step`.
     ClipStep,
 }
@@ -24,6 +26,7 @@ impl Point {
         match stage {
             "mntp" => Some(Self::MntpStep),
             "contrast" => Some(Self::ContrastStep),
+            "distill" => Some(Self::DistillStep),
             "clip" => Some(Self::ClipStep),
             _ => None,
         }

@@ -11,6 +11,7 @@ pub mod context;
 mod ema;
 pub mod error;
 pub mod failpoints;
+mod folders;
 mod held;
 mod interrupt;
 pub mod layout;

@@ -5,6 +5,7 @@ use super::{
     context::{Context, Outcome},
     error::TrainerError,
     failpoints::{self, Failpoints},
+    folders,
     held::HeldSlot,
     link::Link,
     stages,
@@ -155,6 +156,7 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
         Arc::from(collective::join_unless(listener, identity, DEADLINES, device, &in_vain)?);
     interrupt.watch(&collective);
     let result = with_model(plan, |plan, trained| {
+        folders::check(&plan.recipe, plan.stage, trained.is_some())?;
         let stage = &plan.recipe.stages[plan.stage];
         let context = Context {
             plan,
@@ -197,6 +199,7 @@ fn run_stage(stage: &Stage, mut context: Context<'_>) -> Result<Outcome, Trainer
         Stage::Mntp(stage) => stages::mntp::run(stage, &mut context),
         Stage::Contrast(stage) => stages::contrast::run(stage, &mut context),
         Stage::Embed(stage) => stages::embed::run(stage, &mut context),
+        Stage::Distill(stage) => stages::distill::run(stage, &mut context),
         Stage::Clip(stage) => stages::clip::run(stage, &mut context),
         Stage::Eval(stage) => stages::eval::run(stage, &mut context),
         Stage::Export => stages::export::run(&context),

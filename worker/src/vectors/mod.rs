@@ -1,4 +1,4 @@
-//! The embedding store: the frozen LLM's vector of every caption, as bf16.
+//! The embedding store: the frozen LLM's vector of every caption, as bf16; and beside it, where the recipe has a teacher, the teacher's.
 //!
 //! One file per data shard, `OUTPUT/embed/DATA_SET/SHARD.vectors`; in it per caption column a vector a row, rows in the
 //! order of the data set's index, and which of them are null (`layout`). The header says what the vectors depend on
@@ -34,6 +34,11 @@ const V1_EXTENSION: &str = "safetensors";
 /// Where a job keeps the vectors of a data set.
 pub fn shard_folder(output: &Path, data: &str) -> PathBuf {
     output.join("embed").join(data)
+}
+
+/// Where a job keeps what the teacher makes of a data set's captions.
+pub fn taught_folder(output: &Path, data: &str) -> PathBuf {
+    output.join("embed-teacher").join(data)
 }
 
 /// The column in which the n-th caption of a sample has its vector: of several captions (`caption[*]`) each has a column of

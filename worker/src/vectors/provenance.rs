@@ -1,7 +1,7 @@
 //! What vectors depend on.
 
 use super::VectorsError;
-use common::recipe::{Init, Precision, TextModel};
+use common::recipe::{Init, Precision, TeacherModel, TextModel};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -9,6 +9,8 @@ use std::{
 
 /// How captions are read: it changes when the same settings give other vectors. 2: a caption's tokens are counted alone.
 const READING: &str = "2";
+/// How a teacher's captions are read: the tokens are cut to its positions, the vectors are not normalised.
+const TEACHING: &str = "clip-text 1";
 /// Fields that are a data set's own: two data sets of one encoder differ in them.
 const OF_DATA: [&str; 2] = ["data", "vectors"];
 
@@ -22,13 +24,9 @@ pub struct Provenance(BTreeMap<String, String>);
 impl Provenance {
     /// What every vector of this encoder depends on; the weights themselves are read (not built) for their digest.
     pub fn of_encoder(spec: &TextModel, seed: u64, precision: Precision) -> Result<Self, VectorsError> {
-        let weights = match spec.init {
-            Init::Random => format!("random, seed {seed}"),
-            Init::Pretrained => digest(&safetensors(&spec.folder)?)?,
-        };
+        let weights = weights(&spec.folder, spec.init, seed)?;
         let files = spec.adapters.iter().flat_map(|folder| ADAPTER.map(|file| folder.join(file))).collect::<Vec<_>>();
         let adapters = if files.is_empty() { "none".to_owned() } else { digest(&files)? };
-        let name = |value: serde_json::Value| value.as_str().unwrap_or_default().to_owned();
         Ok(Self::new([
             ("reading", READING.to_owned()),
             ("weights", weights),
@@ -39,6 +37,17 @@ impl Provenance {
             ("pooling", name(serde_json::json!(spec.pooling))),
             ("attention", name(serde_json::json!(spec.attention))),
             ("max_length", spec.max_length.to_string()),
+            ("precision", name(serde_json::json!(precision))),
+        ]))
+    }
+
+    /// What every vector of this teacher depends on.
+    pub fn of_teacher(spec: &TeacherModel, seed: u64, precision: Precision) -> Result<Self, VectorsError> {
+        Ok(Self::new([
+            ("reading", TEACHING.to_owned()),
+            ("weights", weights(&spec.folder, spec.init, seed)?),
+            ("config", digest(&[spec.folder.join("config.json")])?),
+            ("tokenizer", digest(&[spec.folder.join("tokenizer.json")])?),
             ("precision", name(serde_json::json!(precision))),
         ]))
     }
@@ -88,14 +97,30 @@ impl From<BTreeMap<String, String>> for Provenance {
     }
 }
 
-/// The weight files of a model folder, sorted.
-fn safetensors(folder: &Path) -> Result<Vec<PathBuf>, VectorsError> {
+fn name(value: serde_json::Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+/// What weights are, in a word or a digest.
+fn weights(folder: &Path, init: Init, seed: u64) -> Result<String, VectorsError> {
+    match init {
+        Init::Random => Ok(format!("random, seed {seed}")),
+        Init::Pretrained => digest(&weight_files(folder)?),
+    }
+}
+
+/// The weight files of a model folder, sorted: safetensors, or, without any, what `torch.save` wrote.
+fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, VectorsError> {
     let io = |source| VectorsError::Io { operation: "list", path: folder.to_owned(), source };
     let entries = std::fs::read_dir(folder).map_err(io)?.collect::<Result<Vec<_>, _>>().map_err(io)?;
     let mut files: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
-    files.retain(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
     files.sort();
-    Ok(files)
+    let of = |ends: &[&str]| {
+        let ends = |path: &&PathBuf| path.extension().is_some_and(|end| ends.iter().any(|known| end == *known));
+        files.iter().filter(ends).cloned().collect::<Vec<_>>()
+    };
+    let safe = of(&["safetensors"]);
+    Ok(if safe.is_empty() { of(&["pt", "pth", "bin"]) } else { safe })
 }
 
 /// BLAKE3 over the files' bytes, one after the other.

@@ -1,4 +1,4 @@
-//! The steps of `clip`, `contrast` and `mntp` over several processes and chunks equal plain autograd on the full batch: loss,
+//! The steps of `clip`, `contrast`, `distill` and `mntp` over several processes and chunks equal plain autograd on the full batch: loss,
 //! every gradient, ten optimizer steps. A step in which one rank's embeddings are NaN updates nothing on any of them.
 //!
 //! Each rank is a process of its own: this program again, told by its environment to be one.
@@ -21,7 +21,7 @@ use std::{
     time::Duration,
 };
 use tch::{Device, Kind, Tensor};
-use towers::{BATCH, POISONED, REPEATS, SCALE, Slice, Task, Towers, lacking, whole};
+use towers::{BATCH, POISONED, REPEATS, SCALE, Slice, TAUGHT, Task, Towers, lacking, whole};
 use worker::{
     collective::{Collective, Deadlines, Identity, Solo, join},
     objective::Repeats,
@@ -32,6 +32,7 @@ use worker::{
             Cut, LossSettings, StepSettings,
             clip::{self, clip_step},
             contrast::{self, Contrast, contrast_step},
+            distill::{self, distill_step},
             mntp::{self, mntp_step},
         },
         timeline::Timeline,
@@ -100,6 +101,7 @@ fn train(collective: &dyn Collective, task: Task, kind: Kind, chunk: u64, sharde
     let accumulated = match task {
         _ if task.pairs() => clip::accumulate(&one, cut, collective, &mut parameters, pairing, loss, &mut timeline),
         Task::Contrast => contrast::accumulate(&one, cut, pairs, collective, &mut parameters, loss, &mut timeline),
+        Task::Taught => distill::accumulate(&one, cut, TAUGHT, collective, &mut parameters, loss, &mut timeline),
         _ => mntp::accumulate(&one, collective, &mut parameters, &mut timeline),
     };
     let _ = accumulated.unwrap();
@@ -110,6 +112,7 @@ fn train(collective: &dyn Collective, task: Task, kind: Kind, chunk: u64, sharde
         let begun = match task {
             _ if task.pairs() => clip_step(&slice, cut, collective, &mut parameters, pairing, &settings, timeline),
             Task::Contrast => contrast_step(&slice, cut, pairs, collective, &mut parameters, &settings, timeline),
+            Task::Taught => distill_step(&slice, cut, TAUGHT, collective, &mut parameters, &settings, timeline),
             _ => mntp_step(&slice, collective, &mut parameters, &settings, timeline),
         };
         let output = begun.unwrap().wait().unwrap();
@@ -245,7 +248,8 @@ fn check(task: Task, kind: &str, relative: f64) {
 #[test]
 fn any_world_and_any_chunks_equal_one_process_on_the_full_batch_in_fp32() {
     // The others differ from these in what fp64 shows better.
-    [Task::Clip, Task::Sigmoid, Task::Contrast, Task::Mntp].into_iter().for_each(|task| check(task, "fp32", 1e-5));
+    let tasks = [Task::Clip, Task::Sigmoid, Task::Contrast, Task::Taught, Task::Mntp];
+    tasks.into_iter().for_each(|task| check(task, "fp32", 1e-5));
 }
 
 #[test]

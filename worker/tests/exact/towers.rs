@@ -8,7 +8,8 @@ use worker::{
         layout::clip_groups,
         parameters::FlatParameters,
         step::{
-            Distillation, PairLoss, Pairing, clip::PairEncoder, contrast::TextEncoder, mntp::MaskedEncoder, normalise,
+            Distillation, PairLoss, Pairing, clip::PairEncoder, contrast::TextEncoder, distill::TaughtEncoder,
+            mntp::MaskedEncoder, normalise,
         },
     },
 };
@@ -24,8 +25,8 @@ pub fn pixels(kind: Kind) -> i64 {
     if kind == Kind::Double { 30_000 } else { 20 }
 }
 
-/// The rows that the sums of `Task::Distilled` are scaled to.
-const TAUGHT: f64 = 7.0;
+/// The rows that the sums of `Task::Distilled` and `Task::Taught` are scaled to.
+pub const TAUGHT: f64 = 7.0;
 
 /// The step that `Task::Poisoned` poisons.
 pub const POISONED: i64 = 3;
@@ -47,16 +48,26 @@ pub enum Task {
     /// As `Clip`, and in one step what one rank makes of its images is NaN.
     Poisoned,
     Contrast,
+    /// The text tower alone, with a teacher.
+    Taught,
     Mntp,
 }
 
 impl Task {
-    pub const ALL: [Self; 7] =
-        [Self::Distilled, Self::Poisoned, Self::Clip, Self::Smoothed, Self::Sigmoid, Self::Contrast, Self::Mntp];
+    pub const ALL: [Self; 8] = [
+        Self::Distilled,
+        Self::Poisoned,
+        Self::Clip,
+        Self::Smoothed,
+        Self::Sigmoid,
+        Self::Contrast,
+        Self::Taught,
+        Self::Mntp,
+    ];
 
     /// Whether it trains both towers.
     pub fn pairs(self) -> bool {
-        !matches!(self, Self::Contrast | Self::Mntp)
+        !matches!(self, Self::Contrast | Self::Taught | Self::Mntp)
     }
 
     pub fn name(self) -> &'static str {
@@ -67,6 +78,7 @@ impl Task {
             Self::Distilled => "distilled",
             Self::Poisoned => "poisoned",
             Self::Contrast => "contrast",
+            Self::Taught => "taught",
             Self::Mntp => "mntp",
         }
     }
@@ -76,7 +88,7 @@ impl Task {
     }
 }
 
-/// Two small towers with dropout, of which `contrast` and `mntp` have the one of texts alone; whoever builds it gets the same
+/// Two small towers with dropout, of which `contrast`, `distill` and `mntp` have the one of texts alone; whoever builds it gets the same
 /// weights.
 pub struct Towers {
     pub task: Task,
@@ -148,6 +160,12 @@ impl Towers {
         Tensor::cat(&[20, 21, 22].map(|role| tower(100 * step + role, place, &self.w[0], &self.w[1])), 0)
     }
 
+    /// What `distill` trains makes of some slots at a step.
+    pub fn learner(&self, step: i64, slots: std::ops::Range<u64>) -> Tensor {
+        let place = (slots.start as i64, (slots.end - slots.start) as i64);
+        tower(100 * step + 20, place, &self.w[0], &self.w[1])
+    }
+
     /// The summed loss of some slots' masked tokens: slot i has i modulo 3 of them.
     pub fn masked(&self, step: i64, slots: std::ops::Range<u64>) -> Tensor {
         let (first, count) = (slots.start as i64, (slots.end - slots.start) as i64);
@@ -170,7 +188,7 @@ pub fn tower(seed: i64, (first, count): (i64, i64), a: &Tensor, b: &Tensor) -> T
     ((x.to_kind(a.kind()).matmul(a).tanh() * mask) * 1.25).matmul(b)
 }
 
-/// What a teacher makes of the images of some slots.
+/// What a teacher makes of some slots.
 pub fn taught(step: i64, slots: std::ops::Range<u64>, kind: Kind) -> Tensor {
     let all = waves(100 * step + 30, BATCH as i64, WIDTH).to_kind(kind);
     all.narrow(0, slots.start as i64, (slots.end - slots.start) as i64)
@@ -211,6 +229,16 @@ impl TextEncoder for Slice<'_> {
     }
 }
 
+impl TaughtEncoder for Slice<'_> {
+    fn encode(&self, chunk: usize) -> Tensor {
+        self.towers.learner(self.step, self.chunks[chunk].clone())
+    }
+
+    fn teach(&self, chunk: usize) -> Tensor {
+        taught(self.step, self.chunks[chunk].clone(), self.towers.w[0].kind())
+    }
+}
+
 impl MaskedEncoder for Slice<'_> {
     fn chunks(&self) -> usize {
         self.chunks.len()
@@ -242,20 +270,10 @@ pub fn whole(towers: &Towers, step: i64, kind: Kind) -> Tensor {
     match towers.task {
         Task::Distilled => {
             let logits_BB = (cosines_BB() * towers.log_scale.exp()).masked_fill(&hidden_BB, f64::NEG_INFINITY);
-            let (student, teacher) =
-                (normalise(&towers.encode(step, 0..BATCH).0), normalise(&taught(step, 0..BATCH, kind)));
-            let upper_BB = Tensor::ones([batch; 2], (Kind::Bool, Device::Cpu)).triu(1);
-            let distances = |rows: &Tensor| {
-                let apart = (rows.unsqueeze(1) - rows.unsqueeze(0)).square();
-                apart.sum_dim_intlist(&[2i64][..], false, rows.kind()).masked_select(&upper_BB).sqrt()
-            };
-            let n = BATCH as f64;
-            let change = distances(&student) - distances(&teacher);
-            let smooth = change.smooth_l1_loss(&change.zeros_like(), tch::Reduction::Sum, 1.0);
-            let near = (&student - &teacher).square().sum(kind) * (TAUGHT / n);
-            let all = near + smooth * (TAUGHT * (TAUGHT - 1.0) / (n * (n - 1.0)));
+            let all = distillation(&towers.encode(step, 0..BATCH).0, step, kind);
             (one_way(&logits_BB) + one_way(&logits_BB.tr())) * 0.5 + all * 0.05
         }
+        Task::Taught => distillation(&towers.learner(step, 0..BATCH), step, kind),
         Task::Clip | Task::Poisoned | Task::Smoothed => {
             let logits_BB = (cosines_BB() * towers.log_scale.exp()).masked_fill(&hidden_BB, f64::NEG_INFINITY);
             let plain = (one_way(&logits_BB) + one_way(&logits_BB.tr())) * 0.5;
@@ -284,4 +302,18 @@ pub fn whole(towers: &Towers, step: i64, kind: Kind) -> Tensor {
         }
         Task::Mntp => towers.masked(step, 0..BATCH) / masked_tokens(0..BATCH) as f64,
     }
+}
+
+/// What the teacher says of the whole batch's rows, as torch's pdist, mse and smooth_l1 have it.
+fn distillation(rows: &Tensor, step: i64, kind: Kind) -> Tensor {
+    let (student, teacher) = (normalise(rows), normalise(&taught(step, 0..BATCH, kind)));
+    let upper_BB = Tensor::ones([BATCH as i64; 2], (Kind::Bool, Device::Cpu)).triu(1);
+    let distances = |rows: &Tensor| {
+        let apart = (rows.unsqueeze(1) - rows.unsqueeze(0)).square();
+        apart.sum_dim_intlist(&[2i64][..], false, rows.kind()).masked_select(&upper_BB).sqrt()
+    };
+    let n = BATCH as f64;
+    let change = distances(&student) - distances(&teacher);
+    let smooth = change.smooth_l1_loss(&change.zeros_like(), tch::Reduction::Sum, 1.0);
+    (&student - &teacher).square().sum(kind) * (TAUGHT / n) + smooth * (TAUGHT * (TAUGHT - 1.0) / (n * (n - 1.0)))
 }

@@ -346,6 +346,42 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_chunk_drops_what_the_whole_chunk_drops_there() {
+        use crate::model::lora::{Lora, LoraConfig, Part};
+        let config: LlamaConfig = serde_json::from_value(serde_json::json!({
+            "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+        }))
+        .unwrap();
+        let store = nn::VarStore::new(Device::Cpu);
+        let mut llama = Llama::new(&store.root(), &config, Attention::Bidirectional);
+        crate::model::init::random(&store, 1, &config);
+        let targets = ["q_proj", "o_proj", "down_proj"].map(str::to_owned).to_vec();
+        let settings =
+            LoraConfig { rank: 4, alpha: 8.0, dropout: 0.3, target_modules: targets, rank_stabilised: false };
+        let lora = Lora::new(&mut llama, &settings, 5).unwrap();
+        lora.store().variables().into_values().for_each(|mut tensor| tch::no_grad(|| _ = tensor.normal_(0.0, 0.2)));
+        lora.train(true);
+        let ids = Tensor::arange(11, (Kind::Int64, Device::Cpu));
+        let read = |tokens: &[i64], lengths: &[i64], part: bool| {
+            let own = Tensor::from_slice(tokens);
+            lora.see(part.then(|| Part { rows: 11, own: own.shallow_clone() }));
+            tch::manual_seed(9);
+            tch::no_grad(|| llama.forward(&ids.index_select(0, &own), lengths))
+        };
+        let all: Vec<i64> = (0..11).collect();
+        let whole = read(&all, &[3, 3, 5], false);
+        for (tokens, lengths) in [(3i64..6, vec![3i64]), (3..11, vec![3, 5]), (0..3, vec![3])] {
+            let tokens: Vec<i64> = tokens.collect();
+            let expected = whole.index_select(0, &Tensor::from_slice(&tokens));
+            let apart = |found: Tensor| ((found - &expected).norm() / expected.norm()).double_value(&[]);
+            assert!(apart(read(&tokens, &lengths, true)) < 1e-6, "{tokens:?}");
+            let alone = apart(read(&tokens, &lengths, false));
+            assert!(tokens[0] == 0 || alone > 1e-2, "{tokens:?} alone are drawn from the beginning: {alone}");
+        }
+    }
+
+    #[test]
     fn texts_of_one_length_that_stand_together_are_one_run() {
         let text = |start, count, length| Texts { start, count, length };
         assert_eq!(runs(&[3, 3, 5, 0, 0, 3]), [text(0, 2, 3), text(6, 1, 5), text(11, 1, 3)]);

@@ -7,7 +7,10 @@ use crate::model::{
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 use tch::Tensor;
 
 const CONFIG: &str = "adapter_config.json";
@@ -108,31 +111,10 @@ impl Lora {
 
     /// Writes the LoRA into a folder, for [`Lora::read`] and for PEFT. `base` is the model that PEFT is to look for.
     pub fn write(&self, folder: &Path, wrapper: Wrapper, base: &str) -> Result<(), ModelError> {
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| ModelError::Write { path, source }
-        };
-        std::fs::create_dir_all(folder).map_err(failed(folder))?;
-        let config = &self.config;
-        let targets: BTreeSet<&String> = config.target_modules.iter().collect();
-        let document = json!({
-            "peft_type": "LORA", "task_type": null, "base_model_name_or_path": base, "inference_mode": true,
-            "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": "none",
-            "target_modules": targets, "use_rslora": config.rank_stabilised, "use_dora": false, "fan_in_fan_out": false,
-            "modules_to_save": null, "rank_pattern": {}, "alpha_pattern": {},
-        });
-        let path = folder.join(CONFIG);
-        std::fs::write(&path, format!("{document:#}\n")).map_err(failed(&path))?;
         let inner = if wrapper == Wrapper::LanguageModel { "model." } else { "" };
-        let mut tensors: Vec<(String, Tensor)> = self
-            .store
-            .variables()
-            .into_iter()
-            .map(|(name, tensor)| (format!("{PREFIX}{inner}{name}"), tensor.detach()))
-            .collect();
-        tensors.sort_by(|a, b| a.0.cmp(&b.0));
-        let views: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        Ok(Tensor::write_safetensors(&views, folder.join(WEIGHTS))?)
+        let variables = self.store.variables().into_iter();
+        let tensors = variables.map(|(name, tensor)| (format!("{inner}{name}"), tensor.detach())).collect();
+        write_folder(folder, &self.config, tensors, base).map(|_| ())
     }
 
     /// Takes the updates that were put last away again.
@@ -143,4 +125,36 @@ impl Lora {
             }
         }
     }
+}
+
+/// Writes a folder for [`Lora::read`] and for PEFT of `tensors`, `MODULE.lora_A.weight` and `MODULE.lora_B.weight` with the paths of
+/// modules in `base`, the model that PEFT is to look for. Returns the files.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn write_folder(
+    folder: &Path,
+    config: &LoraConfig,
+    mut tensors: Vec<(String, Tensor)>,
+    base: &str,
+) -> Result<[PathBuf; 2], ModelError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| ModelError::Write { path, source }
+    };
+    std::fs::create_dir_all(folder).map_err(failed(folder))?;
+    let targets: BTreeSet<&String> = config.target_modules.iter().collect();
+    let document = json!({
+        "peft_type": "LORA", "task_type": null, "base_model_name_or_path": base, "inference_mode": true,
+        "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": "none",
+        "target_modules": targets, "use_rslora": config.rank_stabilised, "use_dora": false, "fan_in_fan_out": false,
+        "modules_to_save": null, "rank_pattern": {}, "alpha_pattern": {},
+    });
+    let (description, weights) = (folder.join(CONFIG), folder.join(WEIGHTS));
+    std::fs::write(&description, format!("{document:#}\n")).map_err(failed(&description))?;
+    tensors.iter_mut().for_each(|(name, _)| name.insert_str(0, PREFIX));
+    tensors.sort_by(|a, b| a.0.cmp(&b.0));
+    let views: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    Tensor::write_safetensors(&views, &weights)?;
+    Ok([description, weights])
 }

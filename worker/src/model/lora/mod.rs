@@ -5,7 +5,7 @@
 
 mod folder;
 
-pub use folder::Wrapper;
+pub use folder::{Wrapper, write_folder};
 
 use super::{
     ModelError,
@@ -13,7 +13,7 @@ use super::{
     layers::{Linear, LowRank},
 };
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicBool, Ordering},
 };
 use tch::{Kind, Tensor, nn};
@@ -68,12 +68,28 @@ fn ends_with(module: &str, target: &str) -> bool {
     module.strip_suffix(target).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
+/// What of a chunk's rows a pass has, when the others are another rank's.
+#[derive(Debug)]
+pub struct Part {
+    /// Rows of the whole chunk, as layers see them in the first dimension: tokens, or images.
+    pub rows: i64,
+    /// [own] int64, where the layers are: which of them the pass has, in its order.
+    pub own: Tensor,
+}
+
+/// What all updates of a LoRA know of the pass that they are in.
+#[derive(Debug, Default)]
+pub(super) struct Dropping {
+    on: AtomicBool,
+    part: Mutex<Option<Part>>,
+}
+
 /// The trained part of a model with low-rank updates.
 #[derive(Debug)]
 pub struct Lora {
     config: LoraConfig,
     store: nn::VarStore,
-    training: Arc<AtomicBool>,
+    dropping: Arc<Dropping>,
 }
 
 impl Lora {
@@ -108,7 +124,7 @@ impl Lora {
         }
         let device = linears.first().map_or(tch::Device::Cpu, |(_, linear)| linear.device());
         let store = nn::VarStore::new(device);
-        let training = Arc::new(AtomicBool::new(false));
+        let dropping = Arc::new(Dropping::default());
         for (module, linear) in linears.iter_mut().filter(|(module, _)| config.targets(module)) {
             let path = module.split('.').fold(store.root(), |path, part| path / part);
             let (zero, widths) = (nn::Init::Const(0.0), linear.widths());
@@ -117,10 +133,10 @@ impl Lora {
                 b: (&path / "lora_B").var("weight", &[widths.output, config.rank], zero),
                 scale: config.scale(),
                 dropout: config.dropout,
-                training: training.clone(),
+                dropping: dropping.clone(),
             });
         }
-        Ok(Self { config: config.clone(), store, training })
+        Ok(Self { config: config.clone(), store, dropping })
     }
 
     /// What is trained: all of it, and nothing else.
@@ -136,7 +152,13 @@ impl Lora {
     /// Whether inputs are dropped. Dropping draws from libtorch's generator, so a block that drops is not recomputed in the
     /// backward pass, whatever the tower was told: it would drop others there.
     pub fn train(&self, training: bool) {
-        self.training.store(training, Ordering::Relaxed);
+        self.dropping.on.store(training, Ordering::Relaxed);
+    }
+
+    /// Says which rows of a chunk the passes from now on have; absent means all. What a row drops does not depend on it: all rows'
+    /// are drawn, and the others' left.
+    pub fn see(&self, part: Option<Part>) {
+        *self.dropping.part.lock().unwrap_or_else(PoisonError::into_inner) = part;
     }
 }
 
@@ -152,15 +174,24 @@ impl LowRank {
     pub(super) fn forward(&self, x: &Tensor) -> Tensor {
         let (a, b) = (self.a.to_kind(x.kind()), self.b.to_kind(x.kind()));
         let inside = match self.draws() {
-            true => x.dropout(self.dropout, true).linear(&a, None::<&Tensor>),
+            true => self.dropped(x).linear(&a, None::<&Tensor>),
             false => x.linear(&a, None::<&Tensor>),
         };
         inside.linear(&b, None::<&Tensor>) * self.scale
     }
 
+    /// Inputs, some of them zero and the others larger.
+    fn dropped(&self, x: &Tensor) -> Tensor {
+        let part = self.dropping.part.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Part { rows, own }) = &*part else { return x.dropout(self.dropout, true) };
+        let mut shape = x.size();
+        shape[0] = *rows;
+        x * Tensor::ones(shape, (x.kind(), x.device())).dropout(self.dropout, true).index_select(0, own)
+    }
+
     /// Whether inputs are dropped now.
     pub(super) fn draws(&self) -> bool {
-        self.dropout > 0.0 && self.training.load(Ordering::Relaxed)
+        self.dropout > 0.0 && self.dropping.on.load(Ordering::Relaxed)
     }
 
     /// s · B·A in fp32.

@@ -5,8 +5,10 @@
 //! counts (`llm2vec.py`, `embed_mask`). In its template a caption may have fewer, where its first letters make one token with
 //! the template's last; then the average begins that much earlier, there as here.
 
+mod clip;
 mod plain;
 
+pub use clip::ClipTokenizer;
 pub use plain::TextTokenizer;
 
 use super::ModelError;

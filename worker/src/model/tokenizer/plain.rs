@@ -2,7 +2,9 @@
 
 use crate::model::ModelError;
 use std::path::{Path, PathBuf};
-use tokenizers::pipeline::{EncodeOptions, Override, PipelineToken, PipelineTokenizer};
+use tokenizers::pipeline::{
+    EncodeOptions, Normalizer as _, NormalizerChain, Override, PipelineToken, PipelineTokenizer,
+};
 
 /// The tokenizer of a model folder. Cutting and padding are the caller's, whatever the file asks for.
 #[derive(Clone)]
@@ -28,11 +30,20 @@ impl TextTokenizer {
     /// # Errors
     /// When the file is missing, or describes a tokenizer that is not supported.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        Self::open_changed(folder, Ok)
+    }
+
+    /// As [`TextTokenizer::open`], of what `change` makes of the file's text.
+    pub(super) fn open_changed(
+        folder: &Path,
+        change: impl FnOnce(String) -> Result<String, String>,
+    ) -> Result<Self, ModelError> {
         let path = folder.join("tokenizer.json");
         let json = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
         let unusable = |reason: String| ModelError::Tokenizer { path: path.clone(), reason };
         // Files of older versions of the library say some things in other ways.
         let json = tokenizers::canonicalize_str(&json).map_err(|error| unusable(error.to_string()))?;
+        let json = change(json.into()).map_err(unusable)?;
         let pipeline = tokenizers::from_json(&json).map_err(|error| unusable(error.to_string()))?;
         let mut opened = Self { path: path.clone(), pipeline, first: Vec::new(), last: Vec::new(), rows: u32::MAX };
         (opened.first, opened.last) = opened.around()?;
@@ -60,6 +71,12 @@ impl TextTokenizer {
 
     fn beyond(&self, token: &str, id: u32) -> ModelError {
         ModelError::TokenBeyondTable { path: self.path.clone(), token: token.to_owned(), id, rows: self.rows }
+    }
+
+    /// A text as it is before it is split.
+    pub(super) fn normalised(&self, text: &str) -> Result<String, ModelError> {
+        let normalised = NormalizerChain(self.pipeline.get_normalizers()).normalize(text, 0);
+        Ok(normalised.map_err(|error| self.failed(text, error.as_ref()))?.into_owned())
     }
 
     /// The file.

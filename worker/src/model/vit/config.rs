@@ -1,5 +1,6 @@
 //! `config.json` of a CLIP vision tower, and how Hugging Face draws its weights.
 
+use super::BlockConfig;
 use crate::model::{
     config::{self, Check},
     init::{Fill, Initialise},
@@ -18,7 +19,7 @@ pub enum Activation {
 }
 
 impl Activation {
-    fn parse(name: &str) -> Result<Self, String> {
+    pub(in crate::model) fn parse(name: &str) -> Result<Self, String> {
         match name {
             "quick_gelu" => Ok(Activation::QuickGelu),
             "gelu" => Ok(Activation::Gelu),
@@ -160,6 +161,17 @@ impl ClipVisionConfig {
             kept: 9 * width + 2 * inner,
             kept_wide: 0,
             tokens,
+        }
+    }
+
+    pub(super) fn block(&self) -> BlockConfig {
+        BlockConfig {
+            width: self.hidden_size,
+            inner: self.intermediate_size,
+            heads: self.num_attention_heads,
+            activation: self.hidden_act,
+            eps: self.layer_norm_eps,
+            causal: false,
         }
     }
 

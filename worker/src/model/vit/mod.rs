@@ -1,15 +1,16 @@
 //! OpenAI's CLIP vision transformer (Radford et al. 2021) with the parameter names of Hugging Face's
 //! `CLIPVisionModelWithProjection`.
 //!
-//! Shapes: B batch, C channels, H and W pixels, G patches a side, N = G² + 1 tokens, Q of them queries, K patches kept, D width, P shared
-//! width.
+//! Shapes: B batch, C channels, H and W pixels, G patches a side, N = G² + 1 tokens, K patches kept, D width, P shared width.
 
+mod block;
 mod config;
 
+pub(super) use block::{Block, BlockConfig};
 pub use config::{Activation, ClipVisionConfig};
 
 use super::{
-    layers::{LayerNorm, Linear, Widths, merge_heads, split_heads},
+    layers::{LayerNorm, Linear, Widths},
     lora::Adaptable,
     patches,
     vision::VisionTower,
@@ -17,9 +18,6 @@ use super::{
 use crate::torch::recompute::recompute;
 use std::sync::Arc;
 use tch::{Tensor, nn};
-
-// The constant of QuickGELU.
-const QUICK: f64 = 1.702;
 
 #[derive(Debug)]
 struct Embeddings {
@@ -51,112 +49,6 @@ impl Embeddings {
     }
 }
 
-#[derive(Debug)]
-struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    out_proj: Linear,
-    heads: i64,
-}
-
-impl Attention {
-    fn new(path: &nn::Path, config: &ClipVisionConfig) -> Self {
-        let widths = Widths { input: config.hidden_size, output: config.hidden_size };
-        let linear = |name: &str| Linear::new(&(path / name), widths, true);
-        Self {
-            q_proj: linear("q_proj"),
-            k_proj: linear("k_proj"),
-            v_proj: linear("v_proj"),
-            out_proj: linear("out_proj"),
-            heads: config.num_attention_heads,
-        }
-    }
-
-    /// What the queries [B, Q, D] gather from all tokens [B, N, D].
-    fn forward(&self, queries_BQD: &Tensor, x_BND: &Tensor) -> Tensor {
-        let heads = |projection: &Linear, x: &Tensor| split_heads(&projection.forward(x), self.heads);
-        let q = heads(&self.q_proj, queries_BQD);
-        let (k, v) = (heads(&self.k_proj, x_BND), heads(&self.v_proj, x_BND));
-        let x = Tensor::scaled_dot_product_attention(&q, &k, &v, None::<&Tensor>, 0.0, false, None, false);
-        self.out_proj.forward(&merge_heads(&x))
-    }
-}
-
-#[derive(Debug)]
-struct Mlp {
-    fc1: Linear,
-    fc2: Linear,
-    activation: Activation,
-}
-
-impl Mlp {
-    fn new(path: &nn::Path, config: &ClipVisionConfig) -> Self {
-        let (outer, inner) = (config.hidden_size, config.intermediate_size);
-        Self {
-            fc1: Linear::new(&(path / "fc1"), Widths { input: outer, output: inner }, true),
-            fc2: Linear::new(&(path / "fc2"), Widths { input: inner, output: outer }, true),
-            activation: config.hidden_act,
-        }
-    }
-
-    fn forward(&self, x_BND: &Tensor) -> Tensor {
-        match self.activation {
-            Activation::Gelu => self.fc2.forward(&self.fc1.forward(x_BND).gelu("none")),
-            // x·σ(a·x) = silu(a·x) / a, with both factors in the weights: one pass over the activations, not three.
-            Activation::QuickGelu => {
-                let inside = self.fc1.scaled(QUICK, QUICK).forward(x_BND).silu();
-                self.fc2.scaled(1.0 / QUICK, 1.0).forward(&inside)
-            }
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Block {
-    layer_norm1: LayerNorm,
-    self_attn: Attention,
-    layer_norm2: LayerNorm,
-    mlp: Mlp,
-}
-
-impl Block {
-    fn new(path: &nn::Path, config: &ClipVisionConfig) -> Self {
-        let norm = |name: &str| LayerNorm::new(&(path / name), config.hidden_size, config.layer_norm_eps);
-        Self {
-            layer_norm1: norm("layer_norm1"),
-            self_attn: Attention::new(&(path / "self_attn"), config),
-            layer_norm2: norm("layer_norm2"),
-            mlp: Mlp::new(&(path / "mlp"), config),
-        }
-    }
-
-    /// The first `tokens` of the block's output: [B, tokens, D]. What nobody reads is not computed.
-    fn forward(&self, x_BND: &Tensor, tokens: i64) -> Tensor {
-        let normed_BND = self.layer_norm1.forward(x_BND);
-        let attended = self.self_attn.forward(&normed_BND.narrow(1, 0, tokens), &normed_BND);
-        let x_BQD = x_BND.narrow(1, 0, tokens) + attended;
-        &x_BQD + self.mlp.forward(&self.layer_norm2.forward(&x_BQD))
-    }
-
-    fn draws(&self) -> bool {
-        let Attention { q_proj, k_proj, v_proj, out_proj, .. } = &self.self_attn;
-        [q_proj, k_proj, v_proj, out_proj, &self.mlp.fc1, &self.mlp.fc2].iter().any(|linear| linear.draws())
-    }
-
-    /// The linear layers and their paths below the block.
-    fn linears(&mut self) -> [(&'static str, &mut Linear); 6] {
-        [
-            ("self_attn.q_proj", &mut self.self_attn.q_proj),
-            ("self_attn.k_proj", &mut self.self_attn.k_proj),
-            ("self_attn.v_proj", &mut self.self_attn.v_proj),
-            ("self_attn.out_proj", &mut self.self_attn.out_proj),
-            ("mlp.fc1", &mut self.mlp.fc1),
-            ("mlp.fc2", &mut self.mlp.fc2),
-        ]
-    }
-}
-
 /// The vision tower with its projection into the shared space.
 #[derive(Debug)]
 pub struct ClipVision {
@@ -178,11 +70,11 @@ impl ClipVision {
     pub fn new(path: &nn::Path, config: &ClipVisionConfig) -> Self {
         let root = path / "vision_model";
         let norm = |name: &str| LayerNorm::new(&(&root / name), config.hidden_size, config.layer_norm_eps);
-        let layers = &root / "encoder" / "layers";
+        let (layers, block) = (&root / "encoder" / "layers", config.block());
         Self {
             embeddings: Embeddings::new(&(&root / "embeddings"), config),
             pre_layrnorm: norm("pre_layrnorm"),
-            layers: (0..config.num_hidden_layers).map(|i| Arc::new(Block::new(&(&layers / i), config))).collect(),
+            layers: (0..config.num_hidden_layers).map(|i| Arc::new(Block::new(&(&layers / i), &block))).collect(),
             post_layernorm: norm("post_layernorm"),
             visual_projection: Linear::new(
                 &(path / "visual_projection"),

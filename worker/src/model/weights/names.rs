@@ -13,6 +13,8 @@ pub enum NameMap {
     /// A CLIP vision tower as Hugging Face, OpenAI or eva_clip write it, alone or in a whole CLIP, whose other parts are
     /// ignored.
     ClipVision,
+    /// A CLIP text tower as Hugging Face or open_clip write it, alone or in a whole CLIP, whose other parts are ignored.
+    ClipText,
     /// An EVA02 vision tower as timm, open_clip or eva_clip write it, alone or in a whole CLIP.
     Eva02,
     /// A SigLIP vision tower as Hugging Face, timm or open_clip write it, alone or in a whole SigLIP.
@@ -106,6 +108,9 @@ const BESIDE_VISION: [&str; 9] = [
     "logit_",
 ];
 
+// The parts of a CLIP beside its text tower.
+const BESIDE_TEXT: [&str; 5] = ["vision_model.", "visual_projection.", "visual.", "logit_scale", "logit_bias"];
+
 impl NameMap {
     /// What a tensor is used for; nothing when it is known to be of no use here. A name that is not known is passed on as it
     /// is, and will meet no parameter.
@@ -114,6 +119,7 @@ impl NameMap {
             NameMap::Llama => llama(name),
             NameMap::Lora => lora(name),
             NameMap::Adapter => adapter(name),
+            NameMap::ClipText => clip_text(name),
             _ if BESIDE_VISION.iter().any(|begin| name.starts_with(begin)) => Vec::new(),
             NameMap::ClipVision => clip(name),
             NameMap::Eva02 => eva02(name),
@@ -185,7 +191,7 @@ fn clip(name: &str) -> Vec<Use> {
         return if ignored { Vec::new() } else { Use::whole(name) };
     };
     if let Some(block) = inside.strip_prefix("transformer.resblocks.") {
-        return openai_block(block);
+        return openai_block("vision_model", block);
     }
     match inside {
         "proj" => Use::transposed("visual_projection.weight"),
@@ -201,9 +207,9 @@ fn clip(name: &str) -> Vec<Use> {
 // Numbers that OpenAI's own files hold beside the weights.
 const OPENAI_SIZES: [&str; 3] = ["input_resolution", "context_length", "vocab_size"];
 
-fn openai_block(name: &str) -> Vec<Use> {
+fn openai_block(tower: &str, name: &str) -> Vec<Use> {
     let (number, inside) = name.split_once('.').unwrap_or((name, ""));
-    let block = format!("vision_model.encoder.layers.{number}");
+    let block = format!("{tower}.encoder.layers.{number}");
     match inside {
         "attn.in_proj_weight" => return Use::packed(&format!("{block}.self_attn"), "weight"),
         "attn.in_proj_bias" => return Use::packed(&format!("{block}.self_attn"), "bias"),
@@ -220,6 +226,28 @@ fn openai_block(name: &str) -> Vec<Use> {
         inside = inside.replace(theirs, ours);
     }
     Use::whole(format!("{block}.{inside}"))
+}
+
+/// From Hugging Face, or from OpenAI and open_clip (no prefix, or `text.`).
+fn clip_text(name: &str) -> Vec<Use> {
+    let ignored = BESIDE_TEXT.iter().any(|begin| name.starts_with(begin))
+        || name.ends_with("position_ids")
+        || OPENAI_SIZES.contains(&name);
+    if ignored {
+        return Vec::new();
+    }
+    let inside = name.strip_prefix("text.").unwrap_or(name);
+    if let Some(block) = inside.strip_prefix("transformer.resblocks.") {
+        return openai_block("text_model", block);
+    }
+    match inside {
+        "text_projection" => Use::transposed("text_projection.weight"),
+        "token_embedding.weight" => Use::whole("text_model.embeddings.token_embedding.weight"),
+        "positional_embedding" => Use::whole("text_model.embeddings.position_embedding.weight"),
+        "ln_final.weight" | "ln_final.bias" => Use::whole(inside.replace("ln_final", "text_model.final_layer_norm")),
+        "attn_mask" => Vec::new(),
+        _ => Use::whole(name),
+    }
 }
 
 /// From Hugging Face, open_clip (`visual.trunk.`) or timm alone (no prefix).

@@ -1,12 +1,13 @@
 //! Stage `clip`: the vision tower and the adapter learn against the stored text vectors, with negatives of all ranks.
 
 use super::{
+    distill,
     eval::Periodic,
     frozen,
     teacher::Teacher,
     text_vectors::TextVectors,
     towers::{TowerSettings, Towers},
-    tuning::{self, seed_chunk},
+    tuning::{part_of, seed_chunk, whole_chunk},
 };
 use crate::{
     data::{
@@ -30,7 +31,7 @@ use crate::{
 use common::{
     ids::Step,
     manifest::paths,
-    recipe::{ClipStage, SelfDistillation},
+    recipe::{self, ClipStage, SelfDistillation},
     sampler::{self, Order},
     status::{Evaluated, Progress},
 };
@@ -49,15 +50,18 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let (vectors, width) = sources.open_all(&datasets)?;
     context.activity("building the towers");
     let towers = Towers::build(recipe, tower_settings(stage, width), context.device)?;
+    if let (Some(folder), Some(spec), None) =
+        (recipe.adapter_before(context.plan.stage), &recipe.model.adapter, &context.plan.resume)
+    {
+        context.activity("taking the adapter that `distill` left");
+        distill::begin_with(&towers.store.variables(), &folder, spec)?;
+    }
     let samples: Vec<u64> = datasets.iter().map(|data| data.len()).collect();
     let order = recipe.order(&stage.training, &samples).map_err(|error| TrainerError::Plan(error.to_string()))?;
     let (optimizer, layers) = (&stage.training.optimizer, towers.vision.layers());
     let groups =
         clip_groups(optimizer.weight_decay, optimizer.layer_decay, layers, |name| towers.vision.layer_id(name));
     towers.train(true);
-    if towers.drops() {
-        tuning::tell_of_cut_chunks(&stage.training, context);
-    }
     let (trained, frozen) = frozen::parted(towers.variables());
     let mut parameters = FlatParameters::new(trained, groups, context.device)?.with_frozen(frozen);
     if let Some(ema) = stage.ema {
@@ -257,6 +261,7 @@ impl Task for Pairs<'_, '_> {
             kept: kept.map(|kept| kept.split_with_sizes(sizes, 0)),
             normalise: &self.normalise,
             slots: taken.chunks,
+            training: &self.stage.training,
             seed: (self.seed, taken.step),
             poisoned: taken.poisoned,
         };
@@ -279,6 +284,7 @@ struct Chunks<'a> {
     kept: Option<Vec<Tensor>>,
     normalise: &'a Normalise,
     slots: &'a [Range<u64>],
+    training: &'a recipe::Training,
     /// Of dropout: the recipe's, and the step.
     seed: (u64, Step),
     poisoned: bool,
@@ -306,7 +312,9 @@ impl PairEncoder for Chunks<'_> {
 
     fn encode(&self, chunk: usize) -> (Tensor, Tensor) {
         if self.towers.drops() {
-            seed_chunk(self.seed.0, self.seed.1, self.slots[chunk].start);
+            let (piece, whole) = (&self.slots[chunk], whole_chunk(&self.slots[chunk], self.training));
+            seed_chunk(self.seed.0, self.seed.1, whole.start);
+            self.towers.see(part_of(piece, &whole, 1, self.towers.store.device()));
         }
         let image = self.towers.image_features(&self.pixels(chunk), self.kept(chunk));
         (image, self.towers.text_features(&self.text[chunk]))

@@ -1,7 +1,10 @@
 //! Stage `contrast`: the LLM learns to tell captions apart: a query seeks its positive among those of all ranks, and among
 //! texts that are nobody's.
 
-use super::tuning::{Tuning, seed_chunk};
+use super::{
+    llm,
+    tuning::{Tuning, seed_chunk, whole_chunk},
+};
 use crate::{
     data::{BrokenLimit, BrokenSample, Places, SampleRequest, SkipReason},
     model::tokenizer::{CaptionTokenizer, Encoded},
@@ -19,7 +22,7 @@ use crate::{
 };
 use common::{
     ids::Step,
-    recipe::{ContrastStage, TextKind},
+    recipe::{self, ContrastStage, TextKind},
     sampler::{Draw, Order},
 };
 use std::{ops::Range, sync::Arc, time::Duration};
@@ -43,13 +46,30 @@ pub fn run(stage: &ContrastStage, context: &mut Context<'_>) -> Result<Outcome, 
     let described = described.map(|(source, limit)| Source { limit, fingerprint: source.fingerprint() }).collect();
     let mut training = Training::prepare(&stage.training, context, described, order, parameters)?;
     let negatives = stage.negatives && sources.iter().any(PairSource::has_negatives);
-    let maker =
-        Maker { sources, order: training.order().clone(), slots: training.slots(), tokenizer, seed: recipe.seed };
+    let own = training.slots();
+    // What a text drops is drawn for its whole chunk: of the chunks that a rank's border cuts, the other texts' lengths are needed.
+    let slots = if tuning.drops() {
+        let whole = |slot: u64| whole_chunk(&(slot..slot + 1), &stage.training);
+        whole(own.start).start..whole(own.end - 1).end
+    } else {
+        own.clone()
+    };
+    let maker = Maker {
+        sources,
+        order: training.order().clone(),
+        slots: slots.clone(),
+        own: own.clone(),
+        tokenizer,
+        seed: recipe.seed,
+    };
     let mut texts = Texts {
         scale: stage.scale,
         negatives,
         seed: recipe.seed,
         device: context.device,
+        training: stage.training.clone(),
+        own: (own.start - slots.start) as usize..(own.end - slots.start) as usize,
+        first: slots.start,
         batches: Ahead::start(training.steps(), PREFETCH, move |step| maker.batch(Step(step))),
         tuning,
     };
@@ -91,22 +111,30 @@ fn sources(stage: &ContrastStage, context: &Context<'_>) -> Result<(Vec<PairSour
 struct Maker {
     sources: Vec<PairSource>,
     order: Arc<Order>,
+    /// Those whose texts are needed.
     slots: Range<u64>,
+    /// The rank's own among them.
+    own: Range<u64>,
     tokenizer: CaptionTokenizer,
     seed: u64,
 }
 
-/// A rank's part of a global batch.
+/// A rank's part of a global batch, with the pairs around it that complete its first and its last chunk where dropout wants them.
 struct PairBatch {
     pairs: Vec<EncodedPair>,
+    /// Of the rank's own.
     broken: Vec<BrokenSample>,
 }
 
 impl Maker {
     fn batch(&self, step: Step) -> Result<PairBatch, TrainerError> {
         let mut batch = PairBatch { pairs: Vec::new(), broken: Vec::new() };
-        for draw in self.order.draws(step, self.slots.clone()) {
-            batch.pairs.push(self.pair(draw, &mut batch.broken)?);
+        for (draw, slot) in self.order.draws(step, self.slots.clone()).zip(self.slots.clone()) {
+            let mut broken = Vec::new();
+            batch.pairs.push(self.pair(draw, &mut broken)?);
+            if self.own.contains(&slot) {
+                batch.broken.append(&mut broken);
+            }
         }
         Ok(batch)
     }
@@ -142,6 +170,10 @@ struct Texts {
     negatives: bool,
     seed: u64,
     device: Device,
+    training: recipe::Training,
+    /// The rank's own among a batch's pairs, and the slot of the first pair.
+    own: Range<usize>,
+    first: u64,
     batches: Ahead<PairBatch>,
 }
 
@@ -172,12 +204,13 @@ impl Task for Texts {
     }
 
     fn flops(&self, batch: &PairBatch) -> f64 {
-        let lengths: Vec<i64> = self.texts(&batch.pairs).iter().map(|text| text.ids.len() as i64).collect();
+        let lengths: Vec<i64> =
+            self.texts(&batch.pairs[self.own.clone()]).iter().map(|text| text.ids.len() as i64).collect();
         self.tuning.passes() * self.tuning.llm.llama.flops(&lengths)
     }
 
     fn step(&mut self, batch: &PairBatch, taken: Taken<'_>) -> Result<StepBegun, TrainerError> {
-        let lacking: Vec<bool> = batch.pairs.iter().map(|pair| pair.negative.is_none()).collect();
+        let lacking: Vec<bool> = batch.pairs[self.own.clone()].iter().map(|pair| pair.negative.is_none()).collect();
         let lacking_R = self.negatives.then(|| Tensor::from_slice(&lacking).to_kind(Kind::Bool).to_device(self.device));
         let Taken { step, chunks, cut, settings, collective, parameters, poisoned, timeline } = taken;
         let encoder = Chunks { texts: self, pairs: &batch.pairs, chunks, step, poisoned };
@@ -197,10 +230,21 @@ struct Chunks<'a> {
 
 impl TextEncoder for Chunks<'_> {
     fn encode(&self, chunk: usize) -> Tensor {
-        let (first, slots) = (self.chunks[0].start, &self.chunks[chunk]);
-        let pairs = &self.pairs[(slots.start - first) as usize..(slots.end - first) as usize];
-        seed_chunk(self.texts.seed, self.step, slots.start);
-        let vectors = self.texts.tuning.llm.vectors(&self.texts.texts(pairs));
+        let (texts, piece) = (self.texts, &self.chunks[chunk]);
+        let of = |slots: &Range<u64>| {
+            let place = |slot: u64| (slot - texts.first) as usize;
+            texts.texts(&self.pairs[place(slots.start)..place(slots.end)])
+        };
+        if texts.tuning.drops() {
+            let whole = whole_chunk(piece, &texts.training);
+            seed_chunk(texts.seed, self.step, whole.start);
+            let pairs = whole.end - whole.start;
+            // Texts of one role stand together.
+            let own = |text: usize| piece.contains(&(whole.start + text as u64 % pairs));
+            let part = (*piece != whole).then(|| llm::part_of(&of(&whole), own, texts.device));
+            texts.tuning.see(part);
+        }
+        let vectors = texts.tuning.llm.vectors(&of(piece));
         if self.poisoned { vectors * f64::NAN } else { vectors }
     }
 }

@@ -2,15 +2,17 @@
 //!
 //! Shards are dealt out to ranks; a shard whose file is there already, made of the same things, is skipped. Of data sets
 //! whose vectors LLM2CLIP made, its tars are made into such files; those that another job made stay where they are. Of data
-//! sets with classes it reads these in all templates, see `prompts`.
+//! sets with classes it reads these in all templates, see `prompts`. Of data sets that `distill` learns from, the teacher reads
+//! the captions as well, see `taught`.
 
 use super::{
     prompts::{self, Block, Prompts},
+    taught::TaughtVectors,
     text::CaptionEncoder,
     text_vectors::{Origin, TextVectors, tar_name},
 };
 use crate::{
-    data::{Blob, Dataset, storage::Location},
+    data::{Blob, Dataset, Shard, storage::Location},
     supervisor::ipc::Report,
     torch::{self, memory, peak},
     trainer::{agreement, context::Context, context::Outcome, error::TrainerError},
@@ -26,8 +28,24 @@ struct Unit {
     stem: String,
     rows: Range<u64>,
     path: PathBuf,
-    origin: Origin,
+    made_by: MadeBy,
     provenance: Provenance,
+}
+
+/// Who makes the vectors of a shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum MadeBy {
+    Llm,
+    Teacher,
+    /// Nobody: they are taken out of one of LLM2CLIP's tars in this folder.
+    Llm2clip(Location),
+}
+
+/// The networks that read captions; absent is who has none to read.
+#[derive(Clone, Copy, Default)]
+struct Readers<'a> {
+    llm: Option<&'a CaptionEncoder>,
+    teacher: Option<&'a CaptionEncoder>,
 }
 
 /// Runs the stage.
@@ -44,7 +62,20 @@ pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, Tra
         _ => None,
     };
 
-    let (units, prompts) = (units(&datasets, &sources, context)?, Prompts::of_all(&stage.data, context, &sources)?);
+    let taught = TaughtVectors::of(context)?;
+    let learned_from: Vec<&String> = recipe.taught(&stage.data).collect();
+    let teacher = recipe.model.teacher.as_ref().filter(|_| !learned_from.is_empty()).map(|spec| {
+        context.activity("loading the teacher");
+        CaptionEncoder::teacher(spec, recipe.seed, stage.precision, context.device)
+    });
+    let teacher = teacher.transpose()?;
+    let readers = Readers { llm: encoder.as_ref(), teacher: teacher.as_ref() };
+
+    let (mut units, prompts) = (units(&datasets, &sources, context)?, Prompts::of_all(&stage.data, context, &sources)?);
+    if let Some(taught) = &taught {
+        let learned = datasets.iter().filter(|data| learned_from.iter().any(|name| *name == data.name()));
+        units.extend(learned.flat_map(|data| to_teach(data, taught)));
+    }
     let (rank, world) = (context.rank().0 as usize, context.world().0 as usize);
     let mine: Vec<&Unit> = units.iter().skip(rank).step_by(world).collect();
     // Ranks that got a shard less get a block more.
@@ -64,12 +95,13 @@ pub fn run(stage: &EmbedStage, context: &mut Context<'_>) -> Result<Outcome, Tra
             break;
         }
         match work {
-            Work::Shard(unit) => make(unit, encoder.as_ref(), stage.batch_tokens, context, Some(&mut meter))?,
-            Work::Prompts(block) => block.make(encoder.as_ref(), stage.batch_tokens, context, &mut meter)?,
+            Work::Shard(unit) => make(unit, readers, stage.batch_tokens, context, Some(&mut meter))?,
+            Work::Prompts(block) => block.make(readers.llm, stage.batch_tokens, context, &mut meter)?,
         }
     }
     let stopped = agreement::agree(context.collective, stopped)?;
-    let summary = if stopped { None } else { Some(summary(&datasets, &prompts, &sources, context, started)?) };
+    let summary =
+        if stopped { None } else { Some(summary(&datasets, &prompts, (&sources, taught.as_ref()), context, started)?) };
     Ok(Outcome { summary, stopped })
 }
 
@@ -90,13 +122,13 @@ pub(super) fn take_over_all(
     context: &Context<'_>,
 ) -> Result<(), TrainerError> {
     let mut units = units(datasets, sources, context)?;
-    units.retain(|unit| matches!(unit.origin, Origin::Llm2clip(_)));
+    units.retain(|unit| matches!(unit.made_by, MadeBy::Llm2clip(_)));
     if units.is_empty() {
         return Ok(());
     }
     context.activity("taking over LLM2CLIP's text vectors");
     for unit in units.iter().skip(context.rank().0 as usize).step_by(context.world().0 as usize) {
-        make(unit, None, 0, context, None)?;
+        make(unit, Readers::default(), 0, context, None)?;
     }
     agreement::agree(context.collective, false)?;
     Ok(())
@@ -121,23 +153,34 @@ fn units(
     let mut units = Vec::new();
     for dataset in datasets {
         let origin = sources.origin(dataset)?;
-        if let Origin::Store(_) = origin {
-            continue;
-        }
-        let (folder, provenance) =
-            (shard_folder(&context.plan.output, dataset.name()), sources.provenance(dataset, &origin));
-        for (index, shard) in dataset.shards().iter().enumerate().filter(|(_, shard)| !shard.samples.is_empty()) {
-            units.push(Unit {
-                dataset: dataset.clone(),
-                stem: shard.stem.clone(),
-                rows: shard.samples.clone(),
-                path: folder.join(shard_name(index, &shard.stem)),
-                origin: origin.clone(),
-                provenance: provenance.clone(),
-            });
-        }
+        let provenance = sources.provenance(dataset, &origin);
+        let made_by = match origin {
+            Origin::Store(_) => continue,
+            Origin::Encoder => MadeBy::Llm,
+            Origin::Llm2clip(folder) => MadeBy::Llm2clip(folder),
+        };
+        units.extend(shards(dataset, (shard_folder(&context.plan.output, dataset.name()), provenance), made_by));
     }
     Ok(units)
+}
+
+/// The shards of a data set that the teacher is to read.
+fn to_teach(dataset: &Arc<Dataset>, taught: &TaughtVectors<'_, '_>) -> Vec<Unit> {
+    shards(dataset, (taught.folder(dataset), taught.provenance(dataset)), MadeBy::Teacher)
+}
+
+/// A data set's shards, but for those without samples, with files in `folder` that are made of what `provenance` says.
+fn shards(dataset: &Arc<Dataset>, (folder, provenance): (PathBuf, Provenance), made_by: MadeBy) -> Vec<Unit> {
+    let all = dataset.shards().iter().enumerate().filter(|(_, shard)| !shard.samples.is_empty());
+    let unit = |(index, shard): (usize, &Shard)| Unit {
+        dataset: dataset.clone(),
+        stem: shard.stem.clone(),
+        rows: shard.samples.clone(),
+        path: folder.join(shard_name(index, &shard.stem)),
+        made_by: made_by.clone(),
+        provenance: provenance.clone(),
+    };
+    all.map(unit).collect()
 }
 
 /// How far this rank is, in texts.
@@ -170,20 +213,24 @@ impl Meter {
 /// Makes the vectors of a shard, unless they are there. Without a meter nothing is reported.
 fn make(
     unit: &Unit,
-    encoder: Option<&CaptionEncoder>,
+    readers: Readers<'_>,
     batch_tokens: usize,
     context: &Context<'_>,
     meter: Option<&mut Meter>,
 ) -> Result<(), TrainerError> {
+    let encoder = match unit.made_by {
+        MadeBy::Llm => readers.llm,
+        MadeBy::Teacher => readers.teacher,
+        MadeBy::Llm2clip(_) => None,
+    };
     let rows = usize::try_from(unit.rows.end - unit.rows.start).expect("a shard's rows fit in memory");
     let expected = Expected { provenance: &unit.provenance, rows, width: encoder.map(CaptionEncoder::width) };
-    let expected = if let Origin::Llm2clip(_) = unit.origin { Expected { width: None, ..expected } } else { expected };
     if ShardFile::open(context.storage, &unit.path.clone().into(), expected)?.is_some() {
         passed(unit, context, meter);
         return Ok(());
     }
-    match (&unit.origin, encoder, meter) {
-        (Origin::Llm2clip(folder), _, meter) => {
+    match (&unit.made_by, encoder, meter) {
+        (MadeBy::Llm2clip(folder), _, meter) => {
             take_over(unit, folder, context)?;
             passed(unit, context, meter);
             Ok(())
@@ -193,7 +240,7 @@ fn make(
     }
 }
 
-/// A shard whose captions the LLM did not have to read.
+/// A shard whose captions nobody had to read.
 fn passed(unit: &Unit, context: &Context<'_>, meter: Option<&mut Meter>) {
     let Some(meter) = meter else { return };
     meter.passed((unit.rows.end - unit.rows.start) * columns(&unit.dataset).count() as u64, context);
@@ -219,7 +266,7 @@ fn take_over(unit: &Unit, folder: &Location, context: &Context<'_>) -> Result<()
     Ok(())
 }
 
-/// The LLM reads a shard's captions.
+/// An encoder reads a shard's captions.
 fn embed(
     unit: &Unit,
     rows: usize,
@@ -251,7 +298,7 @@ fn embed(
     Ok(())
 }
 
-/// What the LLM reads into one column of a shard's file.
+/// What is read into one column of a shard's file.
 struct Reading {
     name: String,
     /// Row and caption.
@@ -290,7 +337,7 @@ fn report(context: &Context<'_>, meter: &Meter) {
 fn summary(
     datasets: &[Arc<Dataset>],
     prompts: &[Prompts],
-    sources: &TextVectors<'_, '_>,
+    (sources, taught): (&TextVectors<'_, '_>, Option<&TaughtVectors<'_, '_>>),
     context: &Context<'_>,
     started: Instant,
 ) -> Result<serde_json::Value, TrainerError> {
@@ -310,7 +357,15 @@ fn summary(
         let width = prompts.open(context)?.width().to_string();
         Ok(serde_json::json!([prompts.data, (classes * templates).to_string(), texts, width, prompts.origin()]))
     };
-    let rows = datasets.iter().map(row).chain(prompts.iter().map(classes));
+    let learned = |data: &Arc<Dataset>| {
+        let taught = taught.filter(|_| context.plan.recipe.taught(&[data.name().to_owned()]).next().is_some())?;
+        let names: Vec<&str> = columns(data).map(|(_, name)| name).collect();
+        let row = |width: usize| {
+            serde_json::json!([data.name(), data.len().to_string(), names.join(", "), width.to_string(), "the teacher"])
+        };
+        Some(taught.open(data).map(|store| row(store.width())))
+    };
+    let rows = datasets.iter().map(row).chain(datasets.iter().filter_map(learned)).chain(prompts.iter().map(classes));
     let rows = rows.collect::<Result<Vec<_>, TrainerError>>()?;
     let table = serde_json::json!({
         "title": format!("text vectors ({:.1} s)", started.elapsed().as_secs_f64()),

@@ -4,7 +4,7 @@ use crate::{
     model::{
         config,
         llama::{Llama, LlamaConfig},
-        lora::{self, Lora},
+        lora::{self, Lora, Part},
         pooling,
         tokenizer::Encoded,
         weights,
@@ -70,8 +70,7 @@ impl Llm {
     /// runs of texts of one length.
     pub fn vectors(&self, texts: &[&Encoded]) -> Tensor {
         let device = self.store.device();
-        let mut sorted: Vec<usize> = (0..texts.len()).collect();
-        sorted.sort_by_key(|text| texts[*text].ids.len());
+        let sorted = by_length(texts);
         let ids: Vec<i64> = sorted.iter().flat_map(|text| &texts[*text].ids).map(|id| i64::from(*id)).collect();
         let lengths: Vec<i64> = sorted.iter().map(|text| texts[*text].ids.len() as i64).collect();
         let mut start = 0;
@@ -88,4 +87,24 @@ impl Llm {
         (0..).zip(&sorted).for_each(|(place, text)| places[*text] = place);
         pooled_ND.index_select(0, &Tensor::from_slice(&places).to_device(device))
     }
+}
+
+/// The order in which texts are read.
+fn by_length(texts: &[&Encoded]) -> Vec<usize> {
+    let mut sorted: Vec<usize> = (0..texts.len()).collect();
+    sorted.sort_by_key(|text| texts[*text].ids.len());
+    sorted
+}
+
+/// Which tokens of a chunk's texts are those of the texts that are `own`, read as [`Llm::vectors`] reads all of them, or these alone.
+pub fn part_of(chunk: &[&Encoded], own: impl Fn(usize) -> bool, device: Device) -> Part {
+    let (mut rows, mut mine) = (0, Vec::new());
+    for text in by_length(chunk) {
+        let tokens = rows..rows + chunk[text].ids.len() as i64;
+        rows = tokens.end;
+        if own(text) {
+            mine.extend(tokens);
+        }
+    }
+    Part { rows, own: Tensor::from_slice(&mine).to_device(device) }
 }

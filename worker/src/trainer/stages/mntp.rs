@@ -1,7 +1,7 @@
 //! Stage `mntp`: the LLM, now seeing both ways, predicts masked tokens of documents and captions from the position before
 //! them.
 
-use super::tuning::{Tuning, seed_chunk};
+use super::tuning::{Tuning, part_of, seed_chunk, whole_chunk};
 use crate::{
     data::{BrokenLimit, BrokenSample, Documents, Places},
     model::{llama::Head, tokenizer::TextTokenizer},
@@ -20,7 +20,7 @@ use crate::{
 };
 use common::{
     ids::Step,
-    recipe::{MntpStage, TextKind},
+    recipe::{self, MntpStage, TextKind},
     sampler::Order,
 };
 use std::{ops::Range, sync::Arc, time::Duration};
@@ -51,6 +51,7 @@ pub fn run(stage: &MntpStage, context: &mut Context<'_>) -> Result<Outcome, Trai
         block: i64::from(stage.block),
         seed: recipe.seed,
         device: context.device,
+        training: stage.training.clone(),
         batches: Ahead::start(training.steps(), PREFETCH, move |step| maker.batch(Step(step))),
         tuning,
         head,
@@ -125,6 +126,7 @@ struct MaskedTexts {
     block: i64,
     seed: u64,
     device: Device,
+    training: recipe::Training,
     batches: Ahead<Vec<Masked>>,
 }
 
@@ -182,8 +184,12 @@ impl MaskedEncoder for Chunks<'_> {
     }
 
     fn loss_sum(&self, chunk: usize) -> Tensor {
-        let MaskedTexts { tuning, head, block, seed, device, .. } = self.texts;
-        seed_chunk(*seed, self.step, self.chunks[chunk].start);
+        let MaskedTexts { tuning, head, block, seed, device, training, .. } = self.texts;
+        if tuning.drops() {
+            let (piece, whole) = (&self.chunks[chunk], whole_chunk(&self.chunks[chunk], training));
+            seed_chunk(*seed, self.step, whole.start);
+            tuning.see(part_of(piece, &whole, *block, *device));
+        }
         let blocks = self.blocks(chunk);
         let on_device = |numbers: Vec<i64>| Tensor::from_slice(&numbers).to_device(*device);
         let ids = blocks.iter().flat_map(|masked| &masked.ids).map(|id| i64::from(*id)).collect();

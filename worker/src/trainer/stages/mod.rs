@@ -2,6 +2,7 @@
 
 pub mod clip;
 pub mod contrast;
+pub mod distill;
 pub mod embed;
 pub mod eval;
 pub mod export;
@@ -11,6 +12,7 @@ pub mod mntp;
 #[cfg(test)]
 mod parity;
 mod prompts;
+mod taught;
 mod teacher;
 pub(crate) mod text;
 mod text_vectors;

@@ -1,14 +1,21 @@
-//! The caption encoder: tokenizer, frozen LLM and pooling as one.
+//! The caption encoder: a tokenizer and a frozen network that reads its tokens, as one. Such a network is the LLM with its pooling,
+//! or CLIP's text tower.
 
 use super::llm::{Kinds, Llm};
 use crate::{
-    model::tokenizer::{CaptionTokenizer, Encoded},
+    model::{
+        ModelError,
+        clip_text::{ClipText, ClipTextConfig},
+        config, init,
+        tokenizer::{CaptionTokenizer, ClipTokenizer, Encoded},
+        weights,
+    },
     torch,
     trainer::error::TrainerError,
 };
-use common::recipe::{Precision, TextModel};
+use common::recipe::{Init, Precision, TeacherModel, TextModel};
 use half::bf16;
-use tch::Device;
+use tch::{Device, Tensor, nn};
 
 /// A caption as tokens, and which row its vector belongs to.
 pub struct Tokens {
@@ -16,30 +23,107 @@ pub struct Tokens {
     text: Encoded,
 }
 
-/// The frozen LLM as an encoder of captions.
-pub struct CaptionEncoder {
+/// A frozen network that reads texts.
+trait Reader {
+    /// The vectors' width D.
+    fn width(&self) -> usize;
+    fn encode(&self, caption: &str) -> Result<Encoded, ModelError>;
+    /// Operations of texts of these lengths.
+    fn flops(&self, lengths: &[i64]) -> f64;
+    /// [N, D] fp32, in the order given.
+    fn vectors(&self, texts: &[&Encoded]) -> Tensor;
+}
+
+/// The LLM, with the mean over each caption's span.
+struct LlmReader {
     tokenizer: CaptionTokenizer,
     llm: Llm,
 }
 
+impl Reader for LlmReader {
+    fn width(&self) -> usize {
+        self.llm.width()
+    }
+
+    fn encode(&self, caption: &str) -> Result<Encoded, ModelError> {
+        self.tokenizer.encode(caption)
+    }
+
+    fn flops(&self, lengths: &[i64]) -> f64 {
+        self.llm.llama.flops(lengths)
+    }
+
+    fn vectors(&self, texts: &[&Encoded]) -> Tensor {
+        self.llm.vectors(texts)
+    }
+}
+
+/// CLIP's text tower.
+struct TowerReader {
+    tokenizer: ClipTokenizer,
+    tower: ClipText,
+    width: usize,
+    /// Of the tower's weights.
+    _store: nn::VarStore,
+}
+
+impl Reader for TowerReader {
+    fn width(&self) -> usize {
+        self.width
+    }
+
+    fn encode(&self, caption: &str) -> Result<Encoded, ModelError> {
+        self.tokenizer.encode(caption)
+    }
+
+    fn flops(&self, lengths: &[i64]) -> f64 {
+        self.tower.flops(lengths)
+    }
+
+    fn vectors(&self, texts: &[&Encoded]) -> Tensor {
+        let ids: Vec<&[u32]> = texts.iter().map(|text| text.ids.as_slice()).collect();
+        self.tower.forward(&ids).to_kind(tch::Kind::Float)
+    }
+}
+
+/// A frozen network as an encoder of captions.
+pub struct CaptionEncoder(Box<dyn Reader>);
+
 impl CaptionEncoder {
-    /// Builds the encoder of a recipe. Its weights are kept in what it computes in.
+    /// Builds the encoder of a recipe: its LLM. Its weights are kept in what it computes in.
     pub fn open(spec: &TextModel, seed: u64, precision: Precision, device: Device) -> Result<Self, TrainerError> {
         let tokenizer = CaptionTokenizer::open(&spec.folder, &spec.template, spec.max_length, spec.pooling)?;
         let kind = torch::kind(precision);
         let mut llm = Llm::open(spec, seed, Kinds { weights: kind, compute: kind }, device)?;
         llm.store.freeze();
-        Ok(Self { tokenizer: tokenizer.within(llm.vocabulary())?, llm })
+        let tokenizer = tokenizer.within(llm.vocabulary())?;
+        Ok(Self(Box::new(LlmReader { tokenizer, llm })))
+    }
+
+    /// Builds the recipe's teacher: CLIP's text tower.
+    pub fn teacher(spec: &TeacherModel, seed: u64, precision: Precision, device: Device) -> Result<Self, TrainerError> {
+        let config: ClipTextConfig = config::read(&spec.folder)?;
+        let tokenizer = ClipTokenizer::open(&spec.folder, &config)?;
+        let mut store = nn::VarStore::new(device);
+        store.set_kind(torch::kind(precision));
+        let tower = ClipText::new(&store.root(), &config);
+        match spec.init {
+            Init::Random => init::random(&store, seed, &config),
+            Init::Pretrained => weights::load(&mut store, &spec.folder, weights::NameMap::ClipText)?,
+        }
+        store.freeze();
+        let width = usize::try_from(config.projection_dim).expect("a width fits in usize");
+        Ok(Self(Box::new(TowerReader { tokenizer, tower, width, _store: store })))
     }
 
     /// The vectors' width D.
     pub fn width(&self) -> usize {
-        self.llm.width()
+        self.0.width()
     }
 
     /// The tokens of row `row`'s caption.
     pub fn tokens(&self, row: usize, caption: &str) -> Result<Tokens, TrainerError> {
-        Ok(Tokens { row, text: self.tokenizer.encode(caption)? })
+        Ok(Tokens { row, text: self.0.encode(caption)? })
     }
 
     /// Cuts captions into batches of like length: at most `batch_tokens` tokens each, or one caption.
@@ -64,13 +148,13 @@ impl CaptionEncoder {
     /// Floating-point operations of a batch.
     pub fn flops(&self, batch: &[Tokens]) -> f64 {
         let lengths: Vec<i64> = batch.iter().map(|tokens| tokens.text.ids.len() as i64).collect();
-        self.llm.llama.flops(&lengths)
+        self.0.flops(&lengths)
     }
 
     /// Encodes a batch and puts each vector into its row of `out` ([rows, width]).
     pub fn encode_into(&self, batch: &[Tokens], out: &mut [bf16]) -> Result<(), TrainerError> {
         let (width, texts) = (self.width(), batch.iter().map(|tokens| &tokens.text).collect::<Vec<_>>());
-        let vectors_ND = tch::no_grad(|| self.llm.vectors(&texts));
+        let vectors_ND = tch::no_grad(|| self.0.vectors(&texts));
         let numbers: Vec<f32> = Vec::try_from(vectors_ND.to_device(Device::Cpu).flatten(0, -1))?;
         for (tokens, vector) in batch.iter().zip(numbers.chunks_exact(width)) {
             let row = &mut out[tokens.row * width..][..width];

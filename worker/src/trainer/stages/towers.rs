@@ -16,7 +16,7 @@ use crate::{
         step::{PairLoss, Pairing, normalise},
     },
 };
-use common::recipe::{Init, Lock, Lora, Objective, Precision, Recipe};
+use common::recipe::{AdapterModel, Init, Lock, Lora, Objective, Precision, Recipe};
 use tch::{Device, Kind, Tensor, nn};
 
 /// Vision tower, adapter and logit scale, over one store of variables.
@@ -82,14 +82,7 @@ impl Towers {
                 weights::load(&mut store, &vision.folder, config.names())?;
             }
         }
-        let adapter_config = AdapterConfig {
-            input: settings.text_width as i64,
-            output: config.width(),
-            blocks: adapter.blocks as i64,
-            expansion: adapter.expansion as i64,
-            l2_norm: adapter.l2_norm,
-        };
-        let adapter = Adapter::new(&store.root(), &adapter_config);
+        let adapter = Adapter::new(&store.root(), &adapter_config(adapter, settings.text_width, config.width()));
         crate::model::init::random_adapter(&store, recipe.seed);
         let log_scale = store.root().var("logit_scale", &[], nn::Init::Const(settings.log_scale_init));
         let bias = |start| store.root().var("logit_bias", &[], nn::Init::Const(start));
@@ -122,6 +115,13 @@ impl Towers {
     pub fn train(&self, training: bool) {
         if let Some(lora) = &self.lora {
             lora.train(training);
+        }
+    }
+
+    /// See [`lora::Lora::see`]; rows are images.
+    pub fn see(&self, part: Option<lora::Part>) {
+        if let Some(lora) = &self.lora {
+            lora.see(part);
         }
     }
 
@@ -194,6 +194,17 @@ impl Towers {
     /// Text embeddings, normalised: [B, width] fp32.
     pub fn text_embeddings(&self, vectors_BD: &Tensor) -> Tensor {
         normalise(&self.text_features(vectors_BD))
+    }
+}
+
+/// The recipe's adapter, from the LLM's width to the shared one.
+pub(super) fn adapter_config(spec: &AdapterModel, input: usize, output: i64) -> AdapterConfig {
+    AdapterConfig {
+        input: input as i64,
+        output,
+        blocks: spec.blocks as i64,
+        expansion: spec.expansion as i64,
+        l2_norm: spec.l2_norm,
     }
 }
 

@@ -5,19 +5,22 @@ use crate::{
     model::{
         ModelError,
         llama::Head,
-        lora::{Lora, LoraConfig, Wrapper},
+        lora::{Lora, LoraConfig, Part, Wrapper},
     },
     torch,
     trainer::{context::Context, error::TrainerError, layout::clip_groups, parameters::FlatParameters},
 };
 use common::{
-    ids::{Epoch, SampleIndex, Step, WorldSize},
+    ids::{Epoch, SampleIndex, Step},
     manifest::paths,
     recipe::{self, TextModel},
-    sampler::{self, CounterRng, Purpose},
+    sampler::{CounterRng, Purpose},
 };
-use std::path::{Path, PathBuf};
-use tch::{Kind, Tensor};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
+use tch::{Device, Kind, Tensor};
 
 /// What is copied from the model's folder beside new weights, where it is there.
 const COMPANIONS: [&str; 6] = [
@@ -69,9 +72,6 @@ impl Tuning {
         if let Some(lora) = &lora {
             llm.store.freeze();
             lora.train(true);
-            if lora.config().dropout > 0.0 {
-                tell_of_cut_chunks(training, context);
-            }
         }
         Ok(Self { llm, spec, lora })
     }
@@ -101,6 +101,18 @@ impl Tuning {
     /// many again for the weights when they are trained.
     pub fn passes(&self) -> f64 {
         if self.lora.is_some() { 2.0 } else { 3.0 }
+    }
+
+    /// Whether inputs of updates are dropped: a pass draws random numbers then.
+    pub fn drops(&self) -> bool {
+        self.lora.as_ref().is_some_and(|lora| lora.config().dropout > 0.0)
+    }
+
+    /// See [`Lora::see`].
+    pub fn see(&self, part: Option<Part>) {
+        if let Some(lora) = &self.lora {
+            lora.see(part);
+        }
     }
 
     /// Writes what the stages after this one and other programs read: a PEFT folder, or a model's.
@@ -135,33 +147,31 @@ impl Tuning {
     }
 }
 
-/// Says so when dropout makes the number of ranks matter.
-pub fn tell_of_cut_chunks(training: &recipe::Training, context: &Context<'_>) {
-    if cuts_chunks(training, context.world()) {
-        tracing::warn!(
-            ranks = context.world().0,
-            chunk = training.chunk,
-            "ranks' shares cut chunks: with dropout the losses are a little apart from those of other numbers of ranks; they are \
-             the same when `chunk` divides every share"
-        );
+/// The slots of the whole chunk of which a rank has this piece.
+pub(super) fn whole_chunk(piece: &Range<u64>, training: &recipe::Training) -> Range<u64> {
+    let first = piece.start - piece.start % training.chunk;
+    first..training.global_batch.min(first + training.chunk)
+}
+
+/// Which rows of its chunk a piece has, where every slot has so many; absent when it is the chunk.
+pub(super) fn part_of(piece: &Range<u64>, whole: &Range<u64>, rows_of_slot: i64, device: Device) -> Option<Part> {
+    if piece == whole {
+        return None;
     }
+    let [first, last, all] = [piece.start - whole.start, piece.end - whole.start, whole.end - whole.start];
+    let [first, last, rows] = [first, last, all].map(|slots| slots as i64 * rows_of_slot);
+    Some(Part { rows, own: Tensor::arange_start(first, last, (Kind::Int64, device)) })
 }
 
-/// Whether a border between two ranks lies within a chunk.
-fn cuts_chunks(training: &recipe::Training, world: WorldSize) -> bool {
-    let first = |rank| sampler::local_slots(rank, world, training.global_batch).start;
-    world.ranks().any(|rank| !first(rank).is_multiple_of(training.chunk))
-}
-
-/// Seeds libtorch's generator for a chunk of a step: its dropout is the same whenever and wherever it is computed. Where a rank's
-/// border cuts a chunk, its two parts draw each for itself: another number of ranks drops others there.
-pub fn seed_chunk(seed: u64, step: Step, first_slot: u64) {
+/// Seeds libtorch's generator for a chunk of a step: its dropout is the same whenever and wherever it is computed. `first_slot` is the
+/// whole chunk's; a rank that has a part of it draws for all of it.
+pub(super) fn seed_chunk(seed: u64, step: Step, first_slot: u64) {
     let mut rng = CounterRng::new(seed, Purpose::Dropout, 0, SampleIndex(first_slot), Epoch(step.0));
     tch::manual_seed(rng.next_u64().cast_signed());
 }
 
 /// Writes a folder beside its place, and puts it there when it is whole and on disk; what was there before goes.
-fn publish(place: &Path, write: impl FnOnce(&Path) -> Result<(), ModelError>) -> Result<(), TrainerError> {
+pub(super) fn publish(place: &Path, write: impl FnOnce(&Path) -> Result<(), ModelError>) -> Result<(), TrainerError> {
     let draft = place.with_extension("tmp");
     let failed = |operation, path: &Path| {
         let path = path.to_owned();

@@ -207,23 +207,34 @@ fn sigmoid(
 /// Adds what a teacher says of the images.
 fn distil(
     loss: Loss,
-    (image_RD, teacher_RD): (&Tensor, &Tensor),
-    Cut { rows, .. }: Cut<'_>,
+    rows: (&Tensor, &Tensor),
+    cut: Cut<'_>,
     collective: &dyn Collective,
     (how, settings): (Distillation, LossSettings),
     timeline: &mut Timeline,
 ) -> Result<Loss, TrainerError> {
+    let (added, gradient_RD) = distilled(rows, cut, collective, (how.rows, settings), timeline)?;
+    let total = loss.total + added * how.weight;
+    let image_RD = loss.image_RD + gradient_RD * how.weight;
+    Ok(Loss { total, image_RD, ..loss })
+}
+
+/// The loss of all ranks' rows against their teacher's, its sums scaled to `n` rows, and the gradient of the own ones.
+pub(super) fn distilled(
+    (own_RD, teacher_RD): (&Tensor, &Tensor),
+    Cut { rows, .. }: Cut<'_>,
+    collective: &dyn Collective,
+    (n, settings): (f64, LossSettings),
+    timeline: &mut Timeline,
+) -> Result<(Tensor, Tensor), TrainerError> {
     let first = rows[..collective.rank().0 as usize].iter().sum();
-    let all_BD = &collective.all_gather_rows(image_RD, rows)?;
+    let all_BD = &collective.all_gather_rows(own_RD, rows)?;
     let teacher_BD = &collective.all_gather_rows(teacher_RD, rows)?;
     timeline.lap(Section::Gather);
-    let (tile, n) = (settings.tile, how.rows);
-    let side = distillation::Side { own_RD: image_RD, teacher_RD, all_BD, teacher_BD, first, tile, rows: n };
+    let side = distillation::Side { own_RD, teacher_RD, all_BD, teacher_BD, first, tile: settings.tile, rows: n };
     let (added_R, gradient_RD) = side.evaluate();
     timeline.lap(Section::Loss);
     let added_B = collective.all_gather_rows(&added_R, rows)?;
     timeline.lap(Section::Gather);
-    let total = loss.total + distillation::loss(&added_B) * how.weight;
-    let image_RD = loss.image_RD + gradient_RD * how.weight;
-    Ok(Loss { total, image_RD, ..loss })
+    Ok((distillation::loss(&added_B), gradient_RD))
 }

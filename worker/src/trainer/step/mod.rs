@@ -3,6 +3,7 @@
 
 pub mod clip;
 pub mod contrast;
+pub mod distill;
 mod gradcache;
 mod losses;
 pub mod mntp;

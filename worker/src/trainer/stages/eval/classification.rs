@@ -67,7 +67,7 @@ impl Classification {
     /// Opens those of a stage's data sets that have classes.
     ///
     /// # Errors
-    /// When words, images or vectors are missing or do not fit.
+    /// When words, images or vectors are missing or do not fit, or an image's class is none of the classes.
     pub fn open_all(
         names: &[String],
         context: &Context<'_>,
@@ -77,7 +77,9 @@ impl Classification {
             let spec = context.plan.recipe.data.get(&prompts.data).and_then(|set| set.as_classification());
             let spec = spec.expect("prompts are of data sets with classes");
             let vectors = prompts.open(context)?;
-            Ok(Self { data: context.dataset(&prompts.data, &spec)?, prompts, vectors })
+            let opened = Self { data: context.dataset(&prompts.data, &spec)?, prompts, vectors };
+            opened.check_labels(context)?;
+            Ok(opened)
         };
         Prompts::of_all(names, context, sources)?.into_iter().map(open).collect()
     }
@@ -149,6 +151,13 @@ impl Classification {
         Tensor::write_safetensors(&tensors, &path)?;
         let keys = found.samples.iter().map(|sample| self.data.key(*sample)).collect::<Result<Vec<_>, _>>()?;
         std::fs::write(path.with_extension("keys.txt"), keys.join("\n") + "\n").map_err(io)
+    }
+
+    /// Whether every image of this rank's share has a class that there is: told before anything was computed, a mistake in the recipe
+    /// ends the job, and is not tried again.
+    fn check_labels(&self, context: &Context<'_>) -> Result<(), TrainerError> {
+        let mut mine = sampler::local_slots(context.rank(), context.world(), self.data.len());
+        mine.try_for_each(|sample| self.label(SampleIndex(sample)).map(|_| ()))
     }
 
     /// The number of an image's class.
