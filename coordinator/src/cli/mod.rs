@@ -3,6 +3,7 @@
 //! `local` runs a coordinator and workers on this machine, `client` speaks to a coordinator, `locate` finds the one that
 //! has a job, `follow` shows a job while it runs; the other files are verbs.
 
+mod bench;
 mod ckpt;
 mod client;
 mod compare;
@@ -87,7 +88,7 @@ enum Verb {
     /// Features of images and texts by an exported model
     #[command(disable_help_flag = true)]
     Encode(pass::PassArgs),
-    /// Measure this machine
+    /// Measure this machine, or, with `control`, a coordinator under many workers
     #[command(disable_help_flag = true)]
     Bench(pass::PassArgs),
 }
@@ -134,7 +135,7 @@ async fn dispatch(verb: Verb, common: &Common) -> Result<u8, CliError> {
         Verb::Data(args) => pass::to_trainer("data", &args, common),
         Verb::Export(args) => pass::to_trainer("export", &args.with_jobs_as_folders(), common),
         Verb::Encode(args) => pass::to_trainer("encode", &args, common),
-        Verb::Bench(args) => pass::to_trainer("bench", &args, common),
+        Verb::Bench(args) => bench::bench(&args, common).await,
     }
 }
 

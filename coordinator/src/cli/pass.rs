@@ -16,6 +16,16 @@ impl PassArgs {
         Self { arguments }
     }
 
+    /// What was typed.
+    pub(super) fn arguments(&self) -> &[OsString] {
+        &self.arguments
+    }
+
+    /// The first of it.
+    pub(super) fn first(&self) -> Option<&OsString> {
+        self.arguments.first()
+    }
+
     /// The same, with the output folder in the place of a job's id.
     pub(super) fn with_jobs_as_folders(&self) -> Self {
         let folder =

@@ -1,7 +1,7 @@
 //! The loop.
 
 use super::{
-    Authority, Handle, Opening, Report, RuntimeError,
+    Authority, Handle, Opening, Outside, Report, RuntimeError, ThisMachine,
     input::{Input, Reply, SessionId},
     jobs::Jobs,
     placing, storage,
@@ -12,9 +12,9 @@ use crate::{
     store::Store,
 };
 use common::{
-    daemon::clock,
     ids::{JobId, WorkerId},
     status::JobStatus,
+    time::Timestamp,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -29,17 +29,25 @@ const INPUTS: usize = 1024;
 const TICK: Duration = Duration::from_millis(500);
 
 /// Settings of the loop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct RuntimeConfig {
     /// How long a worker counts as living after it was last heard of.
     pub lease: Duration,
     /// How long a worker that a job's record names may take to come back when the loop begins.
     pub return_within: Duration,
+    /// The wall clock and shared storage.
+    pub outside: Arc<dyn Outside>,
+    /// What decides: [`job::transition`].
+    pub decide: Decide,
 }
+
+/// A decision: what an event makes of a job.
+pub type Decide = fn(&JobState, Event, Timestamp) -> (JobState, Vec<Command>);
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(5), return_within: Duration::from_secs(5) }
+        let outside = Arc::new(ThisMachine);
+        Self { lease: Duration::from_secs(5), return_within: Duration::from_secs(5), outside, decide: job::transition }
     }
 }
 
@@ -59,7 +67,7 @@ impl<S: Store> Runtime<S> {
     /// # Errors
     /// When the store or a record cannot be read.
     pub async fn open(store: S, config: RuntimeConfig) -> Result<(Handle, Self), RuntimeError> {
-        let now = clock::now();
+        let now = config.outside.wall();
         let jobs = Jobs::load(&store, now).await?;
         let mut workers = Workers::default();
         for place in placing::held(&jobs).into_keys() {
@@ -68,7 +76,8 @@ impl<S: Store> Runtime<S> {
         }
         let (sender, inputs) = mpsc::channel(INPUTS);
         let authority = Authority::unlimited();
-        Ok((Handle::new(sender, config.lease), Self { store, authority, config, inputs, jobs, workers }))
+        let handle = Handle::new(sender, config.lease);
+        Ok((handle, Self { store, authority, config, inputs, jobs, workers }))
     }
 
     /// The same for one of several coordinators: the loop ends as soon as it may no longer act.
@@ -86,12 +95,13 @@ impl<S: Store> Runtime<S> {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                biased; // An end, then time, then what is heard: a flood of reports keeps no lease from lapsing.
                 () = token.cancelled() => break,
+                _ = ticks.tick() => self.tick().await?,
                 input = self.inputs.recv() => match input {
                     Some(input) => self.hear(input).await?,
                     None => break,
                 },
-                _ = ticks.tick() => self.tick().await?,
             }
             self.place().await?;
         }
@@ -145,7 +155,7 @@ impl<S: Store> Runtime<S> {
         if let Some(other) = self.jobs.states().into_iter().find(|s| !s.is_over() && s.recipe.output == *output) {
             return Err(RuntimeError::OutputInUse { job: other.job.clone(), output: output.clone() });
         }
-        let now = clock::now();
+        let now = self.now();
         tracing::info!(job = %job, world = submission.world_size.0, "job submitted");
         self.jobs.create(&self.store, JobState::submitted(submission, now), now).await?;
         self.place().await?;
@@ -157,7 +167,7 @@ impl<S: Store> Runtime<S> {
         job::check(self.jobs.get(job)?, &event)?;
         if let Event::Resume(resume) = &event {
             if let Some(step) = resume.step {
-                storage::check(self.jobs.get(job)?, step).await?;
+                storage::check(self.config.outside.as_ref(), self.jobs.get(job)?, step).await?;
             }
             let state = self.jobs.get(job)?;
             let other = |s: &&JobState| !s.is_over() && s.job != *job && s.recipe.output == state.recipe.output;
@@ -176,7 +186,7 @@ impl<S: Store> Runtime<S> {
         opening: Opening,
         outbox: mpsc::Sender<Command>,
     ) -> Result<SessionId, RuntimeError> {
-        let session = self.workers.open(&opening, outbox, clock::now(), Instant::now());
+        let session = self.workers.open(&opening, outbox, self.now(), Instant::now());
         let (worker, trainers) = (&opening.worker, opening.inventory.trainers);
         tracing::info!(worker = %worker, trainers, living = opening.living.len(), "a worker registered");
         for job in self.every_job() {
@@ -189,7 +199,7 @@ impl<S: Store> Runtime<S> {
     }
 
     async fn report(&mut self, worker: WorkerId, session: SessionId, report: Report) -> Result<(), RuntimeError> {
-        if !self.workers.heard(&worker, session, clock::now(), Instant::now()) {
+        if !self.workers.heard(&worker, session, self.now(), Instant::now()) {
             return Err(RuntimeError::SessionOver(worker));
         }
         let Report::Job(job, event) = report else { return Ok(()) };
@@ -237,7 +247,7 @@ impl<S: Store> Runtime<S> {
 
     /// Looks on storage for commits that were ordered and never confirmed.
     async fn confirm(&mut self, job: &JobId) -> Result<(), RuntimeError> {
-        for step in storage::unconfirmed(self.jobs.get(job)?).await {
+        for step in storage::unconfirmed(self.config.outside.as_ref(), self.jobs.get(job)?).await {
             self.apply(job, Event::CheckpointFound { step }).await?;
         }
         Ok(())
@@ -245,10 +255,10 @@ impl<S: Store> Runtime<S> {
 
     /// Decides, stores, then acts.
     async fn apply(&mut self, job: &JobId, event: Event) -> Result<(), RuntimeError> {
-        let now = clock::now();
+        let now = self.now();
         let state = self.jobs.get(job)?;
         let lazily = matches!(event, Event::Progress { .. });
-        let (next, commands) = job::transition(state, event, now);
+        let (next, commands) = (self.config.decide)(state, event, now);
         if next != *state {
             self.jobs.update(&self.store, next, lazily, now).await?;
         }
@@ -258,6 +268,10 @@ impl<S: Store> Runtime<S> {
             self.workers.send(command);
         }
         Ok(())
+    }
+
+    fn now(&self) -> Timestamp {
+        self.config.outside.wall()
     }
 
     fn status(&self, job: &JobId) -> Result<Arc<JobStatus>, RuntimeError> {
