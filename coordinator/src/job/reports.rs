@@ -3,7 +3,7 @@
 use super::{After, Life, LivingTrainer, ending::Obituary, transition::Step};
 use crate::rendezvous::Place;
 use common::{
-    ids::WorkerId,
+    ids::{Generation, WorkerId},
     status::{FailureCause, Progress},
 };
 use std::time::Duration;
@@ -38,7 +38,8 @@ impl Step {
         for trainer in living {
             let place = Place { worker: worker.clone(), slot: trainer.slot };
             let takes_part = self.state.active().is_some_and(|m| m.rank_of(&place).is_some());
-            let over = active.is_none_or(|generation| trainer.generation < generation && !takes_part);
+            let over = active.is_none_or(|generation| trainer.generation < generation && !takes_part)
+                || self.counts_as_gone(trainer.generation, &place);
             // A generation that was never given out is unknown, and unknown ends nothing.
             if over && trainer.generation <= self.state.generation {
                 self.end_stray(trainer.generation, place);
@@ -77,6 +78,13 @@ impl Step {
             }
         }
         self.commands = unique;
+    }
+
+    /// Whether the newest membership goes on without the trainer of this place, which was out of reach for too long: one that
+    /// lives all the same would keep its place from others, and nobody would ever end it.
+    fn counts_as_gone(&self, generation: Generation, place: &Place) -> bool {
+        let membership = self.state.active().filter(|membership| membership.generation == generation);
+        membership.is_some_and(|m| m.members.iter().any(|member| member.place == *place && member.ended))
     }
 
     /// Time passed: every wait has its end.
@@ -130,5 +138,24 @@ impl Step {
             Obituary { pid, cause: Some(FailureCause::Spawn { message }), last_lines: Vec::new(), log: None },
         );
         self.end_all(After::Failure);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Command, Event, fixture as f, transition};
+
+    #[test]
+    fn a_trainer_that_counts_as_gone_and_comes_back_is_ended_while_its_generation_ends() {
+        let place = f::place(1);
+        let lost = f::after(f::training(2), [Event::WorkerLost { worker: place.worker.clone() }]);
+        assert!(matches!(lost.life, Life::Ending { .. }), "rank 0 is still to end: {:?}", lost.life);
+        let living = vec![LivingTrainer { generation: lost.generation, slot: place.slot, pid: 101, peer: f::peer(1) }];
+        let back = Event::WorkerRegistered { worker: place.worker.clone(), living };
+        let (next, commands) = transition(&lost, back, f::NOW);
+        assert_eq!(next.events.back().map(|event| event.kind.as_str()), Some("stray"));
+        let ends = |command: &Command| matches!(command, Command::EndTrainer { trainer, .. } if trainer.place == place);
+        assert!(commands.iter().any(ends), "{commands:?}");
     }
 }
