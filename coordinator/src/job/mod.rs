@@ -10,6 +10,7 @@ mod ending;
 mod event;
 mod generation;
 mod journal;
+mod loaded;
 mod membership;
 mod owed;
 mod record;
@@ -30,6 +31,7 @@ mod table;
 pub use self::{
     command::{Command, TrainerKey},
     event::{Event, LivingTrainer, Resume},
+    loaded::loaded,
     membership::{Finish, Member, Membership},
     owed::{owed, recover},
     record::{RecordError, decode, encode},

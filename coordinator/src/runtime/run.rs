@@ -2,6 +2,7 @@
 
 use super::{
     Authority, Handle, Opening, Outside, Report, RuntimeError, ThisMachine,
+    calendar::Calendar,
     input::{Input, Reply, SessionId},
     jobs::Jobs,
     placing, storage,
@@ -27,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 const INPUTS: usize = 1024;
 /// How often the loop looks at the time.
 const TICK: Duration = Duration::from_millis(500);
+/// A round that took longer was not spent listening: the store took its time, or the process stood still.
+const DEAF: Duration = Duration::from_secs(1);
 
 /// Settings of the loop.
 #[derive(Debug, Clone)]
@@ -56,9 +59,15 @@ pub struct Runtime<S> {
     store: S,
     authority: Authority,
     config: RuntimeConfig,
+    calendar: Calendar,
     inputs: mpsc::Receiver<Input>,
     jobs: Jobs,
     workers: Workers,
+    /// Something happened that a waiting job may find places by: a job changed, or a worker came or went. Heartbeats and progress
+    /// are neither, so that they cost the same however many workers there are.
+    moved: bool,
+    /// When the loop last listened.
+    listened: Instant,
 }
 
 impl<S: Store> Runtime<S> {
@@ -67,8 +76,10 @@ impl<S: Store> Runtime<S> {
     /// # Errors
     /// When the store or a record cannot be read.
     pub async fn open(store: S, config: RuntimeConfig) -> Result<(Handle, Self), RuntimeError> {
-        let now = config.outside.wall();
-        let jobs = Jobs::load(&store, now).await?;
+        let mut jobs = Jobs::load(&store, config.outside.wall()).await?;
+        let mut calendar = Calendar::begin(config.outside.clone(), jobs.newest_change());
+        let now = calendar.now();
+        jobs.begin_waits_anew(now);
         let mut workers = Workers::default();
         for place in placing::held(&jobs).into_keys() {
             let extra = config.return_within.saturating_sub(config.lease);
@@ -77,7 +88,10 @@ impl<S: Store> Runtime<S> {
         let (sender, inputs) = mpsc::channel(INPUTS);
         let authority = Authority::unlimited();
         let handle = Handle::new(sender, config.lease);
-        Ok((handle, Self { store, authority, config, inputs, jobs, workers }))
+        Ok((
+            handle,
+            Self { store, authority, config, calendar, inputs, jobs, workers, moved: true, listened: Instant::now() },
+        ))
     }
 
     /// The same for one of several coordinators: the loop ends as soon as it may no longer act.
@@ -93,17 +107,22 @@ impl<S: Store> Runtime<S> {
     pub async fn run(mut self, token: CancellationToken) -> Result<(), RuntimeError> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.listened = Instant::now();
         loop {
             tokio::select! {
                 biased; // An end, then time, then what is heard: a flood of reports keeps no lease from lapsing.
                 () = token.cancelled() => break,
+                // At the latest this is what it hears: rounds are short unless something holds the loop up.
                 _ = ticks.tick() => self.tick().await?,
                 input = self.inputs.recv() => match input {
                     Some(input) => self.hear(input).await?,
                     None => break,
                 },
             }
-            self.place().await?;
+            if std::mem::take(&mut self.moved) {
+                self.place().await?;
+            }
+            self.forgive();
         }
         self.authority.check()?;
         self.jobs.flush(&self.store, true).await
@@ -137,6 +156,7 @@ impl<S: Store> Runtime<S> {
             Input::Closed(worker, session) => {
                 tracing::info!(worker = %worker, "a worker's session ended");
                 self.workers.closed(&worker, session);
+                self.moved = true;
                 Ok(())
             }
         }
@@ -186,7 +206,9 @@ impl<S: Store> Runtime<S> {
         opening: Opening,
         outbox: mpsc::Sender<Command>,
     ) -> Result<SessionId, RuntimeError> {
-        let session = self.workers.open(&opening, outbox, self.now(), Instant::now());
+        self.moved = true;
+        let now = self.now();
+        let session = self.workers.open(&opening, outbox, now, Instant::now());
         let (worker, trainers) = (&opening.worker, opening.inventory.trainers);
         tracing::info!(worker = %worker, trainers, living = opening.living.len(), "a worker registered");
         for job in self.every_job() {
@@ -199,13 +221,17 @@ impl<S: Store> Runtime<S> {
     }
 
     async fn report(&mut self, worker: WorkerId, session: SessionId, report: Report) -> Result<(), RuntimeError> {
-        if !self.workers.heard(&worker, session, self.now(), Instant::now()) {
+        let now = self.now();
+        if !self.workers.heard(&worker, session, now, Instant::now()) {
             return Err(RuntimeError::SessionOver(worker));
         }
         let Report::Job(job, event) = report else { return Ok(()) };
         match event.as_ref() {
             Event::TrainerReady { generation, place, .. } => self.workers.occupy(place, &job, *generation),
-            Event::TrainerEnded { generation, place, .. } => self.workers.vacate(place, &job, *generation),
+            Event::TrainerEnded { generation, place, .. } => {
+                self.workers.vacate(place, &job, *generation);
+                self.moved = true;
+            }
             _ => {}
         }
         if self.jobs.get(&job).is_err() {
@@ -215,10 +241,23 @@ impl<S: Store> Runtime<S> {
         self.apply(&job, *event).await
     }
 
+    /// Silence that nobody could have been heard in is nobody's: when the loop was held up, by its store or by whatever stopped
+    /// the process, no worker's lease runs on meanwhile. What they said waits to be heard.
+    fn forgive(&mut self) {
+        let gap = self.listened.elapsed();
+        if gap > DEAF {
+            tracing::warn!(seconds = gap.as_secs_f64(), "the loop was held up; no worker's lease ran meanwhile");
+            self.workers.forgive(gap, Instant::now());
+        }
+        self.listened = Instant::now();
+    }
+
     async fn tick(&mut self) -> Result<(), RuntimeError> {
         self.authority.check()?;
+        self.forgive();
         for worker in self.workers.lapsed(self.config.lease, Instant::now()) {
             tracing::warn!(worker = %worker, "a worker's lease lapsed");
+            self.moved = true;
             for job in self.every_job() {
                 self.apply(&job, Event::WorkerLost { worker: worker.clone() }).await?;
             }
@@ -260,6 +299,7 @@ impl<S: Store> Runtime<S> {
         let lazily = matches!(event, Event::Progress { .. });
         let (next, commands) = (self.config.decide)(state, event, now);
         if next != *state {
+            self.moved |= !lazily;
             self.jobs.update(&self.store, next, lazily, now).await?;
         }
         // The store may have taken its time.
@@ -270,8 +310,8 @@ impl<S: Store> Runtime<S> {
         Ok(())
     }
 
-    fn now(&self) -> Timestamp {
-        self.config.outside.wall()
+    fn now(&mut self) -> Timestamp {
+        self.calendar.now()
     }
 
     fn status(&self, job: &JobId) -> Result<Arc<JobStatus>, RuntimeError> {
