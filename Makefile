@@ -3,6 +3,7 @@
 # make test    set up, format and lints, every test
 # make setup   only fetch what Cargo cannot bring (libtorch, cmake)
 # make libtorch-cuda   libtorch's CUDA half too, for a machine with a GPU and no CUDA PyTorch of its own
+# make sim     the cluster in a simulator: SEEDS=1000 runs so many seeds, SEED=7 replays one and says all that happens
 # make fuzz    damaged files against the readers, FUZZ_SECONDS each (default 60)
 # make peers   transformers, open_clip and peft, in which `make test` then loads an export (6 GB)
 # make s3-server   the S3 server that the tests of object storage run against
@@ -10,9 +11,10 @@
 
 CARGO ?= cargo
 FUZZ_SECONDS ?= 60
+SEEDS ?= 1000
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: demo demo-quick test setup libtorch-cuda s3-server etcd peers build lint fuzz clean-demo
+.PHONY: demo demo-quick test sim setup libtorch-cuda s3-server etcd peers build lint fuzz clean-demo
 
 setup:
 	@python3 deploy/setup/fetch_deps.py
@@ -48,6 +50,9 @@ lint: setup
 test: lint build s3-server
 	-@python3 deploy/setup/fetch_etcd.py
 	$(CARGO) test --release --workspace
+
+sim: setup
+	SEED=$(SEED) SEEDS=$(SEEDS) FIRST=$(FIRST) $(CARGO) test --release --workspace --test sim whatever -- --nocapture
 
 fuzz: setup
 	LLM2CLIP_FUZZ_SECONDS=$(FUZZ_SECONDS) $(CARGO) test --release --workspace --lib --test 'fuzz_*' fuzz -- --nocapture

@@ -8,4 +8,4 @@ mod sessions;
 mod streams;
 mod wire;
 
-pub use self::serve::{ServeError, serve};
+pub use self::serve::{ServeError, serve, serve_on};

@@ -4,11 +4,18 @@ use super::{admission::admit, jobs::JobsService, sessions::WorkersService};
 use crate::election::Seats;
 use common::daemon::shutdown::Shutdown;
 use proto::v1::{jobs_server::JobsServer, workers_server::WorkersServer};
-use std::time::Duration;
-use tokio::net::TcpListener;
+use std::{io, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+};
+use tokio_stream::Stream;
 use tonic::{
     service::interceptor::InterceptedService,
-    transport::{Server, server::TcpIncoming},
+    transport::{
+        Server,
+        server::{Connected, TcpIncoming},
+    },
 };
 
 /// The largest message: a manifest lists every tensor of every rank.
@@ -28,6 +35,22 @@ pub struct ServeError(#[from] tonic::transport::Error);
 /// # Errors
 /// When the server fails.
 pub async fn serve(listener: TcpListener, seats: Seats, shutdown: Shutdown) -> Result<(), ServeError> {
+    serve_on(TcpIncoming::from(listener).with_nodelay(Some(true)), seats, shutdown).await
+}
+
+/// The same over any connections.
+///
+/// # Errors
+/// When the server fails.
+pub async fn serve_on<C>(
+    connections: impl Stream<Item = io::Result<C>>,
+    seats: Seats,
+    shutdown: Shutdown,
+) -> Result<(), ServeError>
+where
+    C: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    C::ConnectInfo: Clone + Send + Sync + 'static,
+{
     let token = shutdown.token();
     let jobs = JobsServer::new(JobsService::new(seats.clone(), shutdown.clone()));
     let jobs = jobs.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -38,10 +61,7 @@ pub async fn serve(listener: TcpListener, seats: Seats, shutdown: Shutdown) -> R
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .add_service(InterceptedService::new(jobs, admit))
         .add_service(InterceptedService::new(workers, admit))
-        .serve_with_incoming_shutdown(
-            TcpIncoming::from(listener).with_nodelay(Some(true)),
-            token.clone().cancelled_owned(),
-        );
+        .serve_with_incoming_shutdown(connections, token.clone().cancelled_owned());
     let overdue = async {
         token.cancelled().await;
         tokio::time::sleep(DRAIN).await;

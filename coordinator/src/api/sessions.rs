@@ -85,6 +85,7 @@ async fn talk(mut inbound: Streaming<FromWorker>, outbox: &Outbox) -> Result<(),
     outbox.send(Message::Registered(Registered { lease_ms }), lease).await?;
     let ended = loop {
         tokio::select! {
+            biased; // Orders first: they are few, and what a worker says does not outrun them.
             command = session.commands.recv() => {
                 let Some(command) = command else {
                     break Err(errors::status(&RuntimeError::SessionOver(worker.clone())));

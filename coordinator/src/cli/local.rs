@@ -4,7 +4,7 @@ use super::{error::CliError, locate, pass::program};
 use crate::{
     api,
     election::Seats,
-    runtime::{Handle, Runtime, RuntimeConfig},
+    runtime::{Handle, Runtime, RuntimeConfig, RuntimeError},
     store::RedbStore,
 };
 use common::{daemon::shutdown::Shutdown, ids::JobId};
@@ -20,6 +20,7 @@ use std::{
 use tokio::{
     net::TcpListener,
     process::{Child, Command},
+    sync::oneshot,
 };
 
 /// How long trainers go on without their worker: under `run` nobody takes them up again.
@@ -35,6 +36,8 @@ pub(super) struct Coordinator {
     state: PathBuf,
     handle: Handle,
     shutdown: Shutdown,
+    /// Why its loop ended by itself; nothing while it goes on.
+    failure: oneshot::Receiver<RuntimeError>,
 }
 
 impl Coordinator {
@@ -56,9 +59,12 @@ impl Coordinator {
         let (handle, runtime) =
             Runtime::open(store, RuntimeConfig::default()).await.map_err(|error| CliError::new(1, error))?;
         let token = shutdown.token();
+        let (ended, failure) = oneshot::channel();
         shutdown.spawn(async move {
             if let Err(error) = runtime.run(token).await {
                 tracing::error!(%error, "the coordinator ended");
+                // Nobody waits for it in `run`, whose own requests are told.
+                let _ = ended.send(error);
             }
         });
         let serving = api::serve(listener, Seats::always(handle.clone()), shutdown.clone());
@@ -69,11 +75,20 @@ impl Coordinator {
         });
         let url = format!("http://{address}");
         locate::publish(&state, &url)?;
-        Ok(Self { url, state, handle, shutdown })
+        Ok(Self { url, state, handle, shutdown, failure })
     }
 
     pub(super) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Waits until its loop ends by an error: of its store, as a rule. A process that goes on without it answers nothing, so
+    /// it has to end, for whoever looks after it to start it again.
+    pub(super) async fn failed(&mut self) -> RuntimeError {
+        match (&mut self.failure).await {
+            Ok(error) => error,
+            Err(_) => std::future::pending().await,
+        }
     }
 
     pub(super) fn state(&self) -> &Path {

@@ -88,7 +88,7 @@ enum Verb {
     /// Features of images and texts by an exported model
     #[command(disable_help_flag = true)]
     Encode(pass::PassArgs),
-    /// Measure this machine
+    /// Measure this machine, or, with `control`, a coordinator under many workers
     #[command(disable_help_flag = true)]
     Bench(pass::PassArgs),
 }

@@ -17,13 +17,13 @@ impl PassArgs {
     }
 
     /// What was typed.
-    pub(super) fn words(&self) -> &[OsString] {
+    pub(super) fn arguments(&self) -> &[OsString] {
         &self.arguments
     }
 
-    /// The first word.
-    pub(super) fn first(&self) -> Option<&str> {
-        self.arguments.first()?.to_str()
+    /// The first of it.
+    pub(super) fn first(&self) -> Option<&OsString> {
+        self.arguments.first()
     }
 
     /// The same, with the output folder in the place of a job's id.

@@ -88,11 +88,17 @@ pub(super) async fn serve(args: &ServeArgs) -> Result<u8, CliError> {
     if let Some(store) = &args.shared.store {
         return serve_shared(args, store).await;
     }
-    let coordinator = Coordinator::open_at(&args.state, args.listen).await?;
+    let mut coordinator = Coordinator::open_at(&args.state, args.listen).await?;
     tracing::info!(url = coordinator.url(), state = %args.state.display(), "the coordinator is up");
-    wait().await?;
+    let ended = tokio::select! {
+        waited = wait() => waited.map(|()| 0),
+        error = coordinator.failed() => Err(CliError::new(
+            1,
+            format!("the coordinator ended: {error}. Trainers go on; start it again when that is mended"),
+        )),
+    };
     coordinator.stop().await;
-    Ok(0)
+    ended
 }
 
 /// One of several: stands by at once, and leads when it is its turn.

@@ -9,7 +9,7 @@ use crate::{
     runtime::{Authority, Runtime, RuntimeConfig, RuntimeError},
     store::{Change, Fence, LeaseId, Put, Revision, Store, StoreError},
 };
-use common::daemon::backoff::Backoff;
+use common::daemon::backoff::{Backoff, spread_of};
 use proto::leader::Term;
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -31,7 +31,7 @@ const STEP_DOWN: Duration = Duration::from_secs(1);
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Who stands for election.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Identity {
     /// Where others reach this coordinator.
     pub url: String,
@@ -86,11 +86,12 @@ impl<S: Store> Elector<S> {
 
     /// Leads whenever it can, until the token is cancelled; then it gives its lease back.
     pub async fn run(mut self, token: CancellationToken) {
-        let observer = observe(self.store.clone(), self.events.clone());
+        let observer = observe(self.store.clone(), self.events.clone(), spread_of(&self.identity.url));
         let observer = tokio::spawn(token.clone().run_until_cancelled_owned(observer));
         loop {
             let wake = self.state.wake().map(|wake| self.began + wake);
             let event = tokio::select! {
+                biased; // An end, then time, then what is heard: nothing that comes too late goes before the clock.
                 () = token.cancelled() => break,
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Event::Tick,
                 event = self.heard.recv() => match event {
@@ -149,6 +150,7 @@ impl<S: Store> Elector<S> {
     /// A try to lead, and, where it fails, another look at the key.
     fn stand(&mut self) {
         let wait = std::mem::take(&mut self.pause);
+        let spread = spread_of(&self.identity.url);
         let value = record::encode(&self.identity.url);
         let (store, events, began, ttl) =
             (self.store.clone(), self.events.clone(), self.began, self.identity.timing.ttl);
@@ -168,7 +170,7 @@ impl<S: Store> Elector<S> {
                 }
             }
             let _ = events.send(Event::NotWon).await;
-            look(store.as_ref(), &events).await;
+            look(store.as_ref(), &events, spread).await;
         });
     }
 
@@ -180,7 +182,7 @@ impl<S: Store> Elector<S> {
         }
         let token = CancellationToken::new();
         let fenced = self.store.fenced(Fence { key: KEY.to_owned(), revision: Revision(term.0) });
-        let (config, seat, events) = (self.identity.runtime, self.seat.clone(), self.events.clone());
+        let (config, seat, events) = (self.identity.runtime.clone(), self.seat.clone(), self.events.clone());
         let (ours, ending) = (authority.clone(), token.clone());
         let task = tokio::spawn(async move {
             let work = work(fenced, config, Appointment { term, authority: ours, seat }, ending);
@@ -219,7 +221,7 @@ impl<S: Store> Elector<S> {
         if work.since.elapsed() > BACKOFF.1 {
             self.backoff.reset();
         } else {
-            self.pause = self.backoff.next(spread());
+            self.pause = self.backoff.next(spread_of(&self.identity.url));
         }
         self.seat.send_replace(Seat::Standby { leader: None });
     }
@@ -238,11 +240,6 @@ impl<S: Store> Elector<S> {
         // What cannot be given back lapses.
         let _ = timeout(FAREWELL, self.store.revoke(lease)).await;
     }
-}
-
-/// A number from 0 to 1 that differs among those who stand.
-fn spread() -> f64 {
-    f64::from(std::process::id() % 64) / 64.0
 }
 
 struct Appointment {
@@ -284,7 +281,7 @@ async fn stand<S: Store>(store: &S, ttl: Duration, value: Vec<u8>) -> Result<(Te
 }
 
 /// Says what the key says, as soon as the store can be read. It ends with the elector.
-async fn look<S: Store>(store: &S, events: &mpsc::Sender<Event>) {
+async fn look<S: Store>(store: &S, events: &mpsc::Sender<Event>, spread: f64) {
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     while !events.is_closed() {
         match store.list(KEY).await {
@@ -295,19 +292,19 @@ async fn look<S: Store>(store: &S, events: &mpsc::Sender<Event>) {
             }
             Err(error) => tracing::warn!(%error, "cannot see who leads"),
         }
-        sleep(backoff.next(spread())).await;
+        sleep(backoff.next(spread)).await;
     }
 }
 
 /// Says what becomes of the key, for ever.
-async fn observe<S: Store>(store: Arc<S>, events: mpsc::Sender<Event>) {
+async fn observe<S: Store>(store: Arc<S>, events: mpsc::Sender<Event>, spread: f64) {
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     loop {
         match follow(store.as_ref(), &events).await {
             Ok(()) => backoff.reset(),
             Err(error) => tracing::warn!(%error, "cannot see who leads"),
         }
-        sleep(backoff.next(spread())).await;
+        sleep(backoff.next(spread)).await;
     }
 }
 

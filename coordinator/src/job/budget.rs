@@ -7,7 +7,7 @@ use std::time::Duration;
 /// The wait before the first restart; it doubles with each that brings nothing.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// The longest wait before a restart.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
+pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 impl Step {
     /// All processes of the failed generation are gone.

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 /// How long ranks hold the state of others that were lost when there are no places in their stead.
 const HOLD: Duration = Duration::from_secs(600);
 /// How long no spare is started after one that failed.
-const SPARE_PAUSE: Duration = Duration::from_secs(60);
+pub(super) const SPARE_PAUSE: Duration = Duration::from_secs(60);
 
 impl Step {
     /// These places are free.

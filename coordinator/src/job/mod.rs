@@ -11,6 +11,7 @@ mod ending;
 mod event;
 mod generation;
 mod journal;
+mod loaded;
 mod membership;
 mod owed;
 mod record;
@@ -33,6 +34,7 @@ mod table_elastic;
 pub use self::{
     command::{Command, TrainerKey},
     event::{Event, LivingTrainer, Resume},
+    loaded::loaded,
     membership::{Apart, Finish, Member, Membership},
     owed::{owed, recover},
     record::{RecordError, decode, encode},

@@ -3,7 +3,7 @@
 use super::{After, Life, LivingTrainer, ending::Obituary, transition::Step};
 use crate::rendezvous::Place;
 use common::{
-    ids::WorkerId,
+    ids::{Generation, WorkerId},
     status::{FailureCause, Progress},
 };
 use std::time::Duration;
@@ -51,6 +51,7 @@ impl Step {
             let regrouping = matches!(self.state.life, Life::Regrouping { .. });
             let holds = regrouping && active == Some(trainer.generation) && self.state.active().is_some_and(gone);
             let over = active.is_none_or(|generation| trainer.generation <= generation && !takes_part && !holds);
+            // One that the newest membership goes on without would keep its place from others, and nobody would ever end it.
             // A generation that was never given out is unknown, and unknown ends nothing.
             if over && trainer.generation <= self.state.generation {
                 self.end_stray(trainer.generation, place);
@@ -173,5 +174,24 @@ impl Step {
             self.commands.push(super::Command::EndTrainer { trainer, grace: super::ending::GRACE });
         }
         self.lose(late);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Command, Event, fixture as f, transition};
+
+    #[test]
+    fn a_trainer_that_counts_as_gone_and_comes_back_is_ended_while_its_generation_ends() {
+        let place = f::place(1);
+        let lost = f::after(f::running(2), [Event::WorkerLost { worker: place.worker.clone() }]);
+        assert!(matches!(lost.life, Life::Ending { .. }), "rank 0 is still to end: {:?}", lost.life);
+        let living = vec![LivingTrainer { generation: lost.generation, slot: place.slot, pid: 101, peer: f::peer(1) }];
+        let back = Event::WorkerRegistered { worker: place.worker.clone(), living };
+        let (next, commands) = transition(&lost, back, f::NOW);
+        assert_eq!(next.events.back().map(|event| event.kind.as_str()), Some("stray"));
+        let ends = |command: &Command| matches!(command, Command::EndTrainer { trainer, .. } if trainer.place == place);
+        assert!(commands.iter().any(ends), "{commands:?}");
     }
 }

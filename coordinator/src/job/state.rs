@@ -209,6 +209,11 @@ impl JobState {
         (more + elastic.spares).saturating_sub(u32::try_from(membership.spares.len()).unwrap_or(u32::MAX))
     }
 
+    /// Whether it is time that decides what it does when no place is free.
+    pub fn waits_for_places_or_time(&self) -> bool {
+        matches!(self.life, Life::Regrouping { .. }) || self.recipe.elastic.is_some() && self.wants_places()
+    }
+
     /// Whether it would take a place if one were free.
     pub fn wants_places(&self) -> bool {
         match self.life {

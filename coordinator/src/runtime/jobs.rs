@@ -44,6 +44,18 @@ impl Jobs {
         Ok(jobs)
     }
 
+    /// The newest time that was written down.
+    pub(super) fn newest_change(&self) -> Timestamp {
+        self.known.values().map(|entry| entry.state.updated).max().unwrap_or_default()
+    }
+
+    /// Has every wait begin at `now`: see [`job::loaded`].
+    pub(super) fn begin_waits_anew(&mut self, now: Timestamp) {
+        for entry in self.known.values_mut() {
+            entry.state = job::loaded(entry.state.clone(), now);
+        }
+    }
+
     fn insert(&mut self, state: JobState, revision: Option<Revision>, now: Timestamp) {
         let (status, _) = watch::channel(Arc::new(job::status(&state, now)));
         let entry = Entry { revision, stored: Instant::now(), dirty: false, status, state };

@@ -4,10 +4,12 @@
 //! sends the commands to the workers' sessions. It knows no protobuf.
 
 mod authority;
+mod calendar;
 mod error;
 mod handle;
 mod input;
 mod jobs;
+mod outside;
 mod placing;
 mod run;
 mod storage;
@@ -18,5 +20,6 @@ pub use self::{
     error::RuntimeError,
     handle::{Handle, Session},
     input::{Opening, Report},
-    run::{Runtime, RuntimeConfig},
+    outside::{Answer, Outside, ThisMachine},
+    run::{Decide, Runtime, RuntimeConfig},
 };

@@ -1,7 +1,8 @@
 //! The loop.
 
 use super::{
-    Authority, Handle, Opening, Report, RuntimeError,
+    Authority, Handle, Opening, Outside, Report, RuntimeError, ThisMachine,
+    calendar::Calendar,
     input::{Input, Reply, SessionId},
     jobs::Jobs,
     placing, storage,
@@ -12,9 +13,9 @@ use crate::{
     store::Store,
 };
 use common::{
-    daemon::clock,
     ids::{JobId, WorkerId},
     status::JobStatus,
+    time::Timestamp,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -27,19 +28,29 @@ use tokio_util::sync::CancellationToken;
 const INPUTS: usize = 1024;
 /// How often the loop looks at the time.
 const TICK: Duration = Duration::from_millis(500);
+/// A round that took longer was not spent listening: the store took its time, or the process stood still.
+const DEAF: Duration = Duration::from_secs(1);
 
 /// Settings of the loop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct RuntimeConfig {
     /// How long a worker counts as living after it was last heard of.
     pub lease: Duration,
     /// How long a worker that a job's record names may take to come back when the loop begins.
     pub return_within: Duration,
+    /// The wall clock and shared storage.
+    pub outside: Arc<dyn Outside>,
+    /// What decides: [`job::transition`].
+    pub decide: Decide,
 }
+
+/// A decision: what an event makes of a job.
+pub type Decide = fn(&JobState, Event, Timestamp) -> (JobState, Vec<Command>);
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(5), return_within: Duration::from_secs(5) }
+        let outside = Arc::new(ThisMachine);
+        Self { lease: Duration::from_secs(5), return_within: Duration::from_secs(5), outside, decide: job::transition }
     }
 }
 
@@ -48,9 +59,17 @@ pub struct Runtime<S> {
     store: S,
     authority: Authority,
     config: RuntimeConfig,
+    calendar: Calendar,
     inputs: mpsc::Receiver<Input>,
     jobs: Jobs,
     workers: Workers,
+    /// Something happened that a waiting job may find places by: a job changed, or a worker came or went. Heartbeats and progress
+    /// are neither, so that they cost the same however many workers there are.
+    moved: bool,
+    /// When the loop last listened.
+    listened: Instant,
+    /// The loop was held up, and has not listened since.
+    hears_first: bool,
 }
 
 impl<S: Store> Runtime<S> {
@@ -59,8 +78,10 @@ impl<S: Store> Runtime<S> {
     /// # Errors
     /// When the store or a record cannot be read.
     pub async fn open(store: S, config: RuntimeConfig) -> Result<(Handle, Self), RuntimeError> {
-        let now = clock::now();
-        let jobs = Jobs::load(&store, now).await?;
+        let mut jobs = Jobs::load(&store, config.outside.wall()).await?;
+        let mut calendar = Calendar::begin(config.outside.clone(), jobs.newest_change());
+        let now = calendar.now();
+        jobs.begin_waits_anew(now);
         let mut workers = Workers::default();
         for place in placing::held(&jobs).into_keys() {
             let extra = config.return_within.saturating_sub(config.lease);
@@ -68,7 +89,22 @@ impl<S: Store> Runtime<S> {
         }
         let (sender, inputs) = mpsc::channel(INPUTS);
         let authority = Authority::unlimited();
-        Ok((Handle::new(sender, config.lease), Self { store, authority, config, inputs, jobs, workers }))
+        let handle = Handle::new(sender, config.lease);
+        Ok((
+            handle,
+            Self {
+                store,
+                authority,
+                config,
+                calendar,
+                inputs,
+                jobs,
+                workers,
+                moved: true,
+                listened: Instant::now(),
+                hears_first: false,
+            },
+        ))
     }
 
     /// The same for one of several coordinators: the loop ends as soon as it may no longer act.
@@ -84,16 +120,22 @@ impl<S: Store> Runtime<S> {
     pub async fn run(mut self, token: CancellationToken) -> Result<(), RuntimeError> {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.listened = Instant::now();
         loop {
             tokio::select! {
+                biased; // An end, then time, then what is heard: a flood of reports keeps no lease from lapsing.
                 () = token.cancelled() => break,
+                // At the latest this is what it hears: rounds are short unless something holds the loop up.
+                _ = ticks.tick() => self.tick().await?,
                 input = self.inputs.recv() => match input {
                     Some(input) => self.hear(input).await?,
                     None => break,
                 },
-                _ = ticks.tick() => self.tick().await?,
             }
-            self.place().await?;
+            if std::mem::take(&mut self.moved) {
+                self.place().await?;
+            }
+            self.forgive();
         }
         self.authority.check()?;
         self.jobs.flush(&self.store, true).await
@@ -127,6 +169,7 @@ impl<S: Store> Runtime<S> {
             Input::Closed(worker, session) => {
                 tracing::info!(worker = %worker, "a worker's session ended");
                 self.workers.closed(&worker, session);
+                self.moved = true;
                 Ok(())
             }
         }
@@ -152,7 +195,7 @@ impl<S: Store> Runtime<S> {
         if let Some(other) = self.jobs.states().into_iter().find(|s| !s.is_over() && s.recipe.output == *output) {
             return Err(RuntimeError::OutputInUse { job: other.job.clone(), output: output.clone() });
         }
-        let now = clock::now();
+        let now = self.now();
         tracing::info!(job = %job, world = submission.world_size.0, "job submitted");
         self.jobs.create(&self.store, JobState::submitted(submission, now), now).await?;
         self.place().await?;
@@ -164,7 +207,7 @@ impl<S: Store> Runtime<S> {
         job::check(self.jobs.get(job)?, &event)?;
         if let Event::Resume(resume) = &event {
             if let Some(step) = resume.step {
-                storage::check(self.jobs.get(job)?, step).await?;
+                storage::check(self.config.outside.as_ref(), self.jobs.get(job)?, step).await?;
             }
             let state = self.jobs.get(job)?;
             let other = |s: &&JobState| !s.is_over() && s.job != *job && s.recipe.output == state.recipe.output;
@@ -183,7 +226,9 @@ impl<S: Store> Runtime<S> {
         opening: Opening,
         outbox: mpsc::Sender<Command>,
     ) -> Result<SessionId, RuntimeError> {
-        let session = self.workers.open(&opening, outbox, clock::now(), Instant::now());
+        self.moved = true;
+        let now = self.now();
+        let session = self.workers.open(&opening, outbox, now, Instant::now());
         let (worker, trainers) = (&opening.worker, opening.inventory.trainers);
         tracing::info!(worker = %worker, trainers, living = opening.living.len(), "a worker registered");
         for job in self.every_job() {
@@ -196,13 +241,17 @@ impl<S: Store> Runtime<S> {
     }
 
     async fn report(&mut self, worker: WorkerId, session: SessionId, report: Report) -> Result<(), RuntimeError> {
-        if !self.workers.heard(&worker, session, clock::now(), Instant::now()) {
+        let now = self.now();
+        if !self.workers.heard(&worker, session, now, Instant::now()) {
             return Err(RuntimeError::SessionOver(worker));
         }
         let Report::Job(job, event) = report else { return Ok(()) };
         match event.as_ref() {
             Event::TrainerReady { generation, place, .. } => self.workers.occupy(place, &job, *generation),
-            Event::TrainerEnded { generation, place, .. } => self.workers.vacate(place, &job, *generation),
+            Event::TrainerEnded { generation, place, .. } => {
+                self.workers.vacate(place, &job, *generation);
+                self.moved = true;
+            }
             _ => {}
         }
         if self.jobs.get(&job).is_err() {
@@ -212,10 +261,27 @@ impl<S: Store> Runtime<S> {
         self.apply(&job, *event).await
     }
 
+    /// Silence that nobody could have been heard in is nobody's: when the loop was held up, by its store or by whatever stopped
+    /// the process, no worker's lease runs on meanwhile. What they said waits to be heard, and is before time goes on for jobs.
+    fn forgive(&mut self) {
+        let gap = self.listened.elapsed();
+        if gap > DEAF {
+            tracing::warn!(seconds = gap.as_secs_f64(), "the loop was held up; no worker's lease ran meanwhile");
+            self.workers.forgive(gap, Instant::now());
+            self.hears_first = true;
+        }
+        self.listened = Instant::now();
+    }
+
     async fn tick(&mut self) -> Result<(), RuntimeError> {
         self.authority.check()?;
+        self.forgive();
+        if std::mem::take(&mut self.hears_first) {
+            return Ok(());
+        }
         for worker in self.workers.lapsed(self.config.lease, Instant::now()) {
             tracing::warn!(worker = %worker, "a worker's lease lapsed");
+            self.moved = true;
             for job in self.every_job() {
                 self.apply(&job, Event::WorkerLost { worker: worker.clone() }).await?;
             }
@@ -225,6 +291,8 @@ impl<S: Store> Runtime<S> {
         for job in living {
             self.apply(&job, Event::Tick).await?;
         }
+        // What they do without places depends on how long they have waited.
+        self.moved |= self.jobs.states().into_iter().any(|state| state.waits_for_places_or_time());
         self.jobs.flush(&self.store, false).await
     }
 
@@ -251,7 +319,7 @@ impl<S: Store> Runtime<S> {
 
     /// Looks on storage for commits that were ordered and never confirmed.
     async fn confirm(&mut self, job: &JobId) -> Result<(), RuntimeError> {
-        for step in storage::unconfirmed(self.jobs.get(job)?).await {
+        for step in storage::unconfirmed(self.config.outside.as_ref(), self.jobs.get(job)?).await {
             self.apply(job, Event::CheckpointFound { step }).await?;
         }
         Ok(())
@@ -259,11 +327,12 @@ impl<S: Store> Runtime<S> {
 
     /// Decides, stores, then acts.
     async fn apply(&mut self, job: &JobId, event: Event) -> Result<(), RuntimeError> {
-        let now = clock::now();
+        let now = self.now();
         let state = self.jobs.get(job)?;
         let lazily = matches!(event, Event::Progress { .. });
-        let (next, commands) = job::transition(state, event, now);
+        let (next, commands) = (self.config.decide)(state, event, now);
         if next != *state {
+            self.moved |= !lazily;
             self.jobs.update(&self.store, next, lazily, now).await?;
         }
         // The store may have taken its time.
@@ -272,6 +341,10 @@ impl<S: Store> Runtime<S> {
             self.workers.send(command);
         }
         Ok(())
+    }
+
+    fn now(&mut self) -> Timestamp {
+        self.calendar.now()
     }
 
     fn status(&self, job: &JobId) -> Result<Arc<JobStatus>, RuntimeError> {

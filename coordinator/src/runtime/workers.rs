@@ -16,6 +16,10 @@ use std::{
 };
 use tokio::{sync::mpsc, time::Instant};
 
+/// How long a worker that is gone is remembered. A machine that never comes back, or comes back under another name, must not
+/// stay for ever.
+const FORGET: Duration = Duration::from_secs(3600);
+
 /// All workers that are known.
 #[derive(Default)]
 pub(super) struct Workers {
@@ -99,9 +103,17 @@ impl Workers {
         }
     }
 
+    /// For so long until `at` nobody could be heard.
+    pub(super) fn forgive(&mut self, gap: Duration, at: Instant) {
+        for worker in self.known.values_mut().filter(|worker| worker.heard < at) {
+            worker.heard = (worker.heard + gap).min(at);
+        }
+    }
+
     /// The workers whose lease lapsed since this was last asked.
     pub(super) fn lapsed(&mut self, lease: Duration, at: Instant) -> Vec<WorkerId> {
         let mut lapsed = Vec::new();
+        self.known.retain(|_, worker| !worker.lost || at.saturating_duration_since(worker.heard) <= FORGET);
         for (id, worker) in &mut self.known {
             if !worker.lost && at.saturating_duration_since(worker.heard) > lease {
                 worker.lost = true;

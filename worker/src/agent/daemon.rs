@@ -3,10 +3,11 @@
 use super::{
     config::Config,
     message::{Ended, TrainerRef, WorkerMessage, WorkerReport},
+    network::{Network, Tcp},
     session::{Session, SessionEvent},
     state::{Action, State},
 };
-use crate::supervisor::{Assignment, Found, Handle, Settings, Supervisor, SupervisorError, SupervisorEvent};
+use crate::supervisor::{Assignment, Found, Host, Settings, Steer, Supervisor, SupervisorError, SupervisorEvent};
 use common::{daemon::shutdown::Shutdown, ids::Slot};
 use proto::leader::Search;
 use std::{
@@ -58,17 +59,23 @@ enum Event {
     Leave(Leaving),
 }
 
-/// Runs the agent until `leave` says how to end.
+/// What an agent has around it.
+pub struct Surroundings<N, H> {
+    /// How it reaches coordinators.
+    pub network: N,
+    /// Where its trainers run.
+    pub host: H,
+    /// What happens to them.
+    pub events: mpsc::Receiver<SupervisorEvent>,
+}
+
+/// Runs the agent of this machine until `leave` says how to end.
 ///
 /// # Errors
 /// When it cannot begin.
 pub async fn run(config: Config, leave: impl Future<Output = Leaving>) -> Result<(), AgentError> {
-    let search = Search::parse(&config.coordinator).map_err(AgentError::NoAddress)?;
-    for url in search.addresses() {
-        let address = |source| AgentError::Address { url: url.clone(), source };
-        Endpoint::from_shared(url.clone()).map_err(address)?;
-    }
-    let (supervisor_events, mut from_supervisor) = mpsc::channel(WAITING_EVENTS);
+    search(&config)?;
+    let (supervisor_events, events) = mpsc::channel(WAITING_EVENTS);
     let settings = Settings {
         state: config.state.clone(),
         worker: config.worker.clone(),
@@ -77,8 +84,31 @@ pub async fn run(config: Config, leave: impl Future<Output = Leaving>) -> Result
         lease: config.lease,
         ranks_per_gpu: config.ranks_per_gpu,
     };
-    let supervisor = Supervisor::open(settings, supervisor_events)?;
-    let found = supervisor.adopt()?;
+    let host = Supervisor::open(settings, supervisor_events)?;
+    run_in(config, Surroundings { network: Tcp, host, events }, leave).await
+}
+
+fn search(config: &Config) -> Result<Search, AgentError> {
+    let search = Search::parse(&config.coordinator).map_err(AgentError::NoAddress)?;
+    for url in search.addresses() {
+        let address = |source| AgentError::Address { url: url.clone(), source };
+        Endpoint::from_shared(url.clone()).map_err(address)?;
+    }
+    Ok(search)
+}
+
+/// Runs an agent among these surroundings until `leave` says how to end.
+///
+/// # Errors
+/// When it cannot begin.
+pub async fn run_in<N: Network, H: Host>(
+    config: Config,
+    surroundings: Surroundings<N, H>,
+    leave: impl Future<Output = Leaving>,
+) -> Result<(), AgentError> {
+    let Surroundings { network, host, events: mut from_supervisor } = surroundings;
+    let search = search(&config)?;
+    let found = host.adopt()?;
     let state = State::new(config.inventory.trainers);
     let (session_events, mut from_session) = mpsc::channel(WAITING_EVENTS);
     let shutdown = Shutdown::new();
@@ -87,16 +117,17 @@ pub async fn run(config: Config, leave: impl Future<Output = Leaving>) -> Result
         let events = session_events.clone();
         async move { events.send(event).await.is_ok() }
     };
-    let mut agent = Agent { config, supervisor, state, handles: BTreeMap::new(), outbox: None, left: false };
+    let mut agent = Agent { config, host, state, handles: BTreeMap::new(), outbox: None, left: false };
     agent.take_up(found);
-    shutdown.spawn(Session { search, worker, hand_over, token: shutdown.token() }.run());
+    shutdown.spawn(Session { search, worker, hand_over, network, token: shutdown.token() }.run());
     tokio::pin!(leave);
     let mut asked = false;
     while !agent.left {
         let event = tokio::select! {
+            biased; // What became of a trainer goes before an order that may be about it.
+            leaving = &mut leave, if !asked => Event::Leave(leaving),
             Some(event) = from_supervisor.recv() => Event::Supervisor(event),
             Some(event) = from_session.recv() => Event::Session(event),
-            leaving = &mut leave, if !asked => Event::Leave(leaving),
         };
         asked |= matches!(event, Event::Leave(_));
         agent.handle(event);
@@ -108,19 +139,19 @@ pub async fn run(config: Config, leave: impl Future<Output = Leaving>) -> Result
     Ok(())
 }
 
-struct Agent {
+struct Agent<H: Host> {
     config: Config,
-    supervisor: Supervisor,
+    host: H,
     state: State,
-    handles: BTreeMap<Slot, Handle>,
+    handles: BTreeMap<Slot, H::Handle>,
     /// The session's; absent while there is none.
     outbox: Option<(mpsc::Sender<WorkerMessage>, CancellationToken)>,
     left: bool,
 }
 
-impl Agent {
+impl<H: Host> Agent<H> {
     /// Makes the trainers of the agent before this one its own.
-    fn take_up(&mut self, found: Vec<Found>) {
+    fn take_up(&mut self, found: Vec<Found<H::Handle>>) {
         for Found { record, now } in found {
             let trainer = TrainerRef { job: record.job, generation: record.generation, slot: record.slot };
             match now {
@@ -173,9 +204,9 @@ impl Agent {
         let mut waiting = VecDeque::from(actions);
         while let Some(action) = waiting.pop_front() {
             match action {
-                Action::Start(assignment) => match self.supervisor.start(&assignment) {
+                Action::Start(assignment) => match self.host.start(&assignment) {
                     Ok(handle) => {
-                        self.state.started(&assignment, handle.pid, handle.log.clone());
+                        self.state.started(&assignment, handle.pid(), handle.log().to_owned());
                         self.handles.insert(assignment.slot, handle);
                     }
                     Err(error) => {
@@ -195,7 +226,7 @@ impl Agent {
         }
     }
 
-    fn with(&self, slot: Slot, act: impl FnOnce(&Handle)) {
+    fn with(&self, slot: Slot, act: impl FnOnce(&H::Handle)) {
         if let Some(handle) = self.handles.get(&slot) {
             act(handle);
         }

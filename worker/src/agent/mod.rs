@@ -7,10 +7,12 @@ pub mod config;
 pub mod daemon;
 mod inventory;
 mod message;
+mod network;
 mod session;
 mod state;
 mod wire;
 
 pub use config::{Config, ConfigError, Options};
-pub use daemon::{AgentError, Leaving, run};
+pub use daemon::{AgentError, Leaving, Surroundings, run, run_in};
 pub use inventory::Machine;
+pub use network::Network;

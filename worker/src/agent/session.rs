@@ -2,9 +2,13 @@
 
 use super::{
     message::{WorkerMessage, WorkerOrder},
+    network::Network,
     wire::{self, Incoming},
 };
-use common::{daemon::backoff::Backoff, ids::WorkerId};
+use common::{
+    daemon::backoff::{Backoff, spread_of},
+    ids::WorkerId,
+};
 use proto::{
     leader::{self, Deposed, Named, Search, Term, Terms},
     v1::{ToWorker, workers_client::WorkersClient},
@@ -83,19 +87,22 @@ fn deepest(error: &tonic::transport::Error) -> String {
 }
 
 /// The way to the coordinator.
-pub struct Session<F> {
+pub struct Session<F, N> {
     /// The coordinators, of which one leads.
     pub search: Search,
     /// Who this is.
     pub worker: WorkerId,
     /// Hands an event to the agent's loop; false when there is none any more.
     pub hand_over: F,
+    /// How they are reached.
+    pub network: N,
     /// Ends it all.
     pub token: CancellationToken,
 }
 
-impl<F, R> Session<F>
+impl<F, R, N> Session<F, N>
 where
+    N: Network,
     F: Fn(SessionEvent) -> R + Send + Sync,
     R: Future<Output = bool> + Send,
 {
@@ -103,12 +110,13 @@ where
     pub async fn run(mut self) {
         let longest = if self.search.has_choice() { ELECTION } else { BACKOFF.1 };
         let mut backoff = Backoff::new(BACKOFF.0, longest);
-        let spread = f64::from(std::process::id() % 64) / 64.0;
+        let spread = spread_of(self.worker.as_str());
         let mut told = false;
         let mut terms = Terms::default();
         while !self.token.is_cancelled() {
             let mut registered = false;
             let error = tokio::select! {
+                biased;
                 Err(error) = self.once(&mut terms, &mut registered) => error,
                 () = self.token.cancelled() => SessionError::Leaving,
             };
@@ -129,6 +137,7 @@ where
                 continue;
             }
             tokio::select! {
+                biased;
                 () = sleep(backoff.next(spread)) => {}
                 () = self.token.cancelled() => return,
             }
@@ -140,7 +149,8 @@ where
         let endpoint = Endpoint::from_shared(self.search.current().to_owned())?;
         let endpoint = endpoint.connect_timeout(OPEN_DEADLINE).tcp_nodelay(true);
         let endpoint = endpoint.http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
-        let channel = timeout(OPEN_DEADLINE, endpoint.keep_alive_while_idle(true).connect()).await??;
+        let connecting = self.network.connect(endpoint.keep_alive_while_idle(true));
+        let channel = timeout(OPEN_DEADLINE, connecting).await??;
         let mut client = WorkersClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
@@ -161,6 +171,7 @@ where
         let (coordinator, term) = (self.search.current(), terms.newest().map(|term| term.0));
         tracing::info!(coordinator, term, lease_s = lease.as_secs_f64(), "the session is open");
         tokio::select! {
+            biased;
             result = self.obey(&mut incoming, terms) => result,
             error = beat(&sender, lease) => Err(error),
             () = piled_up.cancelled() => Err(SessionError::PiledUp),

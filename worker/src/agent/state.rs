@@ -216,6 +216,8 @@ impl State {
                 Vec::new()
             }
             Some(living) if living.job == trainer.job => {
+                // The order to start for this membership may never have come: its end is the end of this one's trainer.
+                living.generation = trainer.generation;
                 living.next = living.next.take().filter(|next| next.job != trainer.job);
                 living.ending = false; // A shorter grace holds from now on.
                 self.end(slot, grace)
@@ -225,7 +227,8 @@ impl State {
                 self.refuse(trainer, "it was ended before it was started".to_owned())
             }
             _ => match self.ends.get(&slot).filter(|end| end.trainer.job == trainer.job) {
-                Some(end) => self.tell(Some(WorkerReport::Ended(end.clone()))),
+                // Told under the membership that asks: a report of an earlier one would be refused, and asked for for ever.
+                Some(end) => self.tell(Some(WorkerReport::Ended(Ended { trainer, ..end.clone() }))),
                 None => self.refuse(trainer, "there is no such trainer on this worker".to_owned()),
             },
         }

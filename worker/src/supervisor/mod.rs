@@ -5,6 +5,7 @@
 
 mod connection;
 pub mod frame;
+mod host;
 pub mod ipc;
 mod log;
 mod process;
@@ -14,6 +15,7 @@ pub mod socket;
 mod start;
 mod trainer;
 
+pub use host::{Host, Steer};
 pub use process::Exit;
 pub use record::TrainerRecord;
 pub use start::{Assignment, Found, Settings, Supervisor, SupervisorError};

@@ -89,11 +89,11 @@ pub enum SupervisorError {
 
 /// A trainer of an earlier daemon.
 #[derive(Debug)]
-pub struct Found {
+pub struct Found<H = Handle> {
     /// What is known of it.
     pub record: TrainerRecord,
     /// The way to it, or its end if it is gone.
-    pub now: Result<Handle, End>,
+    pub now: Result<H, End>,
 }
 
 /// Starts trainers.

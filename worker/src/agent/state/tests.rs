@@ -172,3 +172,13 @@ fn a_slot_that_is_none_and_a_program_that_does_not_start_are_told() {
         (None, Some(FailureCause::Spawn { message: "no program".into() }))
     );
 }
+
+#[test]
+fn an_end_is_told_under_the_membership_that_asks_for_it_though_its_start_never_came() {
+    let mut state = running();
+    assert_eq!(state.order(end("a", 2)), [Action::End(SLOT, TICK)]);
+    let told = ended("a", 2, Some(FailureCause::Signal { signal: 15 }));
+    assert_eq!(state.ended(SLOT, 7, Exit::Signal(15), vec![]), [told]);
+    // And asked for again by a coordinator that has not heard of it, under a later one still.
+    assert_eq!(state.order(end("a", 3)), [ended("a", 3, Some(FailureCause::Signal { signal: 15 }))]);
+}
