@@ -3,7 +3,7 @@
 use super::{After, Life, LivingTrainer, ending::Obituary, transition::Step};
 use crate::rendezvous::Place;
 use common::{
-    ids::{Generation, WorkerId},
+    ids::WorkerId,
     status::{FailureCause, Progress},
 };
 use std::time::Duration;
