@@ -11,6 +11,9 @@ use std::{path::PathBuf, time::Duration};
 /// How long a trainer may take to end before it is killed.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
+/// How many failures are kept, the newest: a job's record must fit a store's limit after years of them.
+const KEPT_FAILURES: usize = 200;
+
 /// What is known of a trainer's end.
 pub(super) struct Obituary {
     pub(super) pid: Option<u32>,
@@ -85,6 +88,9 @@ impl Step {
         let said = |other: &Failure| other.generation == generation && !outside(other);
         let before = self.state.failures.iter().position(said).filter(|_| outside(&failure));
         self.state.failures.insert(before.unwrap_or(self.state.failures.len()), failure);
+        while self.state.failures.len() > KEPT_FAILURES {
+            self.state.failures.remove(0);
+        }
     }
 
     /// Orders every process of the newest membership that may live to end.

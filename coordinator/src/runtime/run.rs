@@ -68,6 +68,8 @@ pub struct Runtime<S> {
     moved: bool,
     /// When the loop last listened.
     listened: Instant,
+    /// The loop was held up, and has not listened since.
+    hears_first: bool,
 }
 
 impl<S: Store> Runtime<S> {
@@ -90,7 +92,18 @@ impl<S: Store> Runtime<S> {
         let handle = Handle::new(sender, config.lease);
         Ok((
             handle,
-            Self { store, authority, config, calendar, inputs, jobs, workers, moved: true, listened: Instant::now() },
+            Self {
+                store,
+                authority,
+                config,
+                calendar,
+                inputs,
+                jobs,
+                workers,
+                moved: true,
+                listened: Instant::now(),
+                hears_first: false,
+            },
         ))
     }
 
@@ -242,12 +255,13 @@ impl<S: Store> Runtime<S> {
     }
 
     /// Silence that nobody could have been heard in is nobody's: when the loop was held up, by its store or by whatever stopped
-    /// the process, no worker's lease runs on meanwhile. What they said waits to be heard.
+    /// the process, no worker's lease runs on meanwhile. What they said waits to be heard, and is before time goes on for jobs.
     fn forgive(&mut self) {
         let gap = self.listened.elapsed();
         if gap > DEAF {
             tracing::warn!(seconds = gap.as_secs_f64(), "the loop was held up; no worker's lease ran meanwhile");
             self.workers.forgive(gap, Instant::now());
+            self.hears_first = true;
         }
         self.listened = Instant::now();
     }
@@ -255,6 +269,9 @@ impl<S: Store> Runtime<S> {
     async fn tick(&mut self) -> Result<(), RuntimeError> {
         self.authority.check()?;
         self.forgive();
+        if std::mem::take(&mut self.hears_first) {
+            return Ok(());
+        }
         for worker in self.workers.lapsed(self.config.lease, Instant::now()) {
             tracing::warn!(worker = %worker, "a worker's lease lapsed");
             self.moved = true;
