@@ -38,7 +38,7 @@ impl Server {
         let mut command = Command::new(program);
         command.args(["serve", "--listen", "127.0.0.1:0", "--state"]).arg(state);
         // What it logs of 10,000 workers is no part of the measurement; what goes wrong is.
-        command.env("RUST_LOG", "error").stdin(Stdio::null()).stdout(Stdio::null());
+        command.env("LLM2CLIP_LOG", "error").stdin(Stdio::null()).stdout(Stdio::null());
         let child = command.spawn().map_err(failed)?;
         let mut server = Self { child, url: String::new() };
         let began = Instant::now();
