@@ -49,6 +49,10 @@ impl Step {
         let Some(rank) = membership.rank_of(place) else { return };
         let Some(member) = membership.member_mut(rank) else { return };
         if member.ended {
+            // Another process in its place: the membership goes on without it, or ends.
+            if member.pid != Some(pid) {
+                self.end_stray(generation, place.clone());
+            }
             return;
         }
         member.pid = Some(pid);

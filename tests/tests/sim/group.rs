@@ -49,7 +49,13 @@ impl World {
     }
 
     fn advance(&mut self, group: &Group) {
-        let members: Vec<At> = group.iter().flatten().copied().collect();
+        let mut members: Vec<At> = group.iter().flatten().copied().collect();
+        for at in members.clone() {
+            if self.superseded(&[at], true) {
+                self.break_off(at, "a later membership takes this one's place");
+                members.retain(|member| *member != at);
+            }
+        }
         let joining = members.iter().filter(|at| self.joins(**at)).count();
         let near = |world: &World| members.iter().all(|a| members.iter().all(|b| world.reach(a.0, b.0)));
         if joining == group.len() && near(self) {
@@ -85,25 +91,34 @@ impl World {
         self.process(at)?.plan().cloned()
     }
 
-    /// The membership is broken: who holds the state of a training waits for the next one, the others end.
+    /// The membership is over: a training's state is held, and the next one waited for.
     fn break_off(&mut self, at: At, why: &str) {
         let Some(process) = self.process(at) else { return };
         let phase = std::mem::replace(&mut process.phase, Phase::Idle);
-        let generation = match phase {
+        let plan = match phase {
             Phase::Working(work) => {
                 if stage_of(&work.plan).0 {
                     process.held = Some((work.plan.stage, work.done));
                 }
-                work.plan.generation
+                work.plan
             }
-            Phase::Joining { plan, .. } => plan.generation,
+            Phase::Joining { plan, .. } => plan,
             Phase::Booting { .. } | Phase::Idle => return,
         };
-        let held = process.held.as_ref().map(|(_, done)| done.len());
-        match held {
-            Some(step) => self.say(&format!("trainer {}: {why}; it holds step {step} and waits", at.1)),
-            None => self.fail(at, generation, why),
+        let step = process.held.as_ref().map(|(_, done)| Step(done.len() as u64));
+        if process.link.waiting().is_none() {
+            let (generation, rank, message) = (plan.generation, plan.rank, why.to_owned());
+            process.link.report(Report::PeersLost { generation, rank, step, message });
         }
+        self.say(&format!("trainer {}: {why}; it holds step {step:?} and waits", at.1));
+    }
+
+    /// Whether a plan waits that one of them may not keep waiting, or any of them has one.
+    fn superseded(&mut self, members: &[At], at_once: bool) -> bool {
+        members.iter().any(|at| {
+            let waiting = self.process(*at).and_then(|process| process.link.waiting());
+            waiting.is_some_and(|plan| plan.at_once || !at_once)
+        })
     }
 
     /// It says what is wrong, and ends.
@@ -185,6 +200,12 @@ impl World {
         }
         let stops = members.iter().any(|at| self.process(*at).is_some_and(|process| process.link.stops()));
         let even = members.iter().all(|at| self.rests(*at));
+        if even && self.superseded(members, false) {
+            for at in members {
+                self.break_off(*at, "a later membership begins after this step");
+            }
+            return;
+        }
         if even {
             for at in members {
                 self.next(*at, stops);
@@ -290,7 +311,8 @@ impl World {
         for at in members {
             let Some(process) = self.process(*at) else { continue };
             let Phase::Working(work) = std::mem::replace(&mut process.phase, Phase::Idle) else { continue };
-            process.held = None;
+            // A membership may begin while the others say that they have finished.
+            process.held = stage_of(&work.plan).0.then(|| (work.plan.stage, work.done.clone()));
             let (generation, rank) = (work.plan.generation, work.plan.rank);
             let summary = (rank.0 == 0).then(|| serde_json::json!({ "steps": step.0 }));
             process.link.report(Report::StageFinished { generation, rank, summary, stopped });

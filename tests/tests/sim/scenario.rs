@@ -85,9 +85,8 @@ impl Class {
         match self {
             // An agent that is away for longer than its lease is lost with its machine, by design.
             Class::AgentKilled if control_only => rng.between(100, 1_500),
-            // Longer than an operation of the collective may take, and all ranks wait for a plan that nobody makes: they live, so the
-            // coordinator learns of nothing. RELIABILITY.md names this hole.
-            Class::PeersCut => rng.between(500, 4_000),
+            // Within and beyond what an operation of the collective may take.
+            Class::PeersCut => rng.between(500, 20_000),
             Class::TrainerKilled | Class::ClockJumps | Class::Stopped => 0,
             Class::AgentKilled | Class::CoordinatorKilled => rng.between(200, 12_000),
             Class::Held => rng.between(300, 4_000),
@@ -113,6 +112,8 @@ pub struct Scenario {
     pub machines: usize,
     pub slots: u32,
     pub world: WorldSize,
+    /// The fewest and the most ranks, the grace in seconds, spares; absent for a job of as many as it was launched with.
+    pub elastic: Option<[u64; 4]>,
     pub steps: u64,
     pub every: u64,
     pub step: Duration,
@@ -155,15 +156,20 @@ impl Scenario {
             .collect();
         faults.sort_by_key(|fault| fault.at);
         let calm = faults.iter().map(|fault| fault.until).max().unwrap_or_default() + Duration::from_secs(1);
+        let (steps, every, step) = (rng.between(20, 60), rng.between(3, 12), rng.millis(200, 700));
+        let budget = if rng.percent(15) { (rng.between(0, 3) as u32, 1) } else { (60, 30) };
+        let most = rng.between(u64::from(world.0), u64::from(places).max(u64::from(world.0)));
+        let elastic = [rng.between(1, u64::from(world.0)), most, rng.below(12), rng.below(2)];
         Self {
             coordinators,
             machines,
             slots,
             world,
-            steps: rng.between(20, 60),
-            every: rng.between(3, 12),
-            step: rng.millis(200, 700),
-            budget: if rng.percent(15) { (rng.between(0, 3) as u32, 1) } else { (60, 30) },
+            elastic: rng.percent(45).then_some(elastic),
+            steps,
+            every,
+            step,
+            budget,
             faults,
             control_only,
             calm,
@@ -185,6 +191,7 @@ impl Scenario {
             machines: 3,
             slots: 1,
             world: WorldSize(3),
+            elastic: None,
             steps: 1500,
             every: 25,
             step: Duration::from_secs(2),
@@ -209,6 +216,9 @@ impl Scenario {
                  "schedule": {"warmup_steps": 2}, "checkpoint": {"every_steps": self.every, "keep": 2},
                  "logit_scale_init": 2.6592}
             ],
+            "elastic": self.elastic.map(|[least, most, grace, spares]| serde_json::json!({
+                "min_ranks": least, "max_ranks": most, "grace": {"secs": grace, "nanos": 0}, "spares": spares
+            })),
             "faults": {"max_failures": self.budget.0, "max_no_progress": self.budget.1}
         });
         serde_json::from_value(recipe).expect("the recipe of this file is one")

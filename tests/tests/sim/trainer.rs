@@ -132,6 +132,11 @@ impl Link {
         Some(plan)
     }
 
+    /// The plan that waits behind the one that runs; absent when none does.
+    pub fn waiting(&self) -> Option<&TrainPlan> {
+        self.plan.as_deref().filter(|_| self.running.is_some())
+    }
+
     /// The plan that runs; absent before the first.
     pub fn running(&self) -> Option<Generation> {
         self.running
@@ -175,6 +180,7 @@ fn repeated(report: &Report) -> Option<Generation> {
     match report {
         Report::CheckpointWritten { generation, .. }
         | Report::CheckpointCommitted { generation, .. }
+        | Report::PeersLost { generation, .. }
         | Report::StageFinished { generation, .. } => Some(*generation),
         Report::Hello { .. } | Report::Progress(_) | Report::Failed { .. } => None,
     }

@@ -26,6 +26,9 @@ use tonic::{Status, Streaming, transport::Endpoint};
 const WAITING_MESSAGES: usize = 256;
 /// How long the coordinator may take to accept a connection, and then the session.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a machine may take to accept a connection where another coordinator may lead: well below a worker's lease, so that one
+/// that is off costs no worker its own.
+const DIAL: Duration = Duration::from_millis(1_500);
 /// How often a connection is tested, and how long the answer may take: a coordinator that was stopped, or whose machine is
 /// gone, is left well before the next one counts this worker as lost.
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
@@ -147,10 +150,11 @@ where
     /// One session. It never ends well: it ends.
     async fn once(&self, terms: &mut Terms, registered: &mut bool) -> Result<(), SessionError> {
         let endpoint = Endpoint::from_shared(self.search.current().to_owned())?;
-        let endpoint = endpoint.connect_timeout(OPEN_DEADLINE).tcp_nodelay(true);
+        let dial = if self.search.has_choice() { DIAL } else { OPEN_DEADLINE };
+        let endpoint = endpoint.connect_timeout(dial).tcp_nodelay(true);
         let endpoint = endpoint.http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
         let connecting = self.network.connect(endpoint.keep_alive_while_idle(true));
-        let channel = timeout(OPEN_DEADLINE, connecting).await??;
+        let channel = timeout(dial, connecting).await??;
         let mut client = WorkersClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
