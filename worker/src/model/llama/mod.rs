@@ -304,10 +304,15 @@ impl Adaptable for Llama {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{Mutex, PoisonError};
+
+    /// Who draws from libtorch's generator, which is the process's, draws alone.
+    static DRAWS: Mutex<()> = Mutex::new(());
 
     #[test]
     fn recomputed_blocks_drop_what_they_dropped_and_give_the_same_gradients_in_every_bit() {
         use crate::model::lora::{Lora, LoraConfig};
+        let _alone = DRAWS.lock().unwrap_or_else(PoisonError::into_inner);
         let config: LlamaConfig = serde_json::from_value(serde_json::json!({
             "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
             "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
@@ -348,6 +353,7 @@ mod tests {
     #[test]
     fn a_part_of_a_chunk_drops_what_the_whole_chunk_drops_there() {
         use crate::model::lora::{Lora, LoraConfig, Part};
+        let _alone = DRAWS.lock().unwrap_or_else(PoisonError::into_inner);
         let config: LlamaConfig = serde_json::from_value(serde_json::json!({
             "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
             "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,

@@ -1,16 +1,17 @@
 //! Captions to the token ids of a CLIP text tower.
 //!
-//! CLIP splits a text into words by an expression of its own, which the library's reader of files does not run. Here the file's
-//! expression runs before the library: its matches are handed over with a mark between them, and the library splits at the marks. So a
-//! text that spells `<|endoftext|>` has no end there: it is read as the letters that it is.
+//! CLIP splits a text into words by an expression of its own, which the library's reader of files does not run, and a word's last
+//! symbol is another than the same one within it (`a</w>`), which the library forgets of a byte that it merges with nothing. Here the
+//! file's expression runs before the library, which is given a word at a time, and such a last byte is put right. So a text that
+//! spells `<|endoftext|>` has no end there: it is read as the letters that it is.
 
 use super::{Encoded, TextTokenizer};
 use crate::model::{ModelError, clip_text::ClipTextConfig};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 use tokenizers::utils::{SysRegex, recognize};
 
-/// Between words: of the code points that mean nothing to anybody.
+/// What a file's split looks for once its expression is taken out: of the code points that mean nothing to anybody.
 const MARK: char = '\u{e000}';
 
 /// The tokenizer of a CLIP text tower: a begin token, the text, an end token; a text that is too long loses its last tokens, and
@@ -18,8 +19,8 @@ const MARK: char = '\u{e000}';
 #[derive(Debug)]
 pub struct ClipTokenizer {
     tokenizer: TextTokenizer,
-    /// What a word is; absent where the library splits texts itself.
-    words: Option<SysRegex>,
+    /// Absent where the library splits texts itself.
+    words: Option<Words>,
     longest: usize,
 }
 
@@ -30,16 +31,21 @@ impl ClipTokenizer {
     /// When the file is missing or of another model.
     pub fn open(folder: &Path, config: &ClipTextConfig) -> Result<Self, ModelError> {
         let rows = u32::try_from(config.vocab_size).expect("a vocabulary has fewer than 2^32 tokens");
-        let mut words = None;
+        let mut found = None;
         let tokenizer = TextTokenizer::open_changed(folder, |json| {
             let mut document: Value = serde_json::from_str(&json).map_err(|error| error.to_string())?;
-            words = split_at_marks(&mut document)
-                .map(|words| SysRegex::new(&words))
-                .transpose()
-                .map_err(|e| e.to_string())?;
-            Ok(if words.is_some() { document.to_string() } else { json })
+            let suffix = document["model"]["end_of_word_suffix"].as_str().unwrap_or_default().to_owned();
+            let Some(words) = split_at_marks(&mut document) else { return Ok(json) };
+            found = Some((SysRegex::new(&words).map_err(|error| error.to_string())?, suffix));
+            Ok(document.to_string())
         });
         let tokenizer = tokenizer?.within(rows)?;
+        let words = found.map(|(expression, suffix)| {
+            let vocabulary = tokenizer.vocabulary(rows);
+            let bytes = vocabulary.iter().filter(|(token, _)| !suffix.is_empty() && token.chars().count() == 1);
+            let ending = |(token, id): (&String, &u32)| Some((*id, *vocabulary.get(&format!("{token}{suffix}"))?));
+            Words { expression, endings: bytes.filter_map(ending).collect() }
+        });
         let longest = usize::try_from(config.max_position_embeddings).expect("it is positive");
         let unusable = |reason: String| ModelError::Tokenizer { path: tokenizer.path().to_owned(), reason };
         let around = tokenizer.first().len() + tokenizer.last().len();
@@ -66,21 +72,38 @@ impl ClipTokenizer {
     pub fn encode(&self, text: &str) -> Result<Encoded, ModelError> {
         let mut ids = match &self.words {
             None => self.tokenizer.tokens_with_ends(text)?,
-            Some(words) => {
-                let text = self.tokenizer.normalised(text)?;
-                let mut marked = String::with_capacity(2 * text.len());
-                for (start, end) in words.find_iter(&text) {
-                    marked.push_str(&text[start..end]);
-                    marked.push(MARK);
-                }
-                self.tokenizer.tokens_with_ends(&marked)?
-            }
+            Some(words) => words.encode(text, &self.tokenizer)?,
         };
         let behind = self.tokenizer.last().len();
         if ids.len() > self.longest {
             ids.drain(self.longest - behind..ids.len() - behind);
         }
         Ok(Encoded { span: 0..ids.len(), ids })
+    }
+}
+
+/// How a text becomes words, and a word's last byte another token.
+#[derive(Debug)]
+struct Words {
+    expression: SysRegex,
+    /// From a byte's token to that of the same byte at a word's end.
+    endings: HashMap<u32, u32>,
+}
+
+impl Words {
+    fn encode(&self, text: &str, tokenizer: &TextTokenizer) -> Result<Vec<u32>, ModelError> {
+        let text = tokenizer.normalised(text)?;
+        let mut ids = tokenizer.first().to_vec();
+        for (start, end) in self.expression.find_iter(&text) {
+            ids.extend(tokenizer.tokens(&text[start..end])?);
+            if let Some(last) = ids.last_mut()
+                && let Some(ending) = self.endings.get(last)
+            {
+                *last = *ending;
+            }
+        }
+        ids.extend(tokenizer.last());
+        Ok(ids)
     }
 }
 

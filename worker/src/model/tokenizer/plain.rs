@@ -1,7 +1,10 @@
 //! Texts to token ids, and nothing around them.
 
 use crate::model::ModelError;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 use tokenizers::pipeline::{
     EncodeOptions, Normalizer as _, NormalizerChain, Override, PipelineToken, PipelineTokenizer,
 };
@@ -43,7 +46,7 @@ impl TextTokenizer {
         let unusable = |reason: String| ModelError::Tokenizer { path: path.clone(), reason };
         // Files of older versions of the library say some things in other ways.
         let json = tokenizers::canonicalize_str(&json).map_err(|error| unusable(error.to_string()))?;
-        let json = change(json.into()).map_err(unusable)?;
+        let json = change(json).map_err(unusable)?;
         let pipeline = tokenizers::from_json(&json).map_err(|error| unusable(error.to_string()))?;
         let mut opened = Self { path: path.clone(), pipeline, first: Vec::new(), last: Vec::new(), rows: u32::MAX };
         (opened.first, opened.last) = opened.around()?;
@@ -71,6 +74,12 @@ impl TextTokenizer {
 
     fn beyond(&self, token: &str, id: u32) -> ModelError {
         ModelError::TokenBeyondTable { path: self.path.clone(), token: token.to_owned(), id, rows: self.rows }
+    }
+
+    /// Every token of the first `rows` ids.
+    pub(super) fn vocabulary(&self, rows: u32) -> HashMap<String, u32> {
+        let model = self.pipeline.get_model();
+        (0..rows).filter_map(|id| Some((model.id_to_token(id)?.to_string(), id))).collect()
     }
 
     /// A text as it is before it is split.
