@@ -7,6 +7,7 @@
 
 mod classes;
 mod data_path;
+mod detection;
 mod error;
 mod eval;
 mod evaluation;
@@ -28,6 +29,7 @@ mod tests;
 
 pub use classes::{ClassBy, ClassNames, Classes, Templates};
 pub use data_path::DataPath;
+pub use detection::Detection;
 pub use error::RecipeError;
 pub use eval::{Benchmark, CaptionPair, EvalStage, Every, PeriodicEval};
 pub use evaluation::{Evaluation, parse_evaluation};
@@ -415,10 +417,13 @@ pub enum ConvertToRgb {
 }
 
 /// What a job bears before it stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Faults {
     /// Restarts after a trainer's failure, from the newest checkpoint.
     pub max_failures: u32,
     /// Restarts in a row without a newer committed step; then the job stops with exit code 93.
     pub max_no_progress: u32,
+    /// What counts as a fault of a rank that lives.
+    #[serde(default, skip_serializing_if = "objective::is_default")]
+    pub detect: Detection,
 }

@@ -1,8 +1,9 @@
 //! From the file as written to the validated recipe: all but the stages.
 
 use super::{
-    AdapterModel, Attention, Benchmark, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Faults,
-    IndexPlace, Init, Models, Pooling, Recipe, RowRange, TextModel, TrainedModel, Unmatched, VisionModel, classes,
+    AdapterModel, Attention, Benchmark, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Detection,
+    Faults, IndexPlace, Init, Models, Pooling, Recipe, RowRange, TextModel, TrainedModel, Unmatched, VisionModel,
+    classes,
     error::{File, RecipeError},
     mix,
     raw::{self, Node, Table, Value},
@@ -289,6 +290,7 @@ fn faults(table: &mut Table<'_>) -> Result<Faults, RecipeError> {
     let read = Faults {
         max_failures: faults.get("max_failures", small)?.unwrap_or(10),
         max_no_progress: faults.get("max_no_progress", small)?.unwrap_or(3),
+        detect: Detection::read(&mut faults)?,
     };
     faults.finish()?;
     Ok(read)
