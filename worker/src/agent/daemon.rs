@@ -13,7 +13,10 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
@@ -21,6 +24,8 @@ use tonic::transport::Endpoint;
 const WAITING_EVENTS: usize = 256;
 /// How long the session may take to end.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
+/// How long before the end of a grace what is left is ended: trainers that do not listen are killed after 10 s.
+const LAST: Duration = Duration::from_secs(12);
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +53,8 @@ pub enum Leaving {
     Alone,
     /// End all trainers, then end.
     WithTrainers,
+    /// The machine is taken away after this time: trainers write a checkpoint and stop, what is left then is ended.
+    Preempted(Duration),
 }
 
 /// All that can happen.
@@ -56,6 +63,7 @@ enum Event {
     Session(SessionEvent),
     Supervisor(SupervisorEvent),
     Leave(Leaving),
+    GraceOver,
 }
 
 /// Runs the agent until `leave` says how to end.
@@ -92,13 +100,20 @@ pub async fn run(config: Config, leave: impl Future<Output = Leaving>) -> Result
     shutdown.spawn(Session { search, worker, hand_over, token: shutdown.token() }.run());
     tokio::pin!(leave);
     let mut asked = false;
+    let mut grace_until = None;
     while !agent.left {
         let event = tokio::select! {
             Some(event) = from_supervisor.recv() => Event::Supervisor(event),
             Some(event) = from_session.recv() => Event::Session(event),
             leaving = &mut leave, if !asked => Event::Leave(leaving),
+            () = sleep_until(grace_until.unwrap_or_else(Instant::now)), if grace_until.is_some() => Event::GraceOver,
         };
         asked |= matches!(event, Event::Leave(_));
+        grace_until = match event {
+            Event::Leave(Leaving::Preempted(grace)) => Some(Instant::now() + grace.saturating_sub(LAST)),
+            Event::GraceOver => None,
+            _ => grace_until,
+        };
         agent.handle(event);
     }
     drop(agent);
@@ -151,13 +166,15 @@ impl Agent {
             Event::Supervisor(SupervisorEvent::Ended(end)) => {
                 tracing::info!(slot = %end.slot, pid = end.pid, exit = ?end.exit, "a trainer ended");
                 self.handles.remove(&end.slot);
-                self.state.ended(end.slot, end.pid, end.exit, end.last_lines)
+                self.state.ended(end)
             }
+            Event::Supervisor(SupervisorEvent::Pulse { slot, pid, pulse }) => self.state.pulse(slot, pid, pulse),
             Event::Leave(Leaving::Alone) => {
                 self.left = true;
                 Vec::new()
             }
-            Event::Leave(Leaving::WithTrainers) => self.state.leave(),
+            Event::Leave(Leaving::WithTrainers) | Event::GraceOver => self.state.leave(),
+            Event::Leave(Leaving::Preempted(_)) => self.state.preempt(),
         };
         self.act(actions);
     }
@@ -189,7 +206,9 @@ impl Agent {
                     self.with(slot, |trainer| trainer.remember(generation, peer));
                 }
                 Action::End(slot, grace) => self.with(slot, |trainer| trainer.end(grace)),
+                Action::EndStuck(slot) => self.with(slot, Handle::end_stuck),
                 Action::Tell(report) => self.tell(WorkerMessage::Report(report)),
+                Action::TellLeaving => self.tell(WorkerMessage::Leaving),
                 Action::Leave => self.left = true,
             }
         }
@@ -206,7 +225,10 @@ impl Agent {
     fn tell(&self, message: WorkerMessage) {
         let Some((sender, token)) = &self.outbox else { return };
         match sender.try_send(message) {
-            Ok(()) | Err(mpsc::error::TrySendError::Full(WorkerMessage::Report(WorkerReport::Progress { .. }))) => {}
+            Ok(())
+            | Err(mpsc::error::TrySendError::Full(WorkerMessage::Report(
+                WorkerReport::Progress { .. } | WorkerReport::Pulse { .. },
+            ))) => {}
             Err(_) => token.cancel(),
         }
     }
