@@ -7,16 +7,18 @@ use super::{
     failpoints::{self, Failpoints},
     held::HeldSlot,
     link::Link,
+    observed::Observed,
+    pulse::Pulse,
     stages,
     trained::TrainedModel,
 };
 use crate::{
-    collective::{self, Deadlines, Identity},
+    collective::{self, Collective, Deadlines, Identity},
     data::storage::{Limits, Storage},
     supervisor::ipc::Report,
     torch::cuda::{DEVICE_VARIABLE, DeviceChoice},
 };
-use common::{plan::TrainPlan, recipe::Stage};
+use common::{plan::TrainPlan, pulse::Doing, recipe::Stage};
 use std::{
     net::TcpListener,
     path::PathBuf,
@@ -51,6 +53,9 @@ pub struct RunArgs {
     /// Seconds without an agent after which the trainer writes a checkpoint and ends
     #[arg(long, default_value_t = 30)]
     pub lease_s: u64,
+    /// The agent's file in which this trainer notes where it stands
+    #[arg(long)]
+    pub pulse: Option<PathBuf>,
 }
 
 /// Runs plans until the agent has no more.
@@ -72,28 +77,37 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
         std::thread::spawn(move || commits::obey(&link, &current, &committed));
     }
     let failpoints = failpoints()?;
+    let pulse = args.pulse.as_deref().map(Pulse::open).transpose().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot note where this trainer stands: the agent will not see that it is stuck");
+        None
+    });
+    let pulse = pulse.unwrap_or_default();
     let storage = Arc::new(Storage::from_environment(Limits::default()));
     let held = HeldSlot::default();
     while let Some(plan) = link.next_plan()? {
         committed.reset();
+        pulse.begin(plan.generation);
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
         let surroundings = Surroundings {
             link: &link,
             committed: &committed,
             failpoints: &failpoints,
+            pulse: &pulse,
             held: &held,
             storage: &storage,
             device,
             threads: args.threads,
         };
         let result = run_plan(&plan, &listener, &surroundings);
+        pulse.doing(Doing::Idle);
         if let Err(error) = result {
             if error.is_of_peers() && held.is_full() {
                 tracing::warn!(%error, "the membership is broken; waits for the next one");
                 continue;
             }
             tracing::error!(%error, "the stage failed");
-            link.report(Report::Failed { generation: Some(plan.generation), message: error.to_string() });
+            let (message, cause) = (error.to_string(), error.cause());
+            link.report(Report::Failed { generation: Some(plan.generation), message, cause });
             link.flush(FLUSH_DEADLINE);
             return Err(error);
         }
@@ -122,6 +136,7 @@ struct Surroundings<'a> {
     link: &'a Link,
     committed: &'a Committed,
     failpoints: &'a Failpoints,
+    pulse: &'a Pulse,
     held: &'a HeldSlot,
     storage: &'a Arc<Storage>,
     device: tch::Device,
@@ -142,18 +157,21 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
     let _entered = span.enter();
     tracing::info!(world = plan.world().0, "started");
     let identity = Identity { generation: plan.generation, rank: plan.rank, peers: plan.peers.clone() };
-    let Surroundings { link, committed, failpoints, held, storage, device, threads } = *around;
-    let collective = collective::join(listener, identity, DEADLINES, device)?;
+    let Surroundings { link, committed, pulse, held, storage, device, threads, .. } = *around;
+    let failpoints = &around.failpoints.of(plan.rank, plan.generation);
+    let joined = collective::join(listener, identity, DEADLINES, device)?;
+    let collective = Observed::new(joined, pulse.clone(), failpoints.clone());
     let result = with_model(plan, |plan, trained| {
         let stage = &plan.recipe.stages[plan.stage];
         let context = Context {
             plan,
-            collective: collective.as_ref(),
+            collective: &collective,
             link,
             committed,
             device,
             threads,
             failpoints,
+            pulse,
             held,
             storage,
             trained,
