@@ -45,9 +45,11 @@ impl Step {
     /// is started again.
     pub(super) fn begin_again(&mut self, held: common::ids::Step) {
         let places = self.state.membership.iter().flat_map(|m| &m.members).map(|member| member.place.clone());
+        let leaving = self.state.membership.as_ref().is_some_and(|membership| membership.leaving);
         self.begin(places.collect());
         if let Some(membership) = self.state.membership.as_mut() {
             membership.held = Some(held);
+            membership.leaving = leaving;
         }
     }
 
@@ -81,6 +83,7 @@ impl Step {
         }
         self.enter(Life::Running);
         self.commands.extend(plans(&self.state));
+        self.commands.extend(super::leaving::stops(&self.state));
         let generation = self.state.generation;
         self.tell("running", format!("all trainers of generation {generation} have their plans"));
     }
@@ -124,11 +127,11 @@ impl Step {
             self.end_all(After::Success);
         } else if stopping {
             self.end_all(After::Stop);
-        } else if whole {
+        } else if whole && !self.state.membership.as_ref().is_some_and(|membership| membership.leaving) {
             let places = self.state.membership.iter().flat_map(|m| &m.members).map(|member| member.place.clone());
             self.begin(places.collect());
         } else {
-            // The trainers stopped by themselves: they had no agent for too long.
+            // The trainers stopped by themselves, for they had no agent for too long, or because a machine is to be left.
             self.end_all(After::Requeue);
         }
     }

@@ -3,7 +3,9 @@
 use super::TrainerKey;
 use crate::rendezvous::Place;
 use common::{
+    cause::Stuck,
     ids::{Generation, JobId, Rank, Step, WorldSize},
+    pulse::Pulse,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -23,6 +25,9 @@ pub struct Membership {
     pub held: Option<Step>,
     /// Whether it committed a checkpoint.
     pub committed: bool,
+    /// Whether a machine of it is to be left: its ranks write a checkpoint and stop, and the job goes on elsewhere.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// Since when it is in the job's present life (starting, stopping, …).
     pub since: Timestamp,
     /// The members; the index is the rank.
@@ -46,6 +51,27 @@ pub struct Member {
     pub ended: bool,
     /// Since when its worker is back without it; absent while it lives or nothing is known.
     pub missing: Option<Timestamp>,
+    /// What its machine said of it last; absent while it gets further.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulse: Option<Told>,
+    /// How many seconds of its own its recent steps took; absent before it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_step_s: Option<f64>,
+    /// Whether it is slower than the others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub straggles: bool,
+    /// Why it is being ended as stuck; absent while it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stuck: Option<Stuck>,
+}
+
+/// Where a rank stood at a time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    /// When that was heard.
+    pub at: Timestamp,
+    /// Where it stood.
+    pub pulse: Pulse,
 }
 
 /// How a rank finished its stage.
@@ -62,7 +88,7 @@ impl Membership {
     /// A new membership of which nothing is known yet.
     pub fn new(generation: Generation, stage: usize, resume: Option<Step>, places: Vec<Place>, now: Timestamp) -> Self {
         let members = places.into_iter().map(Member::new).collect();
-        Self { generation, stage, resume, held: None, committed: false, since: now, members }
+        Self { generation, stage, resume, held: None, committed: false, leaving: false, since: now, members }
     }
 
     /// The newest step that any rank reported, or that it began from.
@@ -115,6 +141,18 @@ impl Membership {
 
 impl Member {
     fn new(place: Place) -> Self {
-        Self { place, pid: None, peer: None, step: None, finished: None, ended: false, missing: None }
+        Self {
+            place,
+            pid: None,
+            peer: None,
+            step: None,
+            finished: None,
+            ended: false,
+            missing: None,
+            pulse: None,
+            own_step_s: None,
+            straggles: false,
+            stuck: None,
+        }
     }
 }

@@ -9,7 +9,9 @@ mod command;
 mod ending;
 mod event;
 mod generation;
+mod hang;
 mod journal;
+mod leaving;
 mod membership;
 mod owed;
 mod record;
@@ -18,8 +20,11 @@ mod reports;
 mod requests;
 mod state;
 mod status;
+mod straggler;
 mod transition;
 
+#[cfg(test)]
+mod detected;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
@@ -30,6 +35,7 @@ mod table;
 pub use self::{
     command::{Command, TrainerKey},
     event::{Event, LivingTrainer, Resume},
+    leaving::Leaves,
     membership::{Finish, Member, Membership},
     owed::{owed, recover},
     record::{RecordError, decode, encode},

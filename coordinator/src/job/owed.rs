@@ -1,16 +1,19 @@
 //! What may not have arrived, and is sent again.
 
-use super::{Command, JobState, Life, Member, checkpoints, ending, generation};
+use super::{Command, JobState, Life, Member, checkpoints, ending, generation, hang, leaving};
 use common::ids::WorkerId;
 
 /// Every order that the job's state implies and nobody confirmed.
 pub fn recover(state: &JobState) -> Vec<Command> {
     match state.life {
         Life::Starting => starts(state),
-        Life::Running => generation::plans(state).into_iter().chain(checkpoints::commits(state)).collect(),
+        Life::Running => {
+            let plans = generation::plans(state).into_iter();
+            plans.chain(checkpoints::commits(state)).chain(hang::ends(state)).chain(leaving::stops(state)).collect()
+        }
         Life::Stopping => {
             let plans = generation::plans(state).into_iter();
-            plans.chain(checkpoints::commits(state)).chain(stops(state)).collect()
+            plans.chain(checkpoints::commits(state)).chain(stops(state)).chain(hang::ends(state)).collect()
         }
         Life::Ending { .. } => ending::ends(state),
         Life::Queued { .. } | Life::BackOff { .. } | Life::Stopped | Life::Succeeded | Life::Failed { .. } => {

@@ -10,10 +10,16 @@ impl Step {
     pub(super) fn recovers(&self, cause: Option<&FailureCause>) -> bool {
         let Some(membership) = self.state.membership.as_ref() else { return false };
         let trains = self.state.recipe.stages.get(membership.stage).is_some_and(|stage| stage.training().is_some());
+        let stage = self.state.recipe.stages.get(membership.stage);
+        let shards = stage.and_then(|stage| stage.training()).is_some_and(|training| training.optimizer.sharded);
         // Before the first plans nobody holds anything.
         let holds = matches!(self.state.life, Life::Running) || membership.held.is_some();
         let died = match cause {
-            Some(FailureCause::Signal { .. } | FailureCause::ExitCode { .. }) => true,
+            Some(FailureCause::Signal { .. } | FailureCause::ExitCode { .. } | FailureCause::Hung(_)) => true,
+            // Another one would run out as well, unless it was a matter of what else there was: tried once.
+            Some(FailureCause::OutOfMemory(_)) => membership.advanced(),
+            // Most of the others agree, and have all there is.
+            Some(FailureCause::Diverged(diverged)) => !diverged.ranks.is_empty() && !shards,
             None | Some(_) => false,
         };
         let (counters, faults) = (self.state.counters, self.state.recipe.faults);

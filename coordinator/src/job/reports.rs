@@ -24,12 +24,14 @@ impl Step {
         let Some(rank) = membership.rank_of(place).filter(|_| membership.stage == progress.stage) else { return };
         if let Some(member) = membership.member_mut(rank) {
             member.step = member.step.max(Some(progress.step));
+            member.own_step_s = progress.own_step_s.or(member.own_step_s);
         }
         if rank.0 == 0
             && let Some(stage) = self.state.stages.get_mut(progress.stage)
         {
             stage.progress = Some(progress);
         }
+        self.stragglers();
     }
 
     /// A worker is back: what lives is as it was, what does not will be told of, or is missing.
