@@ -5,6 +5,7 @@
 
 mod authority;
 mod error;
+mod fitness;
 mod handle;
 mod input;
 mod jobs;
@@ -16,6 +17,7 @@ mod workers;
 pub use self::{
     authority::Authority,
     error::RuntimeError,
+    fitness::Quarantine,
     handle::{Handle, Session},
     input::{Opening, Report},
     run::{Runtime, RuntimeConfig},

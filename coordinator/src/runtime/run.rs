@@ -2,19 +2,20 @@
 
 use super::{
     Authority, Handle, Opening, Report, RuntimeError,
+    fitness::{Fitness, Quarantine},
     input::{Input, Reply, SessionId},
     jobs::Jobs,
     placing, storage,
     workers::Workers,
 };
 use crate::{
-    job::{self, Command, Event, JobState, Life, LivingTrainer, Submission},
+    job::{self, Command, Event, JobState, Leaves, Life, LivingTrainer, Submission},
     store::Store,
 };
 use common::{
     daemon::clock,
     ids::{JobId, WorkerId},
-    status::JobStatus,
+    status::{FailureCause, JobStatus, WorkerStatus},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -35,11 +36,13 @@ pub struct RuntimeConfig {
     pub lease: Duration,
     /// How long a worker that a job's record names may take to come back when the loop begins.
     pub return_within: Duration,
+    /// When a machine gets no new trainers because too many were lost on it; absent means never.
+    pub quarantine: Option<Quarantine>,
 }
 
 impl Default for RuntimeConfig {
     fn default() -> Self {
-        Self { lease: Duration::from_secs(5), return_within: Duration::from_secs(5) }
+        Self { lease: Duration::from_secs(5), return_within: Duration::from_secs(5), quarantine: None }
     }
 }
 
@@ -51,6 +54,7 @@ pub struct Runtime<S> {
     inputs: mpsc::Receiver<Input>,
     jobs: Jobs,
     workers: Workers,
+    fitness: Fitness,
 }
 
 impl<S: Store> Runtime<S> {
@@ -61,6 +65,7 @@ impl<S: Store> Runtime<S> {
     pub async fn open(store: S, config: RuntimeConfig) -> Result<(Handle, Self), RuntimeError> {
         let now = clock::now();
         let jobs = Jobs::load(&store, now).await?;
+        let fitness = Fitness::load(&store).await?;
         let mut workers = Workers::default();
         for place in placing::held(&jobs).into_keys() {
             let extra = config.return_within.saturating_sub(config.lease);
@@ -68,7 +73,7 @@ impl<S: Store> Runtime<S> {
         }
         let (sender, inputs) = mpsc::channel(INPUTS);
         let authority = Authority::unlimited();
-        Ok((Handle::new(sender, config.lease), Self { store, authority, config, inputs, jobs, workers }))
+        Ok((Handle::new(sender, config.lease), Self { store, authority, config, inputs, jobs, workers, fitness }))
     }
 
     /// The same for one of several coordinators: the loop ends as soon as it may no longer act.
@@ -115,7 +120,11 @@ impl<S: Store> Runtime<S> {
                 let result = self.request(&job, event).await;
                 answer(reply, result)
             }
-            Input::Workers(reply) => answer(reply, Ok(self.workers.statuses(&placing::held(&self.jobs)))),
+            Input::Workers(reply) => answer(reply, Ok(self.worker_statuses())),
+            Input::Drain(worker, undo, reply) => {
+                let result = self.drain(&worker, undo).await;
+                answer(reply, result)
+            }
             Input::Open(opening, outbox, reply) => {
                 let result = self.open_session(opening, outbox).await;
                 answer(reply, result)
@@ -192,7 +201,14 @@ impl<S: Store> Runtime<S> {
         if !self.workers.heard(&worker, session, clock::now(), Instant::now()) {
             return Err(RuntimeError::SessionOver(worker));
         }
-        let Report::Job(job, event) = report else { return Ok(()) };
+        let (job, event) = match report {
+            Report::Heartbeat => return Ok(()),
+            Report::Leaving => {
+                self.workers.leaves(&worker);
+                return self.leave(&worker, Leaves::Preempted).await;
+            }
+            Report::Job(job, event) => (job, event),
+        };
         match event.as_ref() {
             Event::TrainerReady { generation, place, .. } => self.workers.occupy(place, &job, *generation),
             Event::TrainerEnded { generation, place, .. } => self.workers.vacate(place, &job, *generation),
@@ -202,7 +218,48 @@ impl<S: Store> Runtime<S> {
             tracing::warn!(job = %job, worker = %worker, "ignored a report of an unknown job");
             return Ok(());
         }
-        self.apply(&job, *event).await
+        let fault = is_fault(&event);
+        self.apply(&job, *event).await?;
+        match self.config.quarantine.filter(|_| fault) {
+            Some(rule) if self.fitness.fault(&self.store, &worker, rule, clock::now()).await? => {
+                tracing::warn!(worker = %worker, "in quarantine: too many trainers were lost there");
+                self.leave(&worker, Leaves::Quarantined).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Drains a worker, or lifts that.
+    async fn drain(&mut self, worker: &WorkerId, undo: bool) -> Result<Vec<WorkerStatus>, RuntimeError> {
+        if !self.workers.knows(worker) {
+            return Err(RuntimeError::UnknownWorker(worker.clone()));
+        }
+        tracing::info!(worker = %worker, undo, "drain");
+        if undo {
+            self.fitness.undrain(&self.store, worker).await?;
+        } else {
+            self.fitness.drain(&self.store, worker).await?;
+            self.leave(worker, Leaves::Drained).await?;
+        }
+        self.place().await?;
+        Ok(self.worker_statuses())
+    }
+
+    /// Has every job leave a worker.
+    async fn leave(&mut self, worker: &WorkerId, why: Leaves) -> Result<(), RuntimeError> {
+        for job in self.every_job() {
+            self.apply(&job, Event::WorkerLeaves { worker: worker.clone(), why }).await?;
+        }
+        Ok(())
+    }
+
+    fn worker_statuses(&self) -> Vec<WorkerStatus> {
+        let now = clock::now();
+        let mut statuses = self.workers.statuses(&placing::held(&self.jobs));
+        for status in &mut statuses {
+            status.barred = self.fitness.barred(&status.worker, now).or(status.barred);
+        }
+        statuses
     }
 
     async fn tick(&mut self) -> Result<(), RuntimeError> {
@@ -226,7 +283,11 @@ impl<S: Store> Runtime<S> {
         let waits = |state: &&JobState| matches!(state.life, Life::Queued { .. });
         let waiting: Vec<JobId> = self.jobs.states().into_iter().filter(waits).map(|state| state.job.clone()).collect();
         for job in waiting {
-            let free = placing::free_places(&self.jobs, &self.workers);
+            let now = clock::now();
+            let fit =
+                |worker: &WorkerId| self.fitness.barred(worker, now).is_none() && !self.workers.is_leaving(worker);
+            let mut free = placing::free_places(&self.jobs, &self.workers);
+            free.retain(|place| fit(&place.worker));
             if free.len() >= self.jobs.get(&job)?.world_size.0 as usize {
                 self.confirm(&job).await?;
             }
@@ -247,9 +308,11 @@ impl<S: Store> Runtime<S> {
     async fn apply(&mut self, job: &JobId, event: Event) -> Result<(), RuntimeError> {
         let now = clock::now();
         let state = self.jobs.get(job)?;
-        let lazily = matches!(event, Event::Progress { .. });
+        let reports = matches!(event, Event::Progress { .. } | Event::Pulse { .. });
         let (next, commands) = job::transition(state, event, now);
         if next != *state {
+            // What leads to orders is stored before they are given.
+            let lazily = reports && commands.is_empty();
             self.jobs.update(&self.store, next, lazily, now).await?;
         }
         // The store may have taken its time.
@@ -266,6 +329,18 @@ impl<S: Store> Runtime<S> {
 
     fn every_job(&self) -> Vec<JobId> {
         self.jobs.states().into_iter().map(|state| state.job.clone()).collect()
+    }
+}
+
+/// Whether it is a loss that the machine may be to blame for.
+fn is_fault(event: &Event) -> bool {
+    use FailureCause::{Diverged, ExitCode, Hung, OutOfMemory, Signal};
+    let Event::TrainerEnded { cause: Some(cause), .. } = event else { return false };
+    match cause {
+        Signal { signal } => *signal != 15,
+        Diverged(diverged) => !diverged.ranks.is_empty(),
+        ExitCode { .. } | Hung(_) | OutOfMemory(_) => true,
+        FailureCause::Error { .. } | FailureCause::Spawn { .. } | FailureCause::WorkerLost => false,
     }
 }
 

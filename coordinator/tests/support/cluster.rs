@@ -34,7 +34,11 @@ impl Cluster {
     pub async fn start(state: &Path) -> Self {
         let shutdown = Shutdown::new();
         let store = RedbStore::open(state).unwrap();
-        let config = RuntimeConfig { lease: Duration::from_secs(2), return_within: Duration::from_secs(2) };
+        let config = RuntimeConfig {
+            lease: Duration::from_secs(2),
+            return_within: Duration::from_secs(2),
+            ..RuntimeConfig::default()
+        };
         let (handle, runtime) = Runtime::open(store, config).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
