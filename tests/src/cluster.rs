@@ -31,10 +31,27 @@ impl<'a> Cluster<'a> {
 
     /// Adds a worker with one trainer on one core.
     pub fn worker(&mut self, id: &str) {
+        self.worker_with(id, &[], "");
+    }
+
+    /// The same with more arguments, and with faults on purpose in its trainers.
+    pub fn worker_with(&mut self, id: &str, arguments: &[&str], failpoints: &str) {
         let mut command = self.job.around(Command::new(Job::binary("llm2clip-worker")));
         command.args(["--coordinator", &self.url, "--id", id, "--trainers", "1", "--cores", "1", "--lease-s", "60"]);
-        command.arg("--state").arg(self.job.folder().join(format!("worker-{id}")));
+        command.arg("--state").arg(self.job.folder().join(format!("worker-{id}"))).args(arguments);
+        command.env("LLM2CLIP_FAILPOINTS", failpoints);
         self.workers.push(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    }
+
+    /// Sends the daemon that was added as this one, from 0, a signal.
+    pub fn signal_worker(&self, number: usize, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(self.workers[number].id().cast_signed()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for the end of such a daemon; its exit code.
+    pub fn wait_for_worker(&mut self, number: usize) -> Option<i32> {
+        self.workers[number].wait().unwrap().code()
     }
 
     /// Kills the coordinator by signal 9.

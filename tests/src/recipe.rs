@@ -40,6 +40,8 @@ pub struct Recipe {
     pub tuning: String,
     /// More lines for the `clip` stage.
     pub clip: String,
+    /// More lines for `[faults]`.
+    pub faults: String,
 }
 
 impl Default for Recipe {
@@ -61,6 +63,7 @@ impl Default for Recipe {
             text: String::new(),
             tuning: String::new(),
             clip: String::new(),
+            faults: String::new(),
         }
     }
 }
@@ -116,6 +119,7 @@ checkpoint = {{ every_steps = {every_steps}, keep = 2 }}
 
 [faults]
 max_failures = {max_failures}
+{faults}
 "#,
             output = folder.join("output"),
             shards = self.shards,
@@ -131,6 +135,7 @@ max_failures = {max_failures}
             tuning = self.tuning,
             clip = self.clip,
             max_failures = self.max_failures,
+            faults = self.faults,
         );
         let path = folder.join("recipe.toml");
         std::fs::write(&path, text).unwrap();
