@@ -87,8 +87,10 @@ fn judge(membership: &Membership, rank: Rank, detect: &Detection, now: Timestamp
         mismatch(rank, pulse, &peers)?
     } else {
         let called = calls(pulse);
-        let behind = pulse.generation < membership.generation || peers.iter().any(|(_, peer)| calls(peer) > called);
-        let ahead = peers.iter().any(|(_, peer)| calls(peer) < called);
+        // What it called in an earlier membership is not to be held against what others called in this one.
+        let late = pulse.generation < membership.generation;
+        let behind = late || peers.iter().any(|(_, peer)| calls(peer) > called);
+        let ahead = !late && peers.iter().any(|(_, peer)| calls(peer) < called);
         let by_itself = pulse.doing != Doing::Computing || membership.left() == 1 || quiet >= ALONE;
         if ahead || !(behind || by_itself) {
             return None;
