@@ -3,9 +3,11 @@
 //! Nothing here reads a clock, a file, a socket, the environment or a source of randomness, except below the feature
 //! `daemon`. It knows no other crate of the workspace.
 
+pub mod cause;
 pub mod ids;
 pub mod manifest;
 pub mod plan;
+pub mod pulse;
 pub mod recipe;
 pub mod sampler;
 pub mod status;

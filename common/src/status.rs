@@ -1,6 +1,7 @@
 //! What is reported: typed causes and reasons, shared by the log, the wire and the screen.
 
 use crate::{
+    cause::{Diverged, OutOfMemory, Stuck},
     ids::{Generation, JobId, Rank, Slot, Step, WorkerId},
     time::Timestamp,
 };
@@ -34,6 +35,9 @@ pub struct Progress {
     pub data_wait_share: Option<f64>,
     /// Seconds a step since the last report.
     pub step_s: Option<f64>,
+    /// Seconds that recent steps took without waits for other ranks (their median): what this rank computed and loaded itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_step_s: Option<f64>,
     /// The share of the time in which communication kept computation waiting, 0 to 1.
     #[serde(default)]
     pub exposed_communication_share: Option<f64>,
@@ -138,6 +142,7 @@ impl Progress {
             samples_per_s: None,
             data_wait_share: None,
             step_s: None,
+            own_step_s: None,
             exposed_communication_share: None,
             model_flop_per_s: None,
             mfu: None,
@@ -175,6 +180,12 @@ pub enum FailureCause {
     },
     /// The worker's lease lapsed or its process ended.
     WorkerLost,
+    /// It got no further, and was ended for it.
+    Hung(Box<Stuck>),
+    /// Memory ran out.
+    OutOfMemory(OutOfMemory),
+    /// What is trained is not the same on all ranks.
+    Diverged(Diverged),
 }
 
 impl fmt::Display for FailureCause {
@@ -186,6 +197,9 @@ impl fmt::Display for FailureCause {
             FailureCause::Error { message } => f.write_str(message),
             FailureCause::Spawn { message } => write!(f, "could not be started: {message}"),
             FailureCause::WorkerLost => f.write_str("its worker was lost"),
+            FailureCause::Hung(stuck) => stuck.fmt(f),
+            FailureCause::OutOfMemory(memory) => memory.fmt(f),
+            FailureCause::Diverged(diverged) => diverged.fmt(f),
         }
     }
 }
@@ -360,7 +374,7 @@ pub struct StageStatus {
 }
 
 /// A member of a generation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RankStatus {
     /// Its rank.
     pub rank: Rank,
@@ -372,6 +386,15 @@ pub struct RankStatus {
     pub pid: Option<u32>,
     /// Where its peers reach it; absent before it said so.
     pub peer: Option<String>,
+    /// The newest step that it reported.
+    #[serde(default)]
+    pub step: Option<Step>,
+    /// How many seconds of its own, without waits for others, its recent steps took.
+    #[serde(default)]
+    pub own_step_s: Option<f64>,
+    /// Whether that is more than the recipe's `straggler_factor` times the median of the others.
+    #[serde(default)]
+    pub straggles: bool,
 }
 
 /// A worker as the outside sees it.
@@ -387,6 +410,36 @@ pub struct WorkerStatus {
     pub seen: Timestamp,
     /// The job that each busy slot works for.
     pub busy: Vec<(Slot, JobId)>,
+    /// Why it gets no new trainers; absent when it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub barred: Option<Barred>,
+}
+
+/// Why a worker that is there gets no new trainers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "barred", rename_all = "kebab-case")]
+pub enum Barred {
+    /// A user said so.
+    Drained,
+    /// Trainers on it were lost too often.
+    Quarantined {
+        /// Until when.
+        until: Timestamp,
+        /// How often lately.
+        faults: u32,
+    },
+    /// It said that its machine is being taken away.
+    Leaving,
+}
+
+impl fmt::Display for Barred {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Barred::Drained => f.write_str("drained"),
+            Barred::Quarantined { faults, .. } => write!(f, "in quarantine after {faults} faults"),
+            Barred::Leaving => f.write_str("leaving"),
+        }
+    }
 }
 
 /// What a machine has.

@@ -1,6 +1,6 @@
 //! A cluster of the real daemons on loopback: a coordinator that can be killed and started again, and workers.
 
-use crate::Job;
+use crate::{Job, family};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
@@ -42,17 +42,22 @@ impl<'a> Cluster<'a> {
 
     /// Adds a worker with one trainer on one core.
     pub fn worker(&mut self, id: &str) {
+        self.worker_with(id, &[], "");
+    }
+
+    /// The same with more arguments, and with faults on purpose in its trainers.
+    pub fn worker_with(&mut self, id: &str, arguments: &[&str], failpoints: &str) {
         let mut command = self.job.around(Command::new(Job::binary("llm2clip-worker")));
         command.args(["--coordinator", &self.url, "--id", id, "--trainers", "1", "--cores", "1", "--lease-s", "60"]);
-        command.arg("--state").arg(self.job.folder().join(format!("worker-{id}")));
+        command.arg("--state").arg(self.job.folder().join(format!("worker-{id}"))).args(arguments);
+        command.env("LLM2CLIP_FAILPOINTS", failpoints);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         self.workers.insert(id.to_owned(), child);
     }
 
-    /// The processes of a worker's machine: the daemon first, then its trainers.
+    /// The processes of a worker's machine: the daemon first, then all that it started.
     pub fn machine(&self, id: &str) -> Vec<i32> {
-        let daemon = &self.workers[id];
-        std::iter::once(i32::try_from(daemon.id()).unwrap()).chain(Job::workers(daemon)).collect()
+        family(i32::try_from(self.workers[id].id()).unwrap())
     }
 
     /// Kills a worker and its trainers by signal 9.
@@ -85,6 +90,11 @@ impl<'a> Cluster<'a> {
         let _ = follow.kill();
         follow.wait().unwrap();
         assert!(found, "the job ended, and no event said `{text}`");
+    }
+
+    /// Waits for the end of a worker's daemon; its exit code.
+    pub fn wait_for_worker(&mut self, id: &str) -> Option<i32> {
+        self.workers.get_mut(id).unwrap().wait().unwrap().code()
     }
 
     /// Kills the coordinator by signal 9.

@@ -155,6 +155,16 @@ impl Job {
     }
 }
 
+/// A process and all that came of it, each before those that it started.
+pub fn family(pid: i32) -> Vec<i32> {
+    // A child belongs to the thread that started it.
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    let children: String = children.collect();
+    let below = children.split_whitespace().flat_map(|child| family(child.parse().unwrap()));
+    std::iter::once(pid).chain(below).collect()
+}
+
 /// The loss by step; of a step that was computed again, the last.
 pub fn losses(steps: &[Step]) -> BTreeMap<u64, f64> {
     steps.iter().map(|step| (step.step, step.loss)).collect()

@@ -9,7 +9,7 @@ mod recipe;
 mod watch;
 
 pub use cluster::{Cluster, signal};
-pub use job::{Job, Step, losses};
+pub use job::{Job, Step, family, losses};
 pub use machines::{Cable, Machines};
 pub use recipe::{Recipe, data};
 pub use watch::wait_for;

@@ -1,7 +1,7 @@
 //! Machines of their own on one: network namespaces on two bridges, one for control and one for the data of trainers, whose cables
 //! can be pulled.
 
-use crate::{Job, signal};
+use crate::{Job, family, signal};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::{
@@ -161,9 +161,7 @@ impl<'a> Machines<'a> {
         let own: Vec<_> = self.running.keys().filter(|(of, _)| *of == machine).copied().collect();
         for key in own {
             let mut child = self.running.remove(&key).unwrap();
-            let trainers = Job::workers(&child);
-            let _ = child.kill();
-            trainers.into_iter().for_each(|pid| signal(pid, Signal::KILL));
+            family(i32::try_from(child.id()).unwrap()).into_iter().for_each(|pid| signal(pid, Signal::KILL));
             child.wait().unwrap();
         }
     }

@@ -44,6 +44,8 @@ pub struct Recipe {
     pub clip: String,
     /// With how many ranks it may run: the content of `[elastic]`; empty means with as many as it was launched with.
     pub elastic: String,
+    /// More lines for `[faults]`.
+    pub faults: String,
 }
 
 impl Default for Recipe {
@@ -67,6 +69,7 @@ impl Default for Recipe {
             before_clip: String::new(),
             clip: String::new(),
             elastic: String::new(),
+            faults: String::new(),
         }
     }
 }
@@ -124,6 +127,7 @@ checkpoint = {{ every_steps = {every_steps}, keep = 2 }}
 
 [faults]
 max_failures = {max_failures}
+{faults}
 
 {elastic}
 "#,
@@ -142,6 +146,7 @@ max_failures = {max_failures}
             before_clip = self.before_clip,
             clip = self.clip,
             max_failures = self.max_failures,
+            faults = self.faults,
         );
         let path = folder.join("recipe.toml");
         std::fs::write(&path, text).unwrap();

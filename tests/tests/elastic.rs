@@ -70,7 +70,8 @@ fn a_spare_takes_a_killed_ones_rank() {
     tests::wait_for(&job.output().join("clip"), "a spare", std::time::Duration::from_secs(60), spare);
     let reached = job.steps().last().map_or(0, |step| step.step);
     job.wait_for_step(reached + 10);
-    signal(cluster.machine("b")[1], Signal::KILL);
+    let killed = cluster.json(&["status", &id])["ranks"][1]["pid"].as_i64().unwrap();
+    signal(i32::try_from(killed).unwrap(), Signal::KILL);
     let reached = cluster.wait_for_ranks(&id, &["a", "c"]);
     job.wait_for_step(reached + 4);
     check(&cluster, &job, &recipe, &id, (2, 0.0, 0));

@@ -40,7 +40,11 @@ fn fake_trainer() {
     while let Some(plan) = link.next_plan().unwrap() {
         eprintln!("generation {} runs", plan.generation);
         if plan.recipe.name == "broken" {
-            link.report(Report::Failed { generation: Some(plan.generation), message: "the data is gone".into() });
+            link.report(Report::Failed {
+                generation: Some(plan.generation),
+                message: "the data is gone".into(),
+                cause: None,
+            });
             link.flush(DEADLINE);
             std::process::exit(1);
         }
@@ -202,7 +206,7 @@ impl Scene {
     }
 
     fn plan(&self, generation: u64, recipe: &str) -> String {
-        let faults = Faults { max_failures: 0, max_no_progress: 3 };
+        let faults = Faults { max_failures: 0, max_no_progress: 3, detect: Default::default() };
         let model = Models::default();
         let (name, output) = (recipe.to_owned(), self.output());
         let recipe = Recipe {
@@ -307,13 +311,43 @@ async fn a_restarted_worker_takes_up_the_trainer_that_lives() {
         assert_eq!(session.start(&scene, generation + 1).await, pid);
         session.plan(&scene, generation + 1, "demo").await;
         session.progressed(generation + 1).await;
-        session.order(Ordered::EndTrainer(v1::EndTrainer { trainer: named(generation + 1), grace_ms: 5000 })).await;
+        session
+            .order(Ordered::EndTrainer(v1::EndTrainer {
+                trainer: named(generation + 1),
+                grace_ms: 5000,
+                ..Default::default()
+            }))
+            .await;
         let (ended, cause) = session.ended().await;
         assert_eq!((ended.trainer, ended.pid), (named(generation + 1), pid));
-        assert!(cause.unwrap().to_string().contains("its worker daemon was restarted"));
+        assert_eq!(cause, Some(FailureCause::Signal { signal: 15 }), "as it truly ended");
         worker.signal(Signal::TERM);
         worker.wait().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_a_trainer_ended_while_no_daemon_was_there_is_told_by_the_next_one() {
+    let mut scene = Scene::new().await;
+    let worker = scene.worker(&[]);
+    let (mut session, _) = scene.session().await;
+    let pid = session.start(&scene, 1).await;
+    session.plan(&scene, 1, "demo").await;
+    session.progressed(1).await;
+    worker.signal(Signal::KILL);
+    worker.wait().await;
+    kill(pid, Signal::KILL);
+    while alive(pid) {
+        tokio::task::yield_now().await;
+    }
+    let worker = scene.worker(&[]);
+    let (mut session, trainers) = scene.session().await;
+    assert_eq!(trainers, []);
+    let (ended, cause) = session.ended().await;
+    assert_eq!((ended.trainer, ended.pid, cause), (named(1), pid, Some(FailureCause::Signal { signal: 9 })));
+    assert!(ended.last_lines.contains(&"generation 1 runs".to_owned()), "{:?}", ended.last_lines);
+    worker.signal(Signal::TERM);
+    worker.wait().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -371,7 +405,7 @@ async fn a_worker_goes_to_whom_a_standby_names_and_obeys_no_deposed_leader() {
     assert_eq!(register.trainers[0].pid, pid);
     // An order under an earlier term, as of a leader that was stopped and goes on: not obeyed, and the session is over.
     session.term = Some(7);
-    session.order(Ordered::EndTrainer(v1::EndTrainer { trainer: named(1), grace_ms: 0 })).await;
+    session.order(Ordered::EndTrainer(v1::EndTrainer { trainer: named(1), grace_ms: 0, ..Default::default() })).await;
     while let Ok(Some(_)) = tokio::time::timeout(DEADLINE, session.said.message()).await.unwrap() {}
     assert!(alive(pid));
     // Nor is a session taken up with it.
@@ -380,7 +414,9 @@ async fn a_worker_goes_to_whom_a_standby_names_and_obeys_no_deposed_leader() {
     while let Ok(Some(_)) = tokio::time::timeout(DEADLINE, session.said.message()).await.unwrap() {}
     let (mut session, register) = accept(&mut first, Some(9)).await;
     assert_eq!(register.trainers[0].pid, pid);
-    session.order(Ordered::EndTrainer(v1::EndTrainer { trainer: named(1), grace_ms: 5000 })).await;
+    session
+        .order(Ordered::EndTrainer(v1::EndTrainer { trainer: named(1), grace_ms: 5000, ..Default::default() }))
+        .await;
     assert_eq!(session.ended().await.0.pid, pid);
     worker.signal(Signal::TERM);
     assert_eq!(worker.wait().await.0, Some(0));

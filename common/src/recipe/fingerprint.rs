@@ -1,18 +1,14 @@
 //! What tells one training from another.
 
-use super::{Faults, Recipe, Stage};
+use super::{Detection, Faults, Recipe, Stage};
 use std::path::PathBuf;
 
 impl Recipe {
     /// BLAKE3 of the recipe as JSON, without what changes no number: the output folder, the faults to bear, how
     /// many ranks there may be, the profile, the evaluations on the way.
     pub fn fingerprint(&self) -> String {
-        let mut bare = Recipe {
-            output: PathBuf::new(),
-            faults: Faults { max_failures: 0, max_no_progress: 0 },
-            elastic: None,
-            ..self.clone()
-        };
+        let faults = Faults { max_failures: 0, max_no_progress: 0, detect: Detection::default() };
+        let mut bare = Recipe { output: PathBuf::new(), faults, elastic: None, ..self.clone() };
         for stage in &mut bare.stages {
             if let Some(training) = stage.training_mut() {
                 training.profile_steps = 0;

@@ -7,6 +7,7 @@
 
 mod classes;
 mod data_path;
+mod detection;
 mod distill;
 mod error;
 mod eval;
@@ -29,6 +30,7 @@ mod tests;
 
 pub use classes::{ClassBy, ClassNames, Classes, Templates};
 pub use data_path::DataPath;
+pub use detection::Detection;
 pub use distill::{DistillStage, TeacherModel};
 pub use error::RecipeError;
 pub use eval::{Benchmark, CaptionPair, EvalStage, Every, PeriodicEval};
@@ -426,12 +428,15 @@ pub enum ConvertToRgb {
 }
 
 /// What a job bears before it stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Faults {
     /// Restarts after a trainer's failure, from the newest checkpoint.
     pub max_failures: u32,
     /// Restarts in a row without a newer committed step; then the job stops with exit code 93.
     pub max_no_progress: u32,
+    /// What counts as a fault of a rank that lives.
+    #[serde(default, skip_serializing_if = "objective::is_default")]
+    pub detect: Detection,
 }
 
 /// With how many ranks a job may run when machines come and go. The global batch and the order of samples are the same with

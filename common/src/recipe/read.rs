@@ -1,9 +1,9 @@
 //! From the file as written to the validated recipe: all but the stages.
 
 use super::{
-    AdapterModel, Attention, Benchmark, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Elastic,
-    Faults, IndexPlace, Init, Models, Pooling, Recipe, RowRange, TextModel, TrainedModel, Unmatched, VisionModel,
-    classes, distill,
+    AdapterModel, Attention, Benchmark, CaptionColumn, CaptionTable, Captions, DataKind, DataPath, DataSet, Detection,
+    Elastic, Faults, IndexPlace, Init, Models, Pooling, Recipe, RowRange, TextModel, TrainedModel, Unmatched,
+    VisionModel, classes, distill,
     error::{File, RecipeError},
     mix,
     raw::{self, Node, Table, Value},
@@ -293,6 +293,7 @@ fn faults(table: &mut Table<'_>) -> Result<Faults, RecipeError> {
     let read = Faults {
         max_failures: faults.get("max_failures", small)?.unwrap_or(10),
         max_no_progress: faults.get("max_no_progress", small)?.unwrap_or(3),
+        detect: Detection::read(&mut faults)?,
     };
     faults.finish()?;
     Ok(read)

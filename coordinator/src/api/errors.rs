@@ -10,7 +10,9 @@ use tonic::{Code, Status};
 /// What a caller is told.
 pub(super) fn status(error: &RuntimeError) -> Status {
     let code = match error {
-        RuntimeError::UnknownJob(_) | RuntimeError::NoCheckpoint { .. } => Code::NotFound,
+        RuntimeError::UnknownJob(_) | RuntimeError::UnknownWorker(_) | RuntimeError::NoCheckpoint { .. } => {
+            Code::NotFound
+        }
         RuntimeError::Exists(_) => Code::AlreadyExists,
         RuntimeError::NoRanks(_) | RuntimeError::Ranks { .. } => Code::InvalidArgument,
         RuntimeError::Refused(_) | RuntimeError::OutputInUse { .. } => Code::FailedPrecondition,

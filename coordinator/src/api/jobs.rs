@@ -15,8 +15,8 @@ use common::{
     recipe::Recipe,
 };
 use proto::v1::{
-    EventReply, EventsRequest, JobRequest, ListReply, ListRequest, ListWorkersReply, ListWorkersRequest, ResumeRequest,
-    StatusReply, SubmitRequest, jobs_server::Jobs,
+    DrainRequest, EventReply, EventsRequest, JobRequest, ListReply, ListRequest, ListWorkersReply, ListWorkersRequest,
+    ResumeRequest, StatusReply, SubmitRequest, jobs_server::Jobs,
 };
 use serde::Serialize;
 use std::future::Future;
@@ -120,6 +120,13 @@ impl Jobs for JobsService {
 
     async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Result<Response<ListWorkersReply>, Status> {
         let workers = self.handle()?.workers().await.map_err(|error| errors::status(&error))?;
+        Ok(Response::new(ListWorkersReply { workers: workers.iter().map(json).collect::<Result<_, _>>()? }))
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<ListWorkersReply>, Status> {
+        let DrainRequest { worker, undo } = request.into_inner();
+        let worker = worker.parse().map_err(|error| invalid("worker", error))?;
+        let workers = self.handle()?.drain(&worker, undo).await.map_err(|error| errors::status(&error))?;
         Ok(Response::new(ListWorkersReply { workers: workers.iter().map(json).collect::<Result<_, _>>()? }))
     }
 }

@@ -42,6 +42,7 @@ pub(super) fn report(worker: &WorkerId, message: FromWorker) -> Result<Report, S
     let (job, event) = match message {
         M::Register(_) => return Err(Status::failed_precondition("`register` can only be the first message")),
         M::Heartbeat(_) => return Ok(Report::Heartbeat),
+        M::Leaving(_) => return Ok(Report::Leaving),
         M::TrainerReady(TrainerReady { trainer, pid, peer }) => {
             let (job, generation, slot) = reference(trainer)?;
             (job, Event::TrainerReady { generation, place: place(slot), pid, peer })
@@ -49,6 +50,10 @@ pub(super) fn report(worker: &WorkerId, message: FromWorker) -> Result<Report, S
         M::TrainerProgress(progress) => {
             let (job, _, slot) = reference(progress.trainer)?;
             (job, Event::Progress { place: place(slot), progress: parse("progress", &progress.progress)? })
+        }
+        M::TrainerPulse(pulse) => {
+            let (job, _, slot) = reference(pulse.trainer)?;
+            (job, Event::Pulse { place: place(slot), pulse: parse("pulse", &pulse.pulse)? })
         }
         M::CheckpointWritten(written) => {
             let (job, generation, _) = reference(written.trainer)?;
@@ -120,7 +125,10 @@ pub(super) fn message(command: Command) -> Result<Message, Status> {
         Command::StopTrainer { trainer } => Message::StopTrainer(StopTrainer { trainer: refer(trainer) }),
         Command::EndTrainer { trainer, grace } => {
             let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-            Message::EndTrainer(EndTrainer { trainer: refer(trainer), grace_ms })
+            Message::EndTrainer(EndTrainer { trainer: refer(trainer), grace_ms, stuck: String::new() })
+        }
+        Command::EndStuck { trainer, stuck } => {
+            Message::EndTrainer(EndTrainer { trainer: refer(trainer), grace_ms: 0, stuck: json(&stuck)? })
         }
         Command::CommitManifest { trainer, step, manifest } => Message::CommitManifest(CommitManifest {
             trainer: refer(trainer),

@@ -9,8 +9,8 @@ use common::{
 use proto::{
     leader::{self, Named, Search},
     v1::{
-        EventsRequest, JobRequest, ListRequest, ListWorkersRequest, ResumeRequest, StatusReply, SubmitRequest,
-        jobs_client::JobsClient,
+        DrainRequest, EventsRequest, JobRequest, ListRequest, ListWorkersRequest, ResumeRequest, StatusReply,
+        SubmitRequest, jobs_client::JobsClient,
     },
 };
 use serde::de::DeserializeOwned;
@@ -168,6 +168,17 @@ impl Client {
             })
             .await?,
         )
+    }
+
+    pub(super) async fn drain(&mut self, worker: &str, undo: bool) -> Result<Vec<WorkerStatus>, CliError> {
+        let request = DrainRequest { worker: worker.to_owned(), undo };
+        let reply = self
+            .call(Again::Yes, |mut jobs| {
+                let request = request.clone();
+                async move { jobs.drain(request).await }
+            })
+            .await?;
+        reply.workers.iter().map(|worker| read(worker)).collect()
     }
 
     pub(super) async fn workers(&mut self) -> Result<Vec<WorkerStatus>, CliError> {

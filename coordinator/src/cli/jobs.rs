@@ -13,7 +13,7 @@ use super::{
 };
 use common::{
     daemon::clock::rfc3339,
-    status::{JobStatus, Phase, WorkerStatus},
+    status::{Barred, JobStatus, Phase, WorkerStatus},
 };
 use std::path::Path;
 
@@ -24,6 +24,12 @@ pub(super) const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7070";
 pub(super) struct JobArg {
     /// A job's id or its output folder
     pub job: String,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct WorkerArg {
+    /// A worker's id
+    worker: String,
 }
 
 #[derive(Debug, clap::Args)]
@@ -273,10 +279,13 @@ fn print_status(status: &JobStatus, driven: bool) {
                     rank.slot.to_string(),
                     pid,
                     rank.peer.clone().unwrap_or_default(),
+                    rank.step.map_or(String::new(), |step| step.to_string()),
+                    rank.own_step_s.map_or(String::new(), |own| format!("{own:.3}")),
+                    if rank.straggles { "slow".to_owned() } else { String::new() },
                 ]
             })
             .collect();
-        output::print_table(&["rank", "worker", "slot", "pid", "peer"], &ranks);
+        output::print_table(&["rank", "worker", "slot", "pid", "peer", "step", "own s/step", ""], &ranks);
         if status.spares > 0 {
             println!("{} more stand ready to take a lost one's rank", status.spares);
         }
@@ -359,6 +368,19 @@ pub(super) async fn stop(args: &JobArg, common: &Common) -> Result<u8, CliError>
 pub(super) async fn workers(common: &Common) -> Result<u8, CliError> {
     let url = common.coordinator.as_deref().unwrap_or(DEFAULT_COORDINATOR);
     let workers = Client::connect(url).await?.workers().await?;
+    show_workers(&workers, common);
+    Ok(0)
+}
+
+/// Drains a worker, or lifts that; shows all of them.
+pub(super) async fn drain(args: &WorkerArg, undo: bool, common: &Common) -> Result<u8, CliError> {
+    let url = common.coordinator.as_deref().unwrap_or(DEFAULT_COORDINATOR);
+    let workers = Client::connect(url).await?.drain(&args.worker, undo).await?;
+    show_workers(&workers, common);
+    Ok(0)
+}
+
+fn show_workers(workers: &[WorkerStatus], common: &Common) {
     match common.format {
         Format::Json => output::print_json(Some("workers"), &workers),
         Format::Text => {
@@ -369,14 +391,22 @@ pub(super) async fn workers(common: &Common) -> Result<u8, CliError> {
             );
         }
     }
-    Ok(0)
+}
+
+fn worker_state(worker: &WorkerStatus) -> String {
+    let there = if worker.connected { "connected".to_owned() } else { format!("lost, seen {}", rfc3339(worker.seen)) };
+    match worker.barred {
+        Some(barred @ Barred::Quarantined { until, .. }) => format!("{there}, {barred} until {}", rfc3339(until)),
+        Some(barred) => format!("{there}, {barred}"),
+        None => there,
+    }
 }
 
 fn worker_row(worker: &WorkerStatus) -> Vec<String> {
     let inventory = &worker.inventory;
     vec![
         worker.worker.to_string(),
-        if worker.connected { "connected".to_owned() } else { format!("lost, seen {}", rfc3339(worker.seen)) },
+        worker_state(worker),
         inventory.trainers.to_string(),
         worker.busy.len().to_string(),
         inventory.gpus.len().to_string(),

@@ -43,11 +43,11 @@ pub(super) struct Coordinator {
 impl Coordinator {
     /// Opens a state folder and serves on a free port of the loopback interface.
     pub(super) async fn open(state: &Path) -> Result<Self, CliError> {
-        Self::open_at(state, SocketAddr::from(([127, 0, 0, 1], 0))).await
+        Self::open_at(state, SocketAddr::from(([127, 0, 0, 1], 0)), RuntimeConfig::default()).await
     }
 
     /// Opens a state folder and serves on an address.
-    pub(super) async fn open_at(state: &Path, listen: SocketAddr) -> Result<Self, CliError> {
+    pub(super) async fn open_at(state: &Path, listen: SocketAddr, config: RuntimeConfig) -> Result<Self, CliError> {
         let fail = |what: &str, error: &dyn std::fmt::Display| CliError::new(1, format!("{what}: {error}"));
         fs::create_dir_all(state).map_err(|error| fail(&format!("could not create {}", state.display()), &error))?;
         let state = fs::canonicalize(state).map_err(|error| fail(&state.display().to_string(), &error))?;
@@ -56,8 +56,7 @@ impl Coordinator {
             TcpListener::bind(listen).await.map_err(|error| fail(&format!("cannot listen on {listen}"), &error))?;
         let address = listener.local_addr().map_err(|error| fail("the listener has no address", &error))?;
         let shutdown = Shutdown::new();
-        let (handle, runtime) =
-            Runtime::open(store, RuntimeConfig::default()).await.map_err(|error| CliError::new(1, error))?;
+        let (handle, runtime) = Runtime::open(store, config).await.map_err(|error| CliError::new(1, error))?;
         let token = shutdown.token();
         let (ended, failure) = oneshot::channel();
         shutdown.spawn(async move {

@@ -74,6 +74,10 @@ enum Verb {
     Resume(jobs::ResumeArgs),
     /// List workers
     Workers,
+    /// Give a worker no new trainers; its jobs write a checkpoint and go on elsewhere
+    Drain(jobs::WorkerArg),
+    /// Make a drained worker, or one in quarantine, one like others again
+    Undrain(jobs::WorkerArg),
     /// Look at checkpoints
     #[command(subcommand)]
     Ckpt(ckpt::CkptCommand),
@@ -130,6 +134,8 @@ async fn dispatch(verb: Verb, common: &Common) -> Result<u8, CliError> {
         Verb::Stop(args) => jobs::stop(&args, common).await,
         Verb::Resume(args) => run::resume(&args, common).await,
         Verb::Workers => jobs::workers(common).await,
+        Verb::Drain(args) => jobs::drain(&args, false, common).await,
+        Verb::Undrain(args) => jobs::drain(&args, true, common).await,
         Verb::Ckpt(command) => ckpt::main(&command, common).await,
         Verb::Compare(args) => compare::compare(&args, common),
         Verb::Data(args) => pass::to_trainer("data", &args, common),

@@ -4,7 +4,7 @@ use super::{error::CliError, local::Coordinator};
 use crate::{
     api,
     election::{Elector, Identity, Timing},
-    runtime::RuntimeConfig,
+    runtime::{Quarantine, RuntimeConfig},
     store::{EtcdAddress, EtcdStore, EtcdTls},
 };
 use common::daemon::{
@@ -29,6 +29,10 @@ pub(super) struct ServeArgs {
     state: PathBuf,
     #[command(flatten)]
     shared: SharedArgs,
+    /// A worker gets no new trainers after so many of its trainers were lost within ten minutes, for half an hour or until
+    /// `undrain`; 0 means never
+    #[arg(long, default_value_t = Quarantine::default().after, value_name = "N")]
+    quarantine_after: u32,
     /// Log as JSON lines
     #[arg(long)]
     log_json: bool,
@@ -64,6 +68,12 @@ struct SharedArgs {
     etcd_key: Option<PathBuf>,
 }
 
+impl ServeArgs {
+    fn quarantine(&self) -> Option<Quarantine> {
+        (self.quarantine_after > 0).then_some(Quarantine { after: self.quarantine_after, ..Quarantine::default() })
+    }
+}
+
 impl SharedArgs {
     fn address(&self, store: &str) -> Result<EtcdAddress, CliError> {
         let mut address = EtcdAddress::parse(store).map_err(CliError::usage)?;
@@ -88,7 +98,8 @@ pub(super) async fn serve(args: &ServeArgs) -> Result<u8, CliError> {
     if let Some(store) = &args.shared.store {
         return serve_shared(args, store).await;
     }
-    let mut coordinator = Coordinator::open_at(&args.state, args.listen).await?;
+    let runtime = RuntimeConfig { quarantine: args.quarantine(), ..RuntimeConfig::default() };
+    let mut coordinator = Coordinator::open_at(&args.state, args.listen, runtime).await?;
     tracing::info!(url = coordinator.url(), state = %args.state.display(), "the coordinator is up");
     let ended = tokio::select! {
         waited = wait() => waited.map(|()| 0),
@@ -121,7 +132,7 @@ async fn serve_shared(args: &ServeArgs, store: &str) -> Result<u8, CliError> {
     };
     let shutdown = Shutdown::new();
     let timing = Timing { ttl: Duration::from_secs(args.shared.leader_lease_s) };
-    let runtime = RuntimeConfig { return_within: RETURN, ..RuntimeConfig::default() };
+    let runtime = RuntimeConfig { return_within: RETURN, quarantine: args.quarantine(), ..RuntimeConfig::default() };
     let etcd = store.endpoints();
     let (elector, seats) = Elector::new(store, Identity { url: url.clone(), timing, runtime });
     let electing = elector.run(shutdown.token());

@@ -2,7 +2,7 @@
 
 use common::{
     daemon::clock::rfc3339,
-    status::{Failure, JobStatus, Phase},
+    status::{Failure, FailureCause, JobStatus, Phase},
 };
 
 /// The explanation, line by line. Pure: the status says it all.
@@ -52,6 +52,11 @@ fn cause(failure: &Failure) -> Vec<String> {
     }
     if let Some(log) = &failure.log {
         lines.push(format!("  log: {}", log.display()));
+    }
+    if let FailureCause::Hung(stuck) = &failure.cause
+        && let Some(stacks) = &stuck.stacks
+    {
+        lines.push(format!("  stacks of its threads, on that worker: {}", stacks.display()));
     }
     lines
 }

@@ -2,6 +2,7 @@
 
 use crate::rendezvous::Place;
 use common::{
+    cause::Stuck,
     ids::{Generation, JobId, Step},
     manifest::Manifest,
     plan::TrainPlan,
@@ -48,6 +49,13 @@ pub enum Command {
         /// How long it may take before it is killed.
         grace: Duration,
     },
+    /// Keep what the threads of a stuck one do, then kill it; it counts as lost for this.
+    EndStuck {
+        /// Which.
+        trainer: TrainerKey,
+        /// How it is stuck.
+        stuck: Box<Stuck>,
+    },
     /// Create `manifest.json`.
     CommitManifest {
         /// Who.
@@ -67,6 +75,7 @@ impl Command {
             | Command::SendPlan { trainer, .. }
             | Command::StopTrainer { trainer }
             | Command::EndTrainer { trainer, .. }
+            | Command::EndStuck { trainer, .. }
             | Command::CommitManifest { trainer, .. } => trainer,
         }
     }

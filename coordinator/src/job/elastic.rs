@@ -77,10 +77,11 @@ impl Step {
     /// Begins the next membership on these places: what lives there keeps its process and the state in its memory, the rest is
     /// started. `broken` says that nobody can end a step in the membership before.
     pub(super) fn go_on(&mut self, places: Vec<Place>, broken: bool) {
-        let before = self.state.membership.as_ref().map(|m| (m.newest_step(), m.stop));
+        let before = self.state.membership.as_ref().map(|m| (m.newest_step(), m.stop, m.leaving));
         self.begin(places);
-        if let (Some(membership), Some((held, stop))) = (self.state.membership.as_mut(), before) {
+        if let (Some(membership), Some((held, stop, leaving))) = (self.state.membership.as_mut(), before) {
             (membership.held, membership.stop, membership.broken) = (Some(held), stop, broken);
+            membership.leaving = leaving;
         }
     }
 

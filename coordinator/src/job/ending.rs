@@ -24,7 +24,7 @@ pub(super) struct Obituary {
 
 impl Step {
     /// A process ended: as it was told to, or by a failure that ends its generation.
-    pub(super) fn ended(&mut self, generation: Generation, place: &Place, obituary: Obituary) {
+    pub(super) fn ended(&mut self, generation: Generation, place: &Place, mut obituary: Obituary) {
         let ours = self.is_ours(obituary.cause.as_ref());
         let Some(membership) = self.current(generation) else { return };
         if membership.spare_mut(place).is_some() {
@@ -34,6 +34,11 @@ impl Step {
         let Some(member) = membership.member_mut(rank).filter(|member| !member.ended) else { return };
         member.ended = true;
         member.pid = obituary.pid.or(member.pid);
+        // Its worker may have been restarted since it was told to end it.
+        let killed = !ours && !matches!(obituary.cause, Some(FailureCause::Hung(_)));
+        if let Some(stuck) = member.stuck.take().filter(|_| killed) {
+            obituary.cause = Some(FailureCause::Hung(Box::new(stuck)));
+        }
         let cause = obituary.cause.clone();
         if !ours {
             self.fail(generation, place, obituary);
@@ -69,8 +74,10 @@ impl Step {
             log: obituary.log,
         };
         self.tell("failure", sentence(&failure));
-        let outside =
-            |failure: &Failure| matches!(failure.cause, FailureCause::Signal { .. } | FailureCause::WorkerLost);
+        let outside = |failure: &Failure| {
+            use FailureCause::{Diverged, Hung, OutOfMemory, Signal, WorkerLost};
+            matches!(failure.cause, Signal { .. } | WorkerLost | Hung(_) | OutOfMemory(_) | Diverged(_))
+        };
         let said = |other: &Failure| other.generation == generation && !outside(other);
         let before = self.state.failures.iter().position(said).filter(|_| outside(&failure));
         self.state.failures.insert(before.unwrap_or(self.state.failures.len()), failure);

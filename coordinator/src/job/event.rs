@@ -4,6 +4,7 @@ use crate::rendezvous::Place;
 use common::{
     ids::{Generation, Rank, Slot, Step, WorkerId, WorldSize},
     manifest::Share,
+    pulse::Pulse,
     status::{FailureCause, Progress},
 };
 use std::{collections::BTreeMap, path::PathBuf};
@@ -47,6 +48,13 @@ pub enum Event {
         step: Option<Step>,
         /// Which peer, in which operation.
         message: String,
+    },
+    /// A rank has got no further for a while, or goes on after that.
+    Pulse {
+        /// Where it runs.
+        place: Place,
+        /// Where it stands.
+        pulse: Box<Pulse>,
     },
     /// A rank's share of a checkpoint is on storage.
     CheckpointWritten {
@@ -108,6 +116,13 @@ pub enum Event {
     WorkerLost {
         /// Which.
         worker: WorkerId,
+    },
+    /// A worker is to be left, while its trainers still live.
+    WorkerLeaves {
+        /// Which.
+        worker: WorkerId,
+        /// Why.
+        why: super::Leaves,
     },
     /// A user wants the job to end with a checkpoint.
     Stop,

@@ -5,7 +5,7 @@ use crate::rendezvous::Place;
 use common::{
     ids::{Generation, Rank, Slot, Step, WorldSize},
     manifest::{DataCursor, Part, Share, paths},
-    recipe::{Elastic, EmbedStage, EvalStage, Faults, Models, Precision, Recipe, Stage},
+    recipe::{Detection, Elastic, EmbedStage, EvalStage, Faults, Models, Precision, Recipe, Stage},
     sampler::OrderSpec,
     status::{FailureCause, Progress},
     time::Timestamp,
@@ -43,7 +43,7 @@ pub(super) fn recipe() -> Recipe {
                 precision: None,
             }),
         ],
-        faults: Faults { max_failures: 2, max_no_progress: 1 },
+        faults: Faults { max_failures: 2, max_no_progress: 1, detect: Detection::default() },
         elastic: None,
     }
 }

@@ -76,6 +76,7 @@ impl Step {
         }
         self.enter(Life::Running);
         self.commands.extend(plans(&self.state));
+        self.commands.extend(super::leaving::stops(&self.state));
         let generation = self.state.generation;
         self.tell("running", format!("all trainers of generation {generation} have their plans"));
         if self.state.membership.as_ref().is_some_and(|membership| membership.stop) {
@@ -122,10 +123,10 @@ impl Step {
             self.end_all(After::Success);
         } else if stopping {
             self.end_all(After::Stop);
-        } else if whole {
+        } else if whole && !self.state.membership.as_ref().is_some_and(|membership| membership.leaving) {
             self.begin(self.next_places());
         } else {
-            // The trainers stopped by themselves: they had no agent for too long.
+            // The trainers stopped by themselves, for they had no agent for too long, or because a machine is to be left.
             self.end_all(After::Requeue);
         }
     }

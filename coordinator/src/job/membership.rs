@@ -3,7 +3,9 @@
 use super::TrainerKey;
 use crate::rendezvous::Place;
 use common::{
+    cause::Stuck,
     ids::{Generation, JobId, Rank, Step, WorldSize},
+    pulse::Pulse,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -39,6 +41,9 @@ pub struct Membership {
     pub told_silent: bool,
     /// Whether it committed a checkpoint.
     pub committed: bool,
+    /// Whether a machine of it is to be left: its ranks write a checkpoint and stop, and the job goes on elsewhere.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// Since when it is in the job's present life (starting, stopping, …).
     pub since: Timestamp,
     /// The members; the index is the rank.
@@ -77,6 +82,18 @@ pub struct Member {
     /// What it said of peers that it lost; absent while it works with them.
     #[serde(default)]
     pub apart: Option<Apart>,
+    /// What its machine said of it last; absent while it gets further.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulse: Option<Told>,
+    /// How many seconds of its own its recent steps took; absent before it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_step_s: Option<f64>,
+    /// Whether it is slower than the others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub straggles: bool,
+    /// Why it is being ended as stuck; absent while it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stuck: Option<Stuck>,
 }
 
 /// A rank that has lost its peers, and waits.
@@ -86,6 +103,15 @@ pub struct Apart {
     pub since: Timestamp,
     /// Which peer, in which operation.
     pub message: String,
+}
+
+/// Where a rank stood at a time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Told {
+    /// When that was heard.
+    pub at: Timestamp,
+    /// Where it stood.
+    pub pulse: Pulse,
 }
 
 /// How a rank finished its stage.
@@ -113,6 +139,7 @@ impl Membership {
             step_time: None,
             told_silent: false,
             committed: false,
+            leaving: false,
             since: now,
             members,
             spares: Vec::new(),
@@ -207,6 +234,10 @@ impl Member {
             silent: None,
             gone: false,
             apart: None,
+            pulse: None,
+            own_step_s: None,
+            straggles: false,
+            stuck: None,
         }
     }
 }

@@ -10,7 +10,9 @@ mod elastic;
 mod ending;
 mod event;
 mod generation;
+mod hang;
 mod journal;
+mod leaving;
 mod loaded;
 mod membership;
 mod owed;
@@ -20,8 +22,11 @@ mod reports;
 mod requests;
 mod state;
 mod status;
+mod straggler;
 mod transition;
 
+#[cfg(test)]
+mod detected;
 #[cfg(test)]
 mod fixture;
 #[cfg(test)]
@@ -34,6 +39,7 @@ mod table_elastic;
 pub use self::{
     command::{Command, TrainerKey},
     event::{Event, LivingTrainer, Resume},
+    leaving::Leaves,
     loaded::loaded,
     membership::{Apart, Finish, Member, Membership},
     owed::{owed, recover},

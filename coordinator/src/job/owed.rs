@@ -1,6 +1,6 @@
 //! What may not have arrived, and is sent again.
 
-use super::{Command, JobState, Life, Member, checkpoints, ending, generation};
+use super::{Command, JobState, Life, Member, checkpoints, ending, generation, hang, leaving};
 use common::ids::WorkerId;
 
 /// Every order that the job's state implies and nobody confirmed.
@@ -9,11 +9,12 @@ pub fn recover(state: &JobState) -> Vec<Command> {
         Life::Starting => starts(state),
         Life::Running => {
             let plans = generation::plans(state).into_iter();
-            plans.chain(checkpoints::commits(state)).chain(starts(state)).collect()
+            let orders = plans.chain(checkpoints::commits(state)).chain(starts(state));
+            orders.chain(hang::ends(state)).chain(leaving::stops(state)).collect()
         }
         Life::Stopping => {
             let plans = generation::plans(state).into_iter();
-            plans.chain(checkpoints::commits(state)).chain(stops(state)).collect()
+            plans.chain(checkpoints::commits(state)).chain(stops(state)).chain(hang::ends(state)).collect()
         }
         Life::Ending { .. } => ending::ends(state),
         Life::Queued { .. }

@@ -21,8 +21,16 @@ impl Step {
     /// Whether the loss of ranks with this cause is one that the others survive: the stage trains, so that they hold its state; no
     /// process said itself what is wrong, which another one would find as well; and the budgets allow it.
     pub(super) fn recovers(&self, cause: Option<&FailureCause>) -> bool {
+        let Some(membership) = self.state.membership.as_ref() else { return false };
+        let stage = self.state.recipe.stages.get(membership.stage);
+        let shards = stage.and_then(|stage| stage.training()).is_some_and(|training| training.optimizer.sharded);
         let died = match cause {
             Some(FailureCause::Signal { .. } | FailureCause::ExitCode { .. } | FailureCause::WorkerLost) => true,
+            Some(FailureCause::Hung(_)) => true,
+            // Another one would run out as well, unless it was a matter of what else there was: tried once.
+            Some(FailureCause::OutOfMemory(_)) => membership.advanced(),
+            // Most of the others agree, and have all there is.
+            Some(FailureCause::Diverged(diverged)) => !diverged.ranks.is_empty() && !shards,
             None | Some(FailureCause::Error { .. } | FailureCause::Spawn { .. }) => false,
         };
         died && self.may_go_on()

@@ -26,6 +26,7 @@ impl Step {
         let newest = membership.newest_step();
         if let Some(member) = membership.member_mut(rank) {
             member.step = member.step.max(Some(progress.step));
+            member.own_step_s = progress.own_step_s.or(member.own_step_s);
         }
         if membership.newest_step() > newest {
             membership.moved = Some(now);
@@ -38,6 +39,7 @@ impl Step {
             stage.progress = Some(progress);
         }
         self.grow();
+        self.stragglers();
     }
 
     /// A worker is back: what lives is as it was, what does not will be told of, or is missing.

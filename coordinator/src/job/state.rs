@@ -155,6 +155,9 @@ pub struct Counters {
     pub failures: u32,
     /// Generations that failed in a row without a newer committed step.
     pub no_progress: u32,
+    /// Times that a machine of the job was taken away with notice; nobody is to blame for these.
+    #[serde(default)]
+    pub preemptions: u32,
     /// Reports that were refused because their generation was over.
     pub refused: u64,
 }

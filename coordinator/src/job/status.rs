@@ -39,6 +39,9 @@ fn ranks(membership: &Membership) -> Vec<RankStatus> {
             slot: member.place.slot,
             pid: member.pid,
             peer: member.peer.clone(),
+            step: member.step,
+            own_step_s: member.own_step_s,
+            straggles: member.straggles,
         })
         .collect()
 }

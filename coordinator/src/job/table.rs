@@ -28,6 +28,7 @@ pub(super) fn short(command: &Command) -> String {
         }
         Command::StopTrainer { .. } => format!("stop {to}"),
         Command::EndTrainer { .. } => format!("end {to}"),
+        Command::EndStuck { .. } => format!("end stuck {to}"),
         Command::CommitManifest { step, .. } => format!("commit {to} step {step}"),
     }
 }

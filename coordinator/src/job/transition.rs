@@ -31,6 +31,7 @@ impl Step {
             Event::TrainerReady { generation, place, pid, peer } => self.ready(generation, &place, pid, peer),
             Event::Progress { place, progress } => self.progress(&place, *progress),
             Event::PeersLost { generation, rank, step, message } => self.apart(generation, rank, step, message),
+            Event::Pulse { place, pulse } => self.pulse(&place, *pulse),
             Event::CheckpointWritten { generation, rank, step, share } => self.written(generation, rank, step, *share),
             Event::CheckpointCommitted { generation, step } => self.committed(generation, step),
             Event::CheckpointFound { step } => self.found(step),
@@ -42,6 +43,7 @@ impl Step {
             }
             Event::WorkerRegistered { worker, living } => self.registered(&worker, &living),
             Event::WorkerLost { worker } => self.worker_lost(&worker),
+            Event::WorkerLeaves { worker, why } => self.leave(&worker, why),
             Event::Stop => self.stop(),
             Event::Resume(resume) => self.resume(resume),
             Event::Abandoned => self.abandoned(),

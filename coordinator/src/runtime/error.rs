@@ -13,6 +13,9 @@ pub enum RuntimeError {
     /// There is no such job.
     #[error("there is no job {0}: `llm2clip ps` lists the jobs")]
     UnknownJob(JobId),
+    /// There is no such worker.
+    #[error("there is no worker {0}: `llm2clip workers` lists them")]
+    UnknownWorker(WorkerId),
     /// The id belongs to another job.
     #[error("job {0} exists with another recipe or number of trainers: submit it under another id")]
     Exists(JobId),

@@ -107,6 +107,15 @@ impl Handle {
         self.ask(Input::Workers).await
     }
 
+    /// Gives a worker no new trainers, or, with `undo`, makes it one like others again. Jobs on it write a checkpoint and go on
+    /// elsewhere. Returns all workers.
+    ///
+    /// # Errors
+    /// When no such worker is known.
+    pub async fn drain(&self, worker: &WorkerId, undo: bool) -> Result<Vec<WorkerStatus>, RuntimeError> {
+        self.ask(|reply| Input::Drain(worker.clone(), undo, reply)).await
+    }
+
     /// Opens a worker's session; it replaces the one before.
     ///
     /// # Errors

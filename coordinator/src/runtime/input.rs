@@ -20,6 +20,8 @@ pub(super) enum Input {
     Events(JobId, u64, Reply<Vec<status::Event>>),
     Ask(JobId, Event, Reply<Arc<JobStatus>>),
     Workers(Reply<Vec<WorkerStatus>>),
+    /// Drain it; or, with `true`, make it one like others again.
+    Drain(WorkerId, bool, Reply<Vec<WorkerStatus>>),
     Open(Opening, mpsc::Sender<Command>, Reply<SessionId>),
     Report(WorkerId, SessionId, Report, Reply<()>),
     Closed(WorkerId, SessionId),
@@ -45,6 +47,8 @@ pub struct Opening {
 pub enum Report {
     /// It is there.
     Heartbeat,
+    /// Its machine is being taken away.
+    Leaving,
     /// Something happened to a job of it.
     Job(JobId, Box<Event>),
 }

@@ -6,6 +6,7 @@
 mod authority;
 mod calendar;
 mod error;
+mod fitness;
 mod handle;
 mod input;
 mod jobs;
@@ -18,6 +19,7 @@ mod workers;
 pub use self::{
     authority::Authority,
     error::RuntimeError,
+    fitness::Quarantine,
     handle::{Handle, Session},
     input::{Opening, Report},
     outside::{Answer, Outside, ThisMachine},

@@ -3,18 +3,19 @@
 use super::{
     Authority, Handle, Opening, Outside, Report, RuntimeError, ThisMachine,
     calendar::Calendar,
+    fitness::{Fitness, Quarantine},
     input::{Input, Reply, SessionId},
     jobs::Jobs,
     placing, storage,
     workers::Workers,
 };
 use crate::{
-    job::{self, Command, Event, JobState, Life, LivingTrainer, Submission},
+    job::{self, Command, Event, JobState, Leaves, Life, LivingTrainer, Submission},
     store::Store,
 };
 use common::{
     ids::{JobId, WorkerId},
-    status::JobStatus,
+    status::{FailureCause, JobStatus, WorkerStatus},
     time::Timestamp,
 };
 use std::{sync::Arc, time::Duration};
@@ -42,6 +43,8 @@ pub struct RuntimeConfig {
     pub outside: Arc<dyn Outside>,
     /// What decides: [`job::transition`].
     pub decide: Decide,
+    /// When a machine gets no new trainers because too many were lost on it; absent means never.
+    pub quarantine: Option<Quarantine>,
 }
 
 /// A decision: what an event makes of a job.
@@ -50,7 +53,13 @@ pub type Decide = fn(&JobState, Event, Timestamp) -> (JobState, Vec<Command>);
 impl Default for RuntimeConfig {
     fn default() -> Self {
         let outside = Arc::new(ThisMachine);
-        Self { lease: Duration::from_secs(5), return_within: Duration::from_secs(5), outside, decide: job::transition }
+        Self {
+            lease: Duration::from_secs(5),
+            return_within: Duration::from_secs(5),
+            outside,
+            decide: job::transition,
+            quarantine: None,
+        }
     }
 }
 
@@ -70,6 +79,7 @@ pub struct Runtime<S> {
     listened: Instant,
     /// The loop was held up, and has not listened since.
     hears_first: bool,
+    fitness: Fitness,
 }
 
 impl<S: Store> Runtime<S> {
@@ -82,6 +92,7 @@ impl<S: Store> Runtime<S> {
         let mut calendar = Calendar::begin(config.outside.clone(), jobs.newest_change());
         let now = calendar.now();
         jobs.begin_waits_anew(now);
+        let fitness = Fitness::load(&store).await?;
         let mut workers = Workers::default();
         for place in placing::held(&jobs).into_keys() {
             let extra = config.return_within.saturating_sub(config.lease);
@@ -103,6 +114,7 @@ impl<S: Store> Runtime<S> {
                 moved: true,
                 listened: Instant::now(),
                 hears_first: false,
+                fitness,
             },
         ))
     }
@@ -157,7 +169,11 @@ impl<S: Store> Runtime<S> {
                 let result = self.request(&job, event).await;
                 answer(reply, result)
             }
-            Input::Workers(reply) => answer(reply, Ok(self.workers.statuses(&placing::held(&self.jobs)))),
+            Input::Workers(reply) => answer(reply, Ok(self.worker_statuses())),
+            Input::Drain(worker, undo, reply) => {
+                let result = self.drain(&worker, undo).await;
+                answer(reply, result)
+            }
             Input::Open(opening, outbox, reply) => {
                 let result = self.open_session(opening, outbox).await;
                 answer(reply, result)
@@ -245,7 +261,14 @@ impl<S: Store> Runtime<S> {
         if !self.workers.heard(&worker, session, now, Instant::now()) {
             return Err(RuntimeError::SessionOver(worker));
         }
-        let Report::Job(job, event) = report else { return Ok(()) };
+        let (job, event) = match report {
+            Report::Heartbeat => return Ok(()),
+            Report::Leaving => {
+                self.workers.leaves(&worker);
+                return self.leave(&worker, Leaves::Preempted).await;
+            }
+            Report::Job(job, event) => (job, event),
+        };
         match event.as_ref() {
             Event::TrainerReady { generation, place, .. } => self.workers.occupy(place, &job, *generation),
             Event::TrainerEnded { generation, place, .. } => {
@@ -258,7 +281,48 @@ impl<S: Store> Runtime<S> {
             tracing::warn!(job = %job, worker = %worker, "ignored a report of an unknown job");
             return Ok(());
         }
-        self.apply(&job, *event).await
+        let fault = is_fault(&event);
+        self.apply(&job, *event).await?;
+        match self.config.quarantine.filter(|_| fault) {
+            Some(rule) if self.fitness.fault(&self.store, &worker, rule, now).await? => {
+                tracing::warn!(worker = %worker, "in quarantine: too many trainers were lost there");
+                self.leave(&worker, Leaves::Quarantined).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Drains a worker, or lifts that.
+    async fn drain(&mut self, worker: &WorkerId, undo: bool) -> Result<Vec<WorkerStatus>, RuntimeError> {
+        if !self.workers.knows(worker) {
+            return Err(RuntimeError::UnknownWorker(worker.clone()));
+        }
+        tracing::info!(worker = %worker, undo, "drain");
+        if undo {
+            self.fitness.undrain(&self.store, worker).await?;
+        } else {
+            self.fitness.drain(&self.store, worker).await?;
+            self.leave(worker, Leaves::Drained).await?;
+        }
+        self.place().await?;
+        Ok(self.worker_statuses())
+    }
+
+    /// Has every job leave a worker.
+    async fn leave(&mut self, worker: &WorkerId, why: Leaves) -> Result<(), RuntimeError> {
+        for job in self.every_job() {
+            self.apply(&job, Event::WorkerLeaves { worker: worker.clone(), why }).await?;
+        }
+        Ok(())
+    }
+
+    fn worker_statuses(&mut self) -> Vec<WorkerStatus> {
+        let now = self.now();
+        let mut statuses = self.workers.statuses(&placing::held(&self.jobs));
+        for status in &mut statuses {
+            status.barred = self.fitness.barred(&status.worker, now).or(status.barred);
+        }
+        statuses
     }
 
     /// Silence that nobody could have been heard in is nobody's: when the loop was held up, by its store or by whatever stopped
@@ -307,7 +371,11 @@ impl<S: Store> Runtime<S> {
         });
         let waiting: Vec<JobId> = waiting.into_iter().map(|state| state.job.clone()).collect();
         for job in waiting {
-            let free = placing::free_places(&self.jobs, &self.workers);
+            let now = self.now();
+            let fit =
+                |worker: &WorkerId| self.fitness.barred(worker, now).is_none() && !self.workers.is_leaving(worker);
+            let mut free = placing::free_places(&self.jobs, &self.workers);
+            free.retain(|place| fit(&place.worker));
             let state = self.jobs.get(&job)?;
             if matches!(state.life, Life::Queued { .. }) && free.len() >= state.ranks().0 as usize {
                 self.confirm(&job).await?;
@@ -329,10 +397,12 @@ impl<S: Store> Runtime<S> {
     async fn apply(&mut self, job: &JobId, event: Event) -> Result<(), RuntimeError> {
         let now = self.now();
         let state = self.jobs.get(job)?;
-        let lazily = matches!(event, Event::Progress { .. });
+        let reports = matches!(event, Event::Progress { .. } | Event::Pulse { .. });
         let (next, commands) = (self.config.decide)(state, event, now);
         if next != *state {
-            self.moved |= !lazily;
+            self.moved |= !reports;
+            // What leads to orders is stored before they are given.
+            let lazily = reports && commands.is_empty();
             self.jobs.update(&self.store, next, lazily, now).await?;
         }
         // The store may have taken its time.
@@ -353,6 +423,18 @@ impl<S: Store> Runtime<S> {
 
     fn every_job(&self) -> Vec<JobId> {
         self.jobs.states().into_iter().map(|state| state.job.clone()).collect()
+    }
+}
+
+/// Whether it is a loss that the machine may be to blame for.
+fn is_fault(event: &Event) -> bool {
+    use FailureCause::{Diverged, ExitCode, Hung, OutOfMemory, Signal};
+    let Event::TrainerEnded { cause: Some(cause), .. } = event else { return false };
+    match cause {
+        Signal { signal } => *signal != 15,
+        Diverged(diverged) => !diverged.ranks.is_empty(),
+        ExitCode { .. } | Hung(_) | OutOfMemory(_) => true,
+        FailureCause::Error { .. } | FailureCause::Spawn { .. } | FailureCause::WorkerLost => false,
     }
 }
 

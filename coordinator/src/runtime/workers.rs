@@ -7,7 +7,7 @@ use crate::{
 };
 use common::{
     ids::{Generation, JobId, Slot, WorkerId},
-    status::{Inventory, WorkerStatus},
+    status::{Barred, Inventory, WorkerStatus},
     time::Timestamp,
 };
 use std::{
@@ -34,6 +34,8 @@ struct Worker {
     seen: Timestamp,
     heard: Instant,
     lost: bool,
+    /// Its machine is being taken away; a new session is of one that is not.
+    leaving: bool,
     occupied: BTreeMap<Slot, (JobId, Generation)>,
 }
 
@@ -46,6 +48,7 @@ impl Workers {
             seen: now,
             heard: at,
             lost: false,
+            leaving: false,
             occupied: BTreeMap::new(),
         });
     }
@@ -67,6 +70,7 @@ impl Workers {
             seen: now,
             heard: at,
             lost: false,
+            leaving: false,
             occupied: occupied.collect(),
         };
         self.known.insert(opening.worker.clone(), worker);
@@ -81,6 +85,23 @@ impl Workers {
         }
         (worker.seen, worker.heard) = (now, at);
         true
+    }
+
+    /// Its machine is being taken away.
+    pub(super) fn leaves(&mut self, worker: &WorkerId) {
+        if let Some(worker) = self.known.get_mut(worker) {
+            worker.leaving = true;
+        }
+    }
+
+    /// Whether its machine is being taken away.
+    pub(super) fn is_leaving(&self, worker: &WorkerId) -> bool {
+        self.known.get(worker).is_some_and(|worker| worker.leaving)
+    }
+
+    /// Whether it is or was there.
+    pub(super) fn knows(&self, worker: &WorkerId) -> bool {
+        self.known.contains_key(worker)
     }
 
     /// The session's connection ended.
@@ -169,6 +190,7 @@ impl Workers {
                     connected: worker.session.is_some(),
                     seen: worker.seen,
                     busy: busy.into_iter().collect(),
+                    barred: worker.leaving.then_some(Barred::Leaving),
                 }
             })
             .collect()

@@ -124,7 +124,7 @@ impl World {
     /// It says what is wrong, and ends.
     fn fail(&mut self, at: At, generation: Generation, message: &str) {
         let message = message.to_owned();
-        let failed = Report::Failed { generation: Some(generation), message: message.clone() };
+        let failed = Report::Failed { generation: Some(generation), message: message.clone(), cause: None };
         if self.process(at).is_some_and(|process| process.link.gone_since.is_none()) {
             self.report_once(at, failed);
         }

@@ -155,6 +155,7 @@ pub async fn agent(shared: Shared, machine: usize, scenario: Arc<Scenario>) -> t
         peer_host: format!("m{machine}"),
         lease: super::trainer::LEASE,
         ranks_per_gpu: 0,
+        preempt_grace: None,
     };
     let host = SimHost { shared, machine };
     agent::run_in(config, Surroundings { network: SimNetwork, host, events }, std::future::pending()).await?;
@@ -188,7 +189,14 @@ impl Host for SimHost {
             let now = if lives {
                 Ok(self.handle(pid, slot, record.log.clone()))
             } else {
-                Err(End { slot, pid, exit: Exit::Unknown, last_lines: Vec::new() })
+                Err(End {
+                    slot,
+                    pid,
+                    exit: Exit::Unknown,
+                    last_lines: Vec::new(),
+                    memory: Default::default(),
+                    stacks: None,
+                })
             };
             Found { record, now }
         });
@@ -237,6 +245,14 @@ impl Steer for SimHandle {
             process.signals.term_at.get_or_insert(now + takes);
             let kill_at = now + grace;
             process.signals.kill_at = Some(process.signals.kill_at.map_or(kill_at, |earlier| earlier.min(kill_at)));
+        }
+    }
+
+    fn end_stuck(&self) {
+        let mut world = self.shared.lock();
+        let now = world.now;
+        if let Some(process) = world.process(self.at) {
+            process.signals.kill_at = Some(now);
         }
     }
 }

@@ -194,7 +194,14 @@ impl World {
             return;
         }
         let last_lines = vec![why.to_owned()];
-        machine.tell(SupervisorEvent::Ended(End { slot: process.slot, pid: process.pid, exit, last_lines }));
+        machine.tell(SupervisorEvent::Ended(End {
+            slot: process.slot,
+            pid: process.pid,
+            exit,
+            last_lines,
+            memory: Default::default(),
+            stacks: None,
+        }));
     }
 
     /// An agent begins: the trainers that live connect to it.

@@ -37,6 +37,10 @@ pub struct Options {
     /// How many trainers of this machine share a GPU, those of its other workers too; follows from --trainers unless given
     #[arg(long, value_name = "N")]
     pub ranks_per_gpu: Option<u32>,
+    /// SIGTERM means that this machine is taken away after so many seconds: trainers write a checkpoint and stop, and their
+    /// jobs go on elsewhere. Without it trainers go on and wait for the next worker [minimum: 30]
+    #[arg(long, value_name = "SECONDS")]
+    pub preempt_grace_s: Option<u64>,
 }
 
 /// Validated.
@@ -58,6 +62,8 @@ pub struct Config {
     pub lease: Duration,
     /// How many trainers of this machine compute on one GPU; 0 when it has none.
     pub ranks_per_gpu: u32,
+    /// How long after SIGTERM the machine is there; absent when it stays.
+    pub preempt_grace: Option<Duration>,
 }
 
 /// What is wrong with a worker's settings.
@@ -88,6 +94,11 @@ pub enum ConfigError {
     /// A number that must not be 0.
     #[error("{0} must be 1 or more")]
     Zero(&'static str),
+    /// Too short for a checkpoint.
+    #[error(
+        "--preempt-grace-s is {0}: within less than 30 s nothing could be saved; leave it out, and trainers are left running"
+    )]
+    ShortGrace(u64),
     /// Nothing says where the worker may keep its state.
     #[error("no folder for the worker's state: give --state DIR, or set HOME")]
     NoState,
@@ -117,6 +128,7 @@ impl Options {
             peer_host: self.peer_host.or(file.peer_host),
             lease_s: self.lease_s.or(file.lease_s),
             ranks_per_gpu: self.ranks_per_gpu.or(file.ranks_per_gpu),
+            preempt_grace_s: self.preempt_grace_s.or(file.preempt_grace_s),
         }
     }
 
@@ -148,6 +160,10 @@ impl Options {
             peer_host: self.peer_host.unwrap_or_else(|| "127.0.0.1".to_owned()),
             lease: if lease_s == 0 { return Err(ConfigError::Zero("--lease-s")) } else { Duration::from_secs(lease_s) },
             ranks_per_gpu,
+            preempt_grace: match self.preempt_grace_s {
+                Some(seconds) if seconds < 30 => return Err(ConfigError::ShortGrace(seconds)),
+                seconds => seconds.map(Duration::from_secs),
+            },
             worker,
         })
     }
@@ -197,6 +213,7 @@ mod tests {
         check("trainers = 0\nstate = '/s'\ncoordinator = 'http://a:1'", "--trainers must be 1 or more");
         check("lease_s = 0\nstate = '/s'\ncoordinator = 'http://a:1'", "--lease-s must be 1 or more");
         check("id = 'my box'", "--id");
+        check("preempt_grace_s = 5\nstate = '/s'\ncoordinator = 'http://a:1'", "--preempt-grace-s is 5");
         assert!(toml::from_str::<Options>("trainer = 1").is_err());
     }
 }

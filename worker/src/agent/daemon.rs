@@ -14,7 +14,10 @@ use std::{
     collections::{BTreeMap, VecDeque},
     time::Duration,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
@@ -22,6 +25,8 @@ use tonic::transport::Endpoint;
 const WAITING_EVENTS: usize = 256;
 /// How long the session may take to end.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
+/// How long before the end of a grace what is left is ended: trainers that do not listen are killed after 10 s.
+const LAST: Duration = Duration::from_secs(12);
 
 /// Why the agent cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +54,8 @@ pub enum Leaving {
     Alone,
     /// End all trainers, then end.
     WithTrainers,
+    /// The machine is taken away after this time: trainers write a checkpoint and stop, what is left then is ended.
+    Preempted(Duration),
 }
 
 /// All that can happen.
@@ -57,6 +64,7 @@ enum Event {
     Session(SessionEvent),
     Supervisor(SupervisorEvent),
     Leave(Leaving),
+    GraceOver,
 }
 
 /// What an agent has around it.
@@ -122,14 +130,21 @@ pub async fn run_in<N: Network, H: Host>(
     shutdown.spawn(Session { search, worker, hand_over, network, token: shutdown.token() }.run());
     tokio::pin!(leave);
     let mut asked = false;
+    let mut grace_until = None;
     while !agent.left {
         let event = tokio::select! {
             biased; // What became of a trainer goes before an order that may be about it.
             leaving = &mut leave, if !asked => Event::Leave(leaving),
             Some(event) = from_supervisor.recv() => Event::Supervisor(event),
             Some(event) = from_session.recv() => Event::Session(event),
+            () = sleep_until(grace_until.unwrap_or_else(Instant::now)), if grace_until.is_some() => Event::GraceOver,
         };
         asked |= matches!(event, Event::Leave(_));
+        grace_until = match event {
+            Event::Leave(Leaving::Preempted(grace)) => Some(Instant::now() + grace.saturating_sub(LAST)),
+            Event::GraceOver => None,
+            _ => grace_until,
+        };
         agent.handle(event);
     }
     drop(agent);
@@ -182,13 +197,15 @@ impl<H: Host> Agent<H> {
             Event::Supervisor(SupervisorEvent::Ended(end)) => {
                 tracing::info!(slot = %end.slot, pid = end.pid, exit = ?end.exit, "a trainer ended");
                 self.handles.remove(&end.slot);
-                self.state.ended(end.slot, end.pid, end.exit, end.last_lines)
+                self.state.ended(end)
             }
+            Event::Supervisor(SupervisorEvent::Pulse { slot, pid, pulse }) => self.state.pulse(slot, pid, pulse),
             Event::Leave(Leaving::Alone) => {
                 self.left = true;
                 Vec::new()
             }
-            Event::Leave(Leaving::WithTrainers) => self.state.leave(),
+            Event::Leave(Leaving::WithTrainers) | Event::GraceOver => self.state.leave(),
+            Event::Leave(Leaving::Preempted(_)) => self.state.preempt(),
         };
         self.act(actions);
     }
@@ -220,7 +237,9 @@ impl<H: Host> Agent<H> {
                     self.with(slot, |trainer| trainer.remember(generation, peer));
                 }
                 Action::End(slot, grace) => self.with(slot, |trainer| trainer.end(grace)),
+                Action::EndStuck(slot) => self.with(slot, Steer::end_stuck),
                 Action::Tell(report) => self.tell(WorkerMessage::Report(report)),
+                Action::TellLeaving => self.tell(WorkerMessage::Leaving),
                 Action::Leave => self.left = true,
             }
         }
@@ -237,7 +256,10 @@ impl<H: Host> Agent<H> {
     fn tell(&self, message: WorkerMessage) {
         let Some((sender, token)) = &self.outbox else { return };
         match sender.try_send(message) {
-            Ok(()) | Err(mpsc::error::TrySendError::Full(WorkerMessage::Report(WorkerReport::Progress { .. }))) => {}
+            Ok(())
+            | Err(mpsc::error::TrySendError::Full(WorkerMessage::Report(
+                WorkerReport::Progress { .. } | WorkerReport::Pulse { .. },
+            ))) => {}
             Err(_) => token.cancel(),
         }
     }

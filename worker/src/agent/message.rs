@@ -1,9 +1,11 @@
 //! What the coordinator orders and what the worker reports, in the terms of crate `common`.
 
 use common::{
+    cause::Stuck,
     ids::{Generation, JobId, Rank, Slot, Step},
     manifest::{Manifest, Share},
     plan::TrainPlan,
+    pulse::Pulse,
     status::{FailureCause, Inventory, Progress},
 };
 use std::{path::PathBuf, time::Duration};
@@ -27,6 +29,8 @@ pub enum WorkerOrder {
     Stop { trainer: TrainerRef },
     /// End the process.
     End { trainer: TrainerRef, grace: Duration },
+    /// Keep what its threads do, then kill it; it counts as lost for this.
+    EndStuck { trainer: TrainerRef, stuck: Box<Stuck> },
     /// Create a manifest.
     Commit { trainer: TrainerRef, step: Step, manifest: Box<Manifest> },
     /// Something for this trainer that cannot be read; it would be waited for in vain.
@@ -40,6 +44,8 @@ pub enum WorkerReport {
     Ready(Ready),
     /// How far it is.
     Progress { trainer: TrainerRef, progress: Box<Progress> },
+    /// It has got no further for a while, or goes on after that.
+    Pulse { trainer: TrainerRef, pulse: Box<Pulse> },
     /// A share of a checkpoint is on storage.
     CheckpointWritten { trainer: TrainerRef, rank: Rank, step: Step, share: Box<Share> },
     /// A manifest exists.
@@ -80,6 +86,8 @@ pub enum WorkerMessage {
     Register { inventory: Inventory, trainers: Vec<Ready> },
     /// The worker lives.
     Heartbeat,
+    /// Its machine is being taken away.
+    Leaving,
     /// What happened.
     Report(WorkerReport),
 }

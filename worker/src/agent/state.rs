@@ -2,11 +2,13 @@
 
 use super::message::{Ended, Ready, TrainerRef, WorkerOrder, WorkerReport};
 use crate::supervisor::{
-    Assignment, Exit,
+    Assignment, End,
     ipc::{Order, Report},
 };
 use common::{
+    cause::Stuck,
     ids::{Generation, JobId, Slot},
+    pulse::Pulse,
     status::FailureCause,
 };
 use std::{
@@ -31,8 +33,12 @@ pub enum Action {
     Remember(Slot, Generation, Option<String>),
     /// End a trainer's process within a grace.
     End(Slot, Duration),
+    /// Keep what a stuck trainer's threads do, then kill it.
+    EndStuck(Slot),
     /// Tell the coordinator.
     Tell(WorkerReport),
+    /// Tell it that this machine is being taken away.
+    TellLeaving,
     /// All trainers are gone, and so may the agent be.
     Leave,
 }
@@ -48,7 +54,9 @@ struct Trainer {
     peer: Option<String>,
     log: PathBuf,
     /// What it said when it could not go on.
-    said: Option<String>,
+    said: Option<FailureCause>,
+    /// Why it is ended as stuck; absent when it is not.
+    stuck: Option<Box<Stuck>>,
     /// It was asked to end.
     ending: bool,
     /// What the slot is for once this one is gone.
@@ -95,9 +103,9 @@ impl State {
 
     fn insert(&mut self, trainer: TrainerRef, pid: u32, peer: Option<String>, log: PathBuf) {
         let TrainerRef { job, generation, slot } = trainer;
-        let (said, ending, next, kept) = (None, false, None, VecDeque::new());
+        let (said, stuck, ending, next, kept) = (None, None, false, None, VecDeque::new());
         self.ends.remove(&slot);
-        self.trainers.insert(slot, Trainer { job, generation, pid, peer, log, said, ending, next, kept });
+        self.trainers.insert(slot, Trainer { job, generation, pid, peer, log, said, stuck, ending, next, kept });
     }
 
     /// The trainers that a new session begins with.
@@ -110,7 +118,8 @@ impl State {
         self.connected = true;
         let kept = self.trainers.values().flat_map(|trainer| trainer.kept.iter().cloned());
         let ends = self.ends.values().cloned().map(WorkerReport::Ended);
-        kept.chain(ends).map(Action::Tell).collect()
+        let leaving = self.leaving.then_some(Action::TellLeaving);
+        leaving.into_iter().chain(kept.chain(ends).map(Action::Tell)).collect()
     }
 
     /// The session is gone. Trainers go on.
@@ -129,11 +138,31 @@ impl State {
         actions
     }
 
+    /// This machine is being taken away: every trainer writes a checkpoint and stops, and the coordinator, which ends them then,
+    /// is told that nobody is to blame. [`State::leave`] comes after the grace.
+    pub fn preempt(&mut self) -> Vec<Action> {
+        self.leaving = true;
+        if self.trainers.is_empty() {
+            return vec![Action::Leave];
+        }
+        // A stop of one rank is one of all, whether or not the coordinator hears of it.
+        let stops = self.trainers.keys().map(|slot| Action::Order(*slot, Order::Stop));
+        self.connected.then_some(Action::TellLeaving).into_iter().chain(stops).collect()
+    }
+
     /// What an order of the coordinator leads to.
     pub fn order(&mut self, order: WorkerOrder) -> Vec<Action> {
         match order {
             WorkerOrder::Start { trainer, output } => self.start(trainer, output),
             WorkerOrder::End { trainer, grace } => self.end_ordered(trainer, grace),
+            WorkerOrder::EndStuck { trainer, stuck } => match self.named(&trainer) {
+                // Of a later membership it is not known that it is stuck.
+                Some(living) if living.generation == trainer.generation && living.stuck.is_none() => {
+                    living.stuck = Some(stuck);
+                    vec![Action::EndStuck(trainer.slot)]
+                }
+                _ => Vec::new(),
+            },
             WorkerOrder::Plan { trainer, plan } => self.pass(&trainer, Order::Plan(plan)),
             WorkerOrder::Stop { trainer } => self.pass(&trainer, Order::Stop),
             WorkerOrder::Commit { trainer, step, manifest } => {
@@ -141,7 +170,7 @@ impl State {
             }
             WorkerOrder::Unreadable { trainer, message } => match self.named(&trainer) {
                 Some(living) => {
-                    living.said = Some(message);
+                    living.said = Some(FailureCause::Error { message });
                     self.end(trainer.slot, GRACE)
                 }
                 None => Vec::new(),
@@ -276,8 +305,8 @@ impl State {
                 let trainer = name(progress.generation);
                 return self.tell(Some(WorkerReport::Progress { trainer, progress }));
             }
-            Report::Failed { message, .. } => {
-                living.said = Some(message);
+            Report::Failed { message, cause, .. } => {
+                living.said = Some(cause.unwrap_or(FailureCause::Error { message }));
                 return Vec::new();
             }
             Report::CheckpointWritten { generation, rank, step, share } => {
@@ -297,14 +326,29 @@ impl State {
         self.tell(Some(told))
     }
 
+    /// A trainer has got no further for a while, or goes on after that.
+    pub fn pulse(&mut self, slot: Slot, pid: u32, pulse: Box<Pulse>) -> Vec<Action> {
+        let living = self.trainers.get(&slot).filter(|living| living.pid == pid);
+        let report = living.map(|living| WorkerReport::Pulse {
+            trainer: TrainerRef { generation: pulse.generation, ..living.name(slot) },
+            pulse,
+        });
+        self.tell(report)
+    }
+
     /// A trainer's process is gone.
-    pub fn ended(&mut self, slot: Slot, pid: u32, exit: Exit, last_lines: Vec<String>) -> Vec<Action> {
+    pub fn ended(&mut self, end: End) -> Vec<Action> {
+        let End { slot, pid, exit, last_lines, memory, stacks } = end;
         if self.trainers.get(&slot).is_none_or(|living| living.pid != pid) {
             return Vec::new();
         }
         let Some(gone) = self.trainers.remove(&slot) else { return Vec::new() };
         let trainer = gone.name(slot);
-        let cause = exit.cause(gone.said);
+        let ran_out = memory.ran_out(gone.said.as_ref().and_then(words));
+        let cause = match gone.stuck {
+            Some(stuck) => Some(FailureCause::Hung(Box::new(Stuck { stacks, ..*stuck }))),
+            None => ran_out.map(FailureCause::OutOfMemory).or_else(|| exit.cause(gone.said)),
+        };
         let mut actions = self.ended_as(Ended { trainer, cause, pid: Some(pid), last_lines, log: Some(gone.log) });
         match gone.next {
             Some(next) if self.leaving => {
@@ -329,6 +373,11 @@ impl State {
     fn tell(&self, report: Option<WorkerReport>) -> Vec<Action> {
         report.filter(|_| self.connected).map(Action::Tell).into_iter().collect()
     }
+}
+
+/// A last word that is no typed cause yet.
+fn words(said: &FailureCause) -> Option<&str> {
+    if let FailureCause::Error { message } = said { Some(message) } else { None }
 }
 
 impl Trainer {

@@ -56,6 +56,13 @@ pub fn decode(message: v1::ToWorker) -> Result<Incoming, WireError> {
             }
         }
         Message::StopTrainer(stop) => WorkerOrder::Stop { trainer: trainer(stop.trainer)? },
+        Message::EndTrainer(end) if !end.stuck.is_empty() => {
+            let trainer = trainer(end.trainer)?;
+            match serde_json::from_str(&end.stuck) {
+                Ok(stuck) => WorkerOrder::EndStuck { trainer, stuck },
+                Err(error) => unreadable(trainer, "finding of a stuck trainer", &error),
+            }
+        }
         Message::EndTrainer(end) => {
             WorkerOrder::End { trainer: trainer(end.trainer)?, grace: Duration::from_millis(end.grace_ms) }
         }
@@ -91,6 +98,7 @@ pub fn encode(worker: &WorkerId, newest: Option<Term>, message: WorkerMessage) -
             term: newest.map(|term| term.0),
         }),
         WorkerMessage::Heartbeat => Message::Heartbeat(v1::Heartbeat {}),
+        WorkerMessage::Leaving => Message::Leaving(v1::Leaving {}),
         WorkerMessage::Report(report) => encode_report(report),
     };
     v1::FromWorker { message: Some(message) }
@@ -102,6 +110,9 @@ fn encode_report(report: WorkerReport) -> from_worker::Message {
         WorkerReport::Ready(content) => Message::TrainerReady(ready(content)),
         WorkerReport::Progress { trainer, progress } => {
             Message::TrainerProgress(v1::TrainerProgress { trainer: name(trainer), progress: json(&progress) })
+        }
+        WorkerReport::Pulse { trainer, pulse } => {
+            Message::TrainerPulse(v1::TrainerPulse { trainer: name(trainer), pulse: json(&pulse) })
         }
         WorkerReport::CheckpointWritten { trainer, rank, step, share } => {
             let (trainer, share) = (name(trainer), json(&share));
@@ -172,6 +183,9 @@ mod tests {
         let trainer = Some(v1::TrainerRef { job: "../x".into(), generation: 1, slot: 0 });
         check(Some(Message::StopTrainer(v1::StopTrainer { trainer })), "`../x` is no job id");
         check(None, "update llm2clip-worker");
-        check(Some(Message::EndTrainer(v1::EndTrainer { trainer: reference(), grace_ms: 1500 })), "grace: 1.5s");
+        check(
+            Some(Message::EndTrainer(v1::EndTrainer { trainer: reference(), grace_ms: 1500, ..Default::default() })),
+            "grace: 1.5s",
+        );
     }
 }

@@ -12,7 +12,7 @@ use agent::{Config, ConfigError, Leaving, Machine, Options, config};
 use clap::Parser;
 use common::daemon::{shutdown, telemetry};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 /// Exit code for settings that cannot be.
 const USAGE: u8 = 2;
@@ -35,6 +35,10 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == supervisor::hold::ARGUMENT) {
+        return supervisor::hold::main(arguments);
+    }
     let cli = Cli::parse();
     telemetry::init(cli.log_json);
     let parent = getppid();
@@ -53,7 +57,8 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &format_args!("cannot start: {error}")),
     };
-    match runtime.block_on(agent::run(config, leave(with_parent))) {
+    let grace = config.preempt_grace;
+    match runtime.block_on(agent::run(config, leave(with_parent, grace))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &error),
     }
@@ -64,13 +69,18 @@ fn resolve(cli: Cli) -> Result<Config, ConfigError> {
     cli.options.over(file).resolve(Machine::look(), config::state_home())
 }
 
-/// Waits for SIGTERM or SIGINT. Without a parent to follow, trainers are left to the next daemon.
-async fn leave(with_parent: bool) -> Leaving {
+/// Waits for SIGTERM or SIGINT. Without a parent to follow, trainers are left to the next daemon, unless the machine is taken
+/// away.
+async fn leave(with_parent: bool, grace: Option<Duration>) -> Leaving {
     match shutdown::signalled().await {
         Ok(signal) => tracing::info!(signal, with_parent, "ending"),
         Err(error) => tracing::error!(%error, "cannot wait for signals, ending"),
     }
-    if with_parent { Leaving::WithTrainers } else { Leaving::Alone }
+    match grace {
+        _ if with_parent => Leaving::WithTrainers,
+        Some(grace) => Leaving::Preempted(grace),
+        None => Leaving::Alone,
+    }
 }
 
 fn fail(code: u8, error: &dyn std::fmt::Display) -> ExitCode {

@@ -41,6 +41,9 @@ pub trait Steer {
 
     /// Sends SIGTERM, and SIGKILL if the process is still there after the grace.
     fn end(&self, grace: Duration);
+
+    /// Keeps the stacks of its threads, then kills it.
+    fn end_stuck(&self);
 }
 
 impl Host for Supervisor {
@@ -74,5 +77,9 @@ impl Steer for Handle {
 
     fn end(&self, grace: Duration) {
         Handle::end(self, grace);
+    }
+
+    fn end_stuck(&self) {
+        Handle::end_stuck(self);
     }
 }

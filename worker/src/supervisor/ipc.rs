@@ -7,7 +7,7 @@ use common::{
     ids::{Generation, Rank, Step},
     manifest::{Manifest, Share},
     plan::TrainPlan,
-    status::Progress,
+    status::{FailureCause, Progress},
 };
 use serde::{Deserialize, Serialize};
 
@@ -92,5 +92,8 @@ pub enum Report {
         generation: Option<Generation>,
         /// What, where, what to do.
         message: String,
+        /// The same as a typed cause, where there is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<FailureCause>,
     },
 }

@@ -5,17 +5,22 @@
 
 mod connection;
 pub mod frame;
+pub mod hold;
 mod host;
 pub mod ipc;
 mod log;
+mod memory;
 mod process;
+pub mod pulse;
 mod record;
 pub mod sharing;
 pub mod socket;
+mod stacks;
 mod start;
 mod trainer;
 
 pub use host::{Host, Steer};
+pub use memory::Memory;
 pub use process::Exit;
 pub use record::TrainerRecord;
 pub use start::{Assignment, Found, Settings, Supervisor, SupervisorError};

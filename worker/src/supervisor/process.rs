@@ -1,13 +1,31 @@
 //! A trainer's process: a child, or one that an earlier daemon started.
 
-use common::status::FailureCause;
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
-use std::{
-    fs, io,
-    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
-    process::Command,
+use super::hold;
+use common::{pulse::ProcessState, status::FailureCause};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
+    time::Timespec,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use std::{
+    fs::{self, File},
+    io::{self, Read as _},
+    os::{fd::OwnedFd, unix::process::ExitStatusExt as _},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::{Instant, sleep},
+};
+
+/// How long the holder may take to start a trainer.
+const START_DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+/// How long after a process is gone its holder may take to say how it ended.
+const END_DEADLINE: Duration = Duration::from_secs(2);
+/// How often that is looked for.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,14 +40,15 @@ pub enum Exit {
 
 impl Exit {
     /// Why it was lost, given what it said last; absent when it ended well.
-    pub fn cause(self, said: Option<String>) -> Option<FailureCause> {
+    pub fn cause(self, said: Option<FailureCause>) -> Option<FailureCause> {
         match (self, said) {
-            (_, Some(message)) => Some(FailureCause::Error { message }),
+            (_, Some(said)) => Some(said),
             (Exit::Signal(signal), None) => Some(FailureCause::Signal { signal }),
             (Exit::Code(0), None) => None,
             (Exit::Code(code), None) => Some(FailureCause::ExitCode { code }),
             (Exit::Unknown, None) => Some(FailureCause::Error {
-                message: "it ended without a word; how is not known, because its worker daemon was restarted meanwhile"
+                message: "it ended without a word; how is not known, because its worker daemon was restarted meanwhile and the \
+                          process that held it was lost"
                     .to_owned(),
             }),
         }
@@ -41,31 +60,54 @@ impl Exit {
 pub struct Process {
     pid: Pid,
     kind: Kind,
+    /// Where its holder writes how it ended; absent when it has none.
+    end: Option<PathBuf>,
 }
 
 #[derive(Debug)]
 enum Kind {
+    /// A child, or the child that holds it.
     Child(tokio::process::Child),
     Adopted(AsyncFd<OwnedFd>),
 }
 
 impl Process {
-    /// Starts a program in a process group of its own.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn spawn(command: Command) -> io::Result<Self> {
+    /// Starts a program in a process group of its own, held by nobody but this process.
+    #[cfg(test)]
+    fn spawn(command: Command) -> io::Result<Self> {
         let child = tokio::process::Command::from(command).process_group(0).spawn()?;
         let raw = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let pid = raw.ok_or_else(|| io::Error::other("the system gave the process no id"))?;
-        Ok(Self { pid, kind: Kind::Child(child) })
+        Ok(Self { pid, kind: Kind::Child(child), end: None })
     }
 
-    /// Takes up a process that began at `started_ticks`; `None` when it is gone.
+    /// Starts a program in a process group of its own, as the child of a `holder` (see [`hold`]) that writes to `end` how it
+    /// ended. What it prints goes to `log`.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn_held(holder: &Path, end: PathBuf, command: &Command, log: File) -> io::Result<Self> {
+        match fs::remove_file(&end) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut holding = Command::new(holder);
+        holding.arg(hold::ARGUMENT).arg(&end).arg(command.get_program()).args(command.get_args());
+        holding.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        holding.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        let mut child = tokio::process::Command::from(holding).process_group(0).spawn()?;
+        let out = child.stdout.take().ok_or_else(|| io::Error::other("the holder has no output"))?;
+        let pid = hold::parse(&first_line(File::from(out.into_owned_fd()?))?)?;
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| io::Error::other("the system gave the process no id"))?;
+        Ok(Self { pid, kind: Kind::Child(child), end: Some(end) })
+    }
+
+    /// Takes up a process that began at `started_ticks`, whose holder writes to `end`; `None` when it is gone.
     ///
     /// # Errors
     /// When the system does not let it be watched.
-    pub fn adopt(pid: u32, started_ticks: u64) -> io::Result<Option<Self>> {
+    pub fn adopt(pid: u32, started_ticks: u64, end: Option<PathBuf>) -> io::Result<Option<Self>> {
         let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
         let descriptor = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
             Ok(descriptor) => descriptor,
@@ -79,7 +121,7 @@ impl Process {
         }
         #[expect(deprecated, reason = "what replaces it is unsafe; an owned descriptor is neither closed nor replaced")]
         let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE)?;
-        Ok(Some(Self { pid, kind: Kind::Adopted(descriptor) }))
+        Ok(Some(Self { pid, kind: Kind::Adopted(descriptor), end }))
     }
 
     /// Its id.
@@ -89,7 +131,8 @@ impl Process {
 
     /// Waits for its end. It may be dropped and called again.
     pub async fn wait(&mut self) -> Exit {
-        match &mut self.kind {
+        let pid = self.id();
+        let child = match &mut self.kind {
             Kind::Child(child) => match child.wait().await {
                 Ok(status) => match (status.signal(), status.code()) {
                     (Some(signal), _) => Exit::Signal(signal),
@@ -97,17 +140,30 @@ impl Process {
                     (None, None) => Exit::Unknown,
                 },
                 Err(error) => {
-                    tracing::error!(pid = self.pid.as_raw_nonzero().get(), %error, "cannot wait for a child");
+                    tracing::error!(pid, %error, "cannot wait for a child");
                     Exit::Unknown
                 }
             },
             Kind::Adopted(descriptor) => {
                 if let Err(error) = descriptor.readable().await.map(drop) {
-                    tracing::error!(pid = self.pid.as_raw_nonzero().get(), %error, "cannot wait for a process");
+                    tracing::error!(pid, %error, "cannot wait for a process");
                 }
                 Exit::Unknown
             }
+        };
+        let Some(end) = self.end.clone() else { return child };
+        if let Some(exit) = hold::read(&end, pid) {
+            return exit;
         }
+        if matches!(self.kind, Kind::Child(_))
+            && let Some(orphan) =
+                started(pid).ok().and_then(|ticks| Self::adopt(pid, ticks, Some(end.clone())).ok().flatten())
+        {
+            tracing::warn!(pid, "the process that holds a trainer is gone: how the trainer ends will not be known");
+            *self = orphan;
+            return Box::pin(self.wait()).await;
+        }
+        ended(&end, pid).await
     }
 
     /// Sends a signal to its process group.
@@ -116,6 +172,35 @@ impl Process {
             tracing::warn!(pid = self.pid.as_raw_nonzero().get(), %error, "could not signal a trainer");
         }
     }
+}
+
+/// How a process that is gone ended, by its holder's word, which may come a moment later.
+pub async fn ended(end: &Path, pid: u32) -> Exit {
+    let until = Instant::now() + END_DEADLINE;
+    loop {
+        match hold::read(end, pid) {
+            Some(exit) => return exit,
+            None if Instant::now() >= until => return Exit::Unknown,
+            None => sleep(LOOK).await,
+        }
+    }
+}
+
+/// The first line of what a process says, within a deadline.
+fn first_line(mut out: File) -> io::Result<String> {
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        let ready = poll(&mut [PollFd::new(&out, PollFlags::IN)], Some(&START_DEADLINE));
+        if ready.is_ok_and(|ready| ready == 0) {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was started in time"));
+        }
+        let mut byte = [0];
+        if out.read(&mut byte)? == 0 {
+            break;
+        }
+        line.push(byte[0]);
+    }
+    Ok(String::from_utf8_lossy(&line).into_owned())
 }
 
 /// When a process began, in clock ticks since the machine's start.
@@ -129,10 +214,25 @@ pub fn started(pid: u32) -> io::Result<u64> {
 
 /// Field 22 of `/proc/PID/stat`; the name, field 2, may hold anything, so fields are counted from its end.
 fn parse_started(stat: &str) -> Option<u64> {
-    let (_, after_name) = stat.rsplit_once(')')?;
-    let mut fields = after_name.split_ascii_whitespace();
+    let mut fields = after_name(stat)?;
     let state = fields.next()?;
     if matches!(state, "Z" | "X") { None } else { fields.nth(18)?.parse().ok() }
+}
+
+/// The fields of `/proc/PID/stat` from the third on.
+fn after_name(stat: &str) -> Option<impl Iterator<Item = &str>> {
+    Some(stat.rsplit_once(')')?.1.split_ascii_whitespace())
+}
+
+/// What the kernel says of a process.
+pub fn state(pid: u32) -> ProcessState {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    match after_name(&stat).and_then(|mut fields| fields.next()) {
+        Some("T") => ProcessState::Stopped,
+        Some("t") => ProcessState::Traced,
+        Some("D") => ProcessState::Uninterruptible,
+        _ => ProcessState::Alive,
+    }
 }
 
 #[cfg(test)]
@@ -149,8 +249,8 @@ mod tests {
 
     #[test]
     fn the_last_word_explains_more_than_the_exit() {
-        let said = Some("no file".to_owned());
-        assert_eq!(Exit::Code(1).cause(said), Some(FailureCause::Error { message: "no file".into() }));
+        let said = Some(FailureCause::Error { message: "no file".into() });
+        assert_eq!(Exit::Code(1).cause(said.clone()), said);
         assert_eq!(Exit::Code(0).cause(None), None);
         assert_eq!(Exit::Code(101).cause(None), Some(FailureCause::ExitCode { code: 101 }));
         assert_eq!(Exit::Signal(9).cause(None), Some(FailureCause::Signal { signal: 9 }));
@@ -163,11 +263,15 @@ mod tests {
         command.arg("60");
         let mut child = Process::spawn(command).unwrap();
         let ticks = started(child.id()).unwrap();
-        assert!(Process::adopt(child.id(), ticks + 1).unwrap().is_none());
-        let mut adopted = Process::adopt(child.id(), ticks).unwrap().unwrap();
+        assert!(Process::adopt(child.id(), ticks + 1, None).unwrap().is_none());
+        let mut adopted = Process::adopt(child.id(), ticks, None).unwrap().unwrap();
+        adopted.signal(Signal::STOP);
+        while state(child.id()) != ProcessState::Stopped {
+            tokio::task::yield_now().await;
+        }
         adopted.signal(Signal::KILL);
         assert_eq!(adopted.wait().await, Exit::Unknown);
         assert_eq!(child.wait().await, Exit::Signal(9));
-        assert!(Process::adopt(child.id(), ticks).unwrap().is_none());
+        assert!(Process::adopt(child.id(), ticks, None).unwrap().is_none());
     }
 }

@@ -1,8 +1,10 @@
 //! Starting trainers, and finding those that an earlier daemon started.
 
 use super::{
-    log,
+    hold, log,
+    memory::MemoryWatch,
     process::{self, Exit, Process},
+    pulse,
     record::TrainerRecord,
     sharing, socket,
     trainer::{End, Handle, SupervisorEvent, Trainer},
@@ -17,7 +19,7 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
     time::Duration,
 };
 use tokio::{net::UnixListener, sync::mpsc};
@@ -101,6 +103,8 @@ pub struct Found<H = Handle> {
 pub struct Supervisor {
     settings: Settings,
     program: PathBuf,
+    /// What holds it: this daemon's own program.
+    holder: PathBuf,
     folder: PathBuf,
     events: mpsc::Sender<SupervisorEvent>,
     /// Held as long as this daemon uses the folder.
@@ -127,7 +131,8 @@ impl Supervisor {
             Err(error) => return Err(failed(&path)(error.into())),
         }
         let program = program().map_err(failed(&folder))?;
-        Ok(Self { settings, program, folder, events, _lock: lock })
+        let holder = env::current_exe().map_err(failed(&folder))?;
+        Ok(Self { settings, program, holder, folder, events, _lock: lock })
     }
 
     /// Starts a trainer.
@@ -139,9 +144,12 @@ impl Supervisor {
         let socket = self.folder.join(format!("{slot}.sock"));
         let listener = self.listen(&socket)?;
         let log = log::path(output, &self.settings.worker, *slot, *generation);
-        let command = self.command(*slot, &socket, &log)?;
+        let pulse = pulse::path(&self.settings.state, slot.0);
+        pulse::create(&pulse).map_err(|source| SupervisorError::State { path: pulse.clone(), source })?;
+        let file = log::open(&log).map_err(|source| SupervisorError::Log { path: log.clone(), source })?;
+        let command = self.command(*slot, &socket, &pulse);
         let spawn_error = |source| SupervisorError::Spawn { program: self.program.clone(), source };
-        let process = Process::spawn(command).map_err(spawn_error)?;
+        let process = Process::spawn_held(&self.holder, self.end(*slot), &command, file).map_err(spawn_error)?;
         let record = TrainerRecord {
             schema: 1,
             slot: *slot,
@@ -158,7 +166,8 @@ impl Supervisor {
             tracing::error!(%slot, %error, "could not write a trainer's record: a restarted worker will not know it");
         }
         tracing::info!(%slot, %job, generation = generation.0, pid = record.pid, "started a trainer");
-        Ok(Trainer::watch(process, listener, record, self.folder.clone(), self.events.clone()))
+        let files = (self.folder.clone(), pulse);
+        Ok(Trainer::watch(process, listener, record, files, self.events.clone()))
     }
 
     /// Takes up the trainers of the daemon before this one.
@@ -172,20 +181,23 @@ impl Supervisor {
     }
 
     fn adopt_one(&self, record: TrainerRecord) -> Result<Found, SupervisorError> {
-        let process = Process::adopt(record.pid, record.started_ticks)
+        let process = Process::adopt(record.pid, record.started_ticks, Some(self.end(record.slot)))
             .map_err(|source| SupervisorError::State { path: record.socket.clone(), source })?;
         let (slot, pid) = (record.slot, record.pid);
         let now = match process {
             Some(process) => {
                 tracing::info!(%slot, job = %record.job, pid, "took up a living trainer");
                 let listener = self.listen(&record.socket)?;
-                let (folder, events) = (self.folder.clone(), self.events.clone());
-                Ok(Trainer::watch(process, listener, record.clone(), folder, events))
+                let files = (self.folder.clone(), pulse::path(&self.settings.state, slot.0));
+                Ok(Trainer::watch(process, listener, record.clone(), files, self.events.clone()))
             }
             None => {
                 TrainerRecord::remove(&self.folder, slot);
+                let _ = fs::remove_file(pulse::path(&self.settings.state, slot.0));
                 let last_lines = log::last_lines(&record.log);
-                Err(End { slot, pid, exit: Exit::Unknown, last_lines })
+                let exit = hold::read(&self.end(slot), pid).unwrap_or(Exit::Unknown);
+                let memory = MemoryWatch::default().at_end(exit, false, &last_lines);
+                Err(End { slot, pid, exit, last_lines, memory, stacks: None })
             }
         };
         Ok(Found { record, now })
@@ -200,14 +212,17 @@ impl Supervisor {
         listen().map_err(|source| SupervisorError::State { path: path.to_owned(), source })
     }
 
-    fn command(&self, slot: Slot, socket: &Path, log: &Path) -> Result<Command, SupervisorError> {
-        let failed = |source| SupervisorError::Log { path: log.to_owned(), source };
-        let file = log::open(log).map_err(failed)?;
+    /// Where it is written how the trainer of a place ended.
+    fn end(&self, slot: Slot) -> PathBuf {
+        hold::path(&self.folder, slot.0)
+    }
+
+    fn command(&self, slot: Slot, socket: &Path, pulse: &Path) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("run").arg("--socket").arg(socket);
         command.args(["--threads", &self.settings.threads.to_string(), "--slot", &slot.to_string()]);
         command.args(["--peer-host", &self.settings.peer_host]);
-        command.args(["--lease-s", &self.settings.lease.as_secs().to_string()]);
+        command.args(["--lease-s", &self.settings.lease.as_secs().to_string()]).arg("--pulse").arg(pulse);
         command.envs(allocator::environment());
         command.env("OMP_NUM_THREADS", self.settings.threads.to_string());
         let worker = self.settings.worker.to_string();
@@ -215,8 +230,7 @@ impl Supervisor {
         // A variable of the user's own wins.
         let shared = sharing::environment(place, None).into_iter().filter(|(name, _)| env::var_os(name).is_none());
         command.envs(shared);
-        command.stdin(Stdio::null()).stdout(file.try_clone().map_err(failed)?).stderr(file);
-        Ok(command)
+        command
     }
 }
 

@@ -1,23 +1,35 @@
-//! The task of one trainer: it owns the process, its socket and its record, and outlives no command of the daemon.
+//! The task of one trainer: it owns the process, its socket and its record, looks at it from outside, and outlives no command of
+//! the daemon.
 
 use super::{
     connection::Connection,
     ipc::{Order, Report},
     log,
-    process::{Exit, Process},
+    memory::{Memory, MemoryWatch},
+    process::{self, Exit, Process},
+    pulse,
     record::TrainerRecord,
+    stacks,
 };
-use common::ids::{Generation, Slot};
+use common::{
+    ids::{Generation, Slot},
+    pulse::Pulse,
+};
 use rustix::process::Signal;
 use std::{path::PathBuf, time::Duration};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::mpsc,
-    time::{Instant, sleep_until},
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
 /// How many commands may wait for a trainer's task.
 const WAITING_COMMANDS: usize = 64;
+/// How often a trainer is looked at from outside.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long keeping the stacks of a stuck trainer may take before it is killed without them.
+const STACKS_DEADLINE: Duration = Duration::from_secs(12);
 
 /// What the supervisor tells.
 #[derive(Debug)]
@@ -30,6 +42,15 @@ pub enum SupervisorEvent {
         pid: u32,
         /// What.
         report: Box<Report>,
+    },
+    /// A trainer has got no further for a while, or goes on again after that.
+    Pulse {
+        /// Its place.
+        slot: Slot,
+        /// Its process.
+        pid: u32,
+        /// Where it stands.
+        pulse: Box<Pulse>,
     },
     /// A trainer's process is gone; nothing more comes from it.
     Ended(End),
@@ -46,6 +67,10 @@ pub struct End {
     pub exit: Exit,
     /// The end of its log, oldest line first.
     pub last_lines: Vec<String>,
+    /// What is known of its memory.
+    pub memory: Memory,
+    /// Where its threads' stacks were kept before it was ended as stuck.
+    pub stacks: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -53,6 +78,7 @@ enum Command {
     Order(Order),
     Remember { generation: Generation, peer: Option<String> },
     End { grace: Duration },
+    EndStuck,
 }
 
 /// The way to a trainer's task. Dropping it leaves the trainer running by itself.
@@ -81,6 +107,11 @@ impl Handle {
         self.command(Command::End { grace });
     }
 
+    /// Keeps what its threads do beside its log, then sends SIGKILL.
+    pub fn end_stuck(&self) {
+        self.command(Command::EndStuck);
+    }
+
     fn command(&self, command: Command) {
         if let Err(error) = self.commands.try_send(command) {
             tracing::warn!(pid = self.pid, %error, "a command came too late for a trainer, or too many came at once");
@@ -95,6 +126,16 @@ pub struct Trainer {
     record: TrainerRecord,
     /// Where records lie.
     folder: PathBuf,
+    /// Its own record of where it stands.
+    pulse: PathBuf,
+    /// Whether it was quiet when it was last looked at.
+    quiet: bool,
+    memory: MemoryWatch,
+    /// Keeps its stacks; absent when it is not stuck.
+    stacks: Option<JoinHandle<Option<PathBuf>>>,
+    kept_stacks: Option<PathBuf>,
+    /// Whether SIGKILL was sent from here.
+    killed: bool,
     events: mpsc::Sender<SupervisorEvent>,
     connection: Option<Connection>,
     /// The newest plan and the stop after it: told again on every connection.
@@ -109,17 +150,34 @@ impl Trainer {
         process: Process,
         listener: UnixListener,
         record: TrainerRecord,
-        folder: PathBuf,
+        (folder, pulse): (PathBuf, PathBuf),
         events: mpsc::Sender<SupervisorEvent>,
     ) -> Handle {
         let (sender, commands) = mpsc::channel(WAITING_COMMANDS);
         let handle = Handle { commands: sender, pid: process.id(), log: record.log.clone() };
-        let (connection, owed, kill_at) = (None, Vec::new(), None);
-        tokio::spawn(Self { process, listener, record, folder, events, connection, owed, kill_at }.run(commands));
+        let trainer = Self {
+            memory: MemoryWatch::begin(process.id()),
+            process,
+            listener,
+            record,
+            folder,
+            pulse,
+            quiet: false,
+            stacks: None,
+            kept_stacks: None,
+            killed: false,
+            events,
+            connection: None,
+            owed: Vec::new(),
+            kill_at: None,
+        };
+        tokio::spawn(trainer.run(commands));
         handle
     }
 
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let exit = loop {
             // Every branch may be dropped and begun again.
             tokio::select! {
@@ -135,8 +193,14 @@ impl Trainer {
                 () = sleep_until(self.kill_at.unwrap_or_else(Instant::now)), if self.kill_at.is_some() => {
                     tracing::warn!(slot = %self.record.slot, pid = self.record.pid, "not ended in time, killing it");
                     self.kill_at = None;
-                    self.process.signal(Signal::KILL);
+                    self.kill();
                 }
+                kept = join(&mut self.stacks) => {
+                    self.stacks = None;
+                    self.kept_stacks = kept;
+                    self.kill();
+                }
+                _ = looks.tick() => self.look().await,
             }
         };
         self.ended(exit).await;
@@ -157,6 +221,18 @@ impl Trainer {
                 let kill_at = Instant::now() + grace;
                 self.kill_at = Some(self.kill_at.map_or(kill_at, |earlier| earlier.min(kill_at)));
             }
+            Command::EndStuck if self.stacks.is_none() && !self.killed => {
+                let (pid, path) = (self.record.pid, stacks::path(&self.record.log, self.record.pid));
+                tracing::warn!(slot = %self.record.slot, pid, stacks = %path.display(), "stuck: keeping its stacks, then killing it");
+                self.kill_at = Some(Instant::now() + STACKS_DEADLINE);
+                self.stacks = Some(tokio::task::spawn_blocking(move || {
+                    let kept = stacks::keep(pid, &path);
+                    kept.inspect_err(|error| tracing::warn!(pid, %error, "could not keep the stacks of a trainer"))
+                        .ok()?;
+                    Some(path)
+                }));
+            }
+            Command::EndStuck => {}
         }
     }
 
@@ -172,6 +248,24 @@ impl Trainer {
             Order::Stop | Order::CommitManifest { .. } => {}
         }
         self.send(order);
+    }
+
+    fn kill(&mut self) {
+        self.killed = true;
+        self.process.signal(Signal::KILL);
+    }
+
+    /// Looks at its memory and its record. Says where it stands while it is quiet, and once when it goes on.
+    async fn look(&mut self) {
+        self.memory.look();
+        let Ok(Some(mark)) = pulse::read(&self.pulse) else { return };
+        let pulse = mark.pulse(pulse::now_ns(), process::state(self.record.pid));
+        let before = std::mem::replace(&mut self.quiet, pulse.quiet.is_some());
+        if self.quiet || before {
+            let (slot, pid, pulse) = (self.record.slot, self.record.pid, Box::new(pulse));
+            // Nobody listens when the daemon is ending.
+            let _ = self.events.send(SupervisorEvent::Pulse { slot, pid, pulse }).await;
+        }
     }
 
     fn send(&mut self, order: Order) {
@@ -205,13 +299,28 @@ impl Trainer {
         if let Some(connection) = self.connection {
             connection.finish().await;
         }
+        if let Some(stacks) = self.stacks {
+            // It ended by itself meanwhile; what was kept of it is worth something still.
+            self.kept_stacks = stacks.await.ok().flatten();
+        }
         let TrainerRecord { slot, pid, log, socket, .. } = self.record;
         TrainerRecord::remove(&self.folder, slot);
         // The next trainer of the slot replaces it anyway.
         let _ = std::fs::remove_file(socket);
-        let event = SupervisorEvent::Ended(End { slot, pid, exit, last_lines: log::last_lines(&log) });
+        let _ = std::fs::remove_file(&self.pulse);
+        let last_lines = log::last_lines(&log);
+        let memory = self.memory.at_end(exit, self.killed, &last_lines);
+        let event = SupervisorEvent::Ended(End { slot, pid, exit, last_lines, memory, stacks: self.kept_stacks });
         // Nobody listens when the daemon is ending as well.
         let _ = self.events.send(event).await;
+    }
+}
+
+/// Waits for what keeps stacks; for ever when nothing does.
+async fn join(stacks: &mut Option<JoinHandle<Option<PathBuf>>>) -> Option<PathBuf> {
+    match stacks {
+        Some(stacks) => stacks.await.ok().flatten(),
+        None => std::future::pending().await,
     }
 }
 

@@ -1,7 +1,8 @@
 //! What every stage is given: the plan, its peers, and where to report.
 
 use super::{
-    commits::Committed, error::TrainerError, failpoints::Failpoints, held::HeldSlot, link::Link, trained::TrainedModel,
+    commits::Committed, error::TrainerError, failpoints::Failpoints, held::HeldSlot, link::Link, pulse::Pulse,
+    trained::TrainedModel,
 };
 use crate::{
     collective::Collective,
@@ -32,6 +33,8 @@ pub struct Context<'a> {
     pub threads: usize,
     /// Faults on purpose.
     pub failpoints: &'a Failpoints,
+    /// Where this trainer stands, for its agent to see.
+    pub pulse: &'a Pulse,
     /// What of a training is in memory between two memberships.
     pub held: &'a HeldSlot,
     /// Where data and vectors are read from.
@@ -87,7 +90,12 @@ impl Context<'_> {
     /// Says what is being done before steps run.
     pub fn activity(&self, what: &str) {
         tracing::info!(activity = what, "preparing");
-        let progress = Progress { activity: Some(what.to_owned()), ..self.progress(0, 0) };
+        self.report(Progress { activity: Some(what.to_owned()), ..self.progress(0, 0) });
+    }
+
+    /// Says how far it is.
+    pub fn report(&self, progress: Progress) {
+        self.pulse.moved();
         self.link.report(Report::Progress(Box::new(progress)));
     }
 

@@ -8,6 +8,7 @@ use crate::{
     model::ModelError,
     vectors::VectorsError,
 };
+use common::{cause::Diverged, status::FailureCause};
 use std::path::PathBuf;
 
 fn passed(before: u64) -> String {
@@ -80,6 +81,12 @@ pub enum TrainerError {
         /// How many steps just before it were left out for the same.
         skipped: u64,
     },
+    /// What this rank trains is not what the others do, or no majority says what it should be.
+    #[error(transparent)]
+    Replica(Box<Unlike>),
+    /// What another rank trains is not what this one and most others do.
+    #[error(transparent)]
+    PeerReplica(Box<Unlike>),
     /// The device held an update back although no collective says why.
     #[error(
         "step {step} was not carried out: a collective operation on the GPU was lost. `resume` goes on from the newest checkpoint"
@@ -106,8 +113,21 @@ impl TrainerError {
     pub fn is_of_peers(&self) -> bool {
         match self {
             Self::Collective(error) => error.is_of_peers(),
-            Self::NotUpdated { .. } | Self::Superseded => true,
+            Self::NotUpdated { .. } | Self::Superseded | Self::PeerReplica(_) => true,
             _ => false,
         }
     }
+
+    /// The cause as a type, where there is one.
+    pub fn cause(&self) -> Option<FailureCause> {
+        match self {
+            Self::Replica(unlike) | Self::PeerReplica(unlike) => Some(FailureCause::Diverged(unlike.0.clone())),
+            _ => None,
+        }
+    }
 }
+
+/// Replicas that are not the same.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unlike(pub Diverged);

@@ -1,16 +1,27 @@
 //! Faults on purpose, so that scenarios can see what a fault does: `LLM2CLIP_FAILPOINTS="clip.step=panic@5"` in a trainer's
-//! environment, or `kill`, or `poison`, which makes its share of the step's batch NaN. Without the variable nothing is ever hit.
+//! environment. Without the variable nothing is ever hit.
+//!
+//! `POINT=ACTION@NUMBER`, several parted by commas; `…@NUMBER/RANK` on one rank alone, `…@NUMBER/RANK/GENERATION` in one
+//! membership alone. Points: `mntp.step`, `contrast.step`, `clip.step` before the optimizer step of that number, from 1;
+//! `collective` at the call of that number in the membership, from 0. Actions: see [`Action`].
 
+use common::ids::{Generation, Rank};
 use rustix::process::{Signal, getpid, kill_process};
-use std::str::FromStr;
+use std::{
+    str::FromStr,
+    time::{Duration, Instant},
+};
+use tch::{Device, Kind, Tensor};
 
 /// The environment variable that arms them.
 pub const VARIABLE: &str = "LLM2CLIP_FAILPOINTS";
+/// `hog` takes no more than this: a machine without a limit is not brought down.
+const MOST_BYTES: i64 = 6 << 30;
 
 /// Where a trainer can be made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
-    /// `mntp.step`: before the optimizer step of that number, from 1.
+    /// `mntp.step`.
     MntpStep,
     /// `contrast.step`.
     ContrastStep,
@@ -18,6 +29,8 @@ pub enum Point {
     DistillStep,
     /// `clip.step`.
     ClipStep,
+    /// `collective`.
+    Collective,
 }
 
 impl Point {
@@ -31,17 +44,40 @@ impl Point {
             _ => None,
         }
     }
+
+    fn named(name: &str) -> Option<Self> {
+        if name == "collective" { Some(Self::Collective) } else { Self::step(name.strip_suffix(".step")?) }
+    }
 }
 
 /// What happens there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
-    /// A Rust panic.
+    /// `panic`: a Rust panic.
     Panic,
-    /// SIGKILL, sent to itself.
+    /// `kill`: SIGKILL, sent to itself.
     Kill,
-    /// The batch becomes one of NaN.
+    /// `stop`: SIGSTOP, sent to itself.
+    Stop,
+    /// `hang`: the thread waits for ever.
+    Hang,
+    /// `hog`: it takes memory until it gets no more.
+    Hog,
+    /// `slow:MILLISECONDS`: it takes longer by so much, from that number on.
+    Slow(Duration),
+    /// What the caller is to do.
+    Ask(Fault),
+}
+
+/// A fault that the caller brings about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// `poison`: its share of the step's batch becomes NaN.
     Poison,
+    /// `flip`: one bit of the parameters is another.
+    Flip,
+    /// `skip`: the call is left out.
+    Skip,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +85,14 @@ struct Failpoint {
     point: Point,
     action: Action,
     at: u64,
+    rank: Option<Rank>,
+    generation: Option<Generation>,
+}
+
+impl Failpoint {
+    fn is_at(&self, number: u64) -> bool {
+        if matches!(self.action, Action::Slow(_)) { number >= self.at } else { number == self.at }
+    }
 }
 
 /// The faults that this process was told to have.
@@ -56,49 +100,85 @@ struct Failpoint {
 pub struct Failpoints(Vec<Failpoint>);
 
 impl Failpoints {
-    /// Does what was asked for at this point, if anything was. Returns whether the caller is to poison its batch.
+    /// Those of one rank of one membership.
+    pub fn of(&self, rank: Rank, generation: Generation) -> Self {
+        let mine = |failpoint: &&Failpoint| {
+            failpoint.rank.is_none_or(|of| of == rank) && failpoint.generation.is_none_or(|of| of == generation)
+        };
+        Self(self.0.iter().filter(mine).copied().collect())
+    }
+
+    /// Does what was asked for at this point, if anything was; returns what is left for the caller to do.
     ///
     /// # Panics
     /// When that is what was asked for.
-    pub fn hit(&self, point: Point, number: u64) -> bool {
-        match self.0.iter().find(|failpoint| failpoint.point == point && failpoint.at == number) {
-            Some(Failpoint { action: Action::Poison, .. }) => return true,
-            Some(Failpoint { action: Action::Panic, .. }) => {
-                panic!("{VARIABLE} asks for a panic at {point:?} {number}")
+    pub fn hit(&self, point: Point, number: u64) -> Option<Fault> {
+        let failpoint = self.0.iter().find(|failpoint| failpoint.point == point && failpoint.is_at(number))?;
+        let signal = |signal| {
+            // It cannot fail: a process may signal itself.
+            let _ = kill_process(getpid(), signal);
+        };
+        match failpoint.action {
+            Action::Ask(fault) => return Some(fault),
+            Action::Panic => panic!("{VARIABLE} asks for a panic at {point:?} {number}"),
+            Action::Kill => signal(Signal::KILL),
+            Action::Stop => signal(Signal::STOP),
+            Action::Hang => loop {
+                std::thread::park();
+            },
+            Action::Hog => hog(),
+            Action::Slow(by) => {
+                let end = Instant::now() + by;
+                while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+                    std::thread::park_timeout(left);
+                }
             }
-            Some(Failpoint { action: Action::Kill, .. }) => {
-                // It cannot fail: a process may signal itself.
-                let _ = kill_process(getpid(), Signal::KILL);
-            }
-            None => {}
         }
-        false
+        None
     }
+}
+
+fn hog() {
+    let mut taken = Vec::new();
+    let one = 64 << 20;
+    while taken.len() as i64 * one < MOST_BYTES {
+        taken.push(Tensor::ones([one], (Kind::Uint8, Device::Cpu)));
+    }
+    panic!("{VARIABLE} asks to run out of memory, and {MOST_BYTES} bytes did not do it");
 }
 
 impl FromStr for Failpoints {
     type Err = String;
 
-    /// `POINT=ACTION@NUMBER`, several parted by commas.
     fn from_str(text: &str) -> Result<Self, String> {
-        let one = |text: &str| {
-            let (point, what) = text.split_once('=')?;
-            let (action, at) = what.split_once('@')?;
-            let point = Point::step(point.strip_suffix(".step")?)?;
-            let action = match action {
-                "panic" => Action::Panic,
-                "kill" => Action::Kill,
-                "poison" => Action::Poison,
-                _ => return None,
-            };
-            Some(Failpoint { point, action, at: at.parse().ok()? })
-        };
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
         let all = parts.map(|part| {
             one(part).ok_or_else(|| format!("{VARIABLE}: `{part}` is no failpoint, such as clip.step=panic@5"))
         });
         Ok(Self(all.collect::<Result<_, _>>()?))
     }
+}
+
+fn one(text: &str) -> Option<Failpoint> {
+    let (point, what) = text.split_once('=')?;
+    let (action, place) = what.split_once('@')?;
+    let action = match action {
+        "panic" => Action::Panic,
+        "kill" => Action::Kill,
+        "stop" => Action::Stop,
+        "hang" => Action::Hang,
+        "hog" => Action::Hog,
+        "poison" => Action::Ask(Fault::Poison),
+        "flip" => Action::Ask(Fault::Flip),
+        "skip" => Action::Ask(Fault::Skip),
+        _ => Action::Slow(Duration::from_millis(action.strip_prefix("slow:")?.parse().ok()?)),
+    };
+    let mut place = place.split('/');
+    let at = place.next()?.parse().ok()?;
+    let rank = place.next().map(|rank| rank.parse().map(Rank)).transpose().ok()?;
+    let generation = place.next().map(|generation| generation.parse().map(Generation)).transpose().ok()?;
+    let failpoint = Failpoint { point: Point::named(point)?, action, at, rank, generation };
+    place.next().is_none().then_some(failpoint)
 }
 
 #[cfg(test)]
@@ -108,11 +188,40 @@ mod tests {
     #[test]
     fn a_failpoint_is_hit_where_it_says_and_nowhere_else() {
         let failpoints: Failpoints = "clip.step=panic@5".parse().unwrap();
-        assert!(!failpoints.hit(Point::ClipStep, 4) && !Failpoints::default().hit(Point::ClipStep, 5));
+        assert_eq!(failpoints.hit(Point::ClipStep, 4), None);
+        assert_eq!(Failpoints::default().hit(Point::ClipStep, 5), None);
         let poison: Failpoints = "clip.step=poison@3, clip.step=poison@4".parse().unwrap();
-        assert_eq!([2, 3, 4, 5].map(|step| poison.hit(Point::ClipStep, step)), [false, true, true, false]);
+        let poisoned = [2, 3, 4, 5].map(|step| poison.hit(Point::ClipStep, step).is_some());
+        assert_eq!(poisoned, [false, true, true, false]);
         assert!(std::panic::catch_unwind(|| failpoints.hit(Point::ClipStep, 5)).is_err());
-        for wrong in ["clip.step", "clip.step=panic", "clip.step=panic@x", "nowhere=panic@5", "clip.step=dance@5"] {
+    }
+
+    #[test]
+    fn one_of_a_rank_or_a_membership_is_nobody_elses() {
+        let failpoints: Failpoints = "collective=skip@7/1/2,clip.step=flip@3/0".parse().unwrap();
+        let of = |rank, generation| {
+            let mine = failpoints.of(Rank(rank), Generation(generation));
+            (mine.hit(Point::Collective, 7), mine.hit(Point::ClipStep, 3))
+        };
+        assert_eq!(of(1, 2), (Some(Fault::Skip), None));
+        assert_eq!(of(1, 3), (None, None));
+        assert_eq!(of(0, 2), (None, Some(Fault::Flip)));
+        let slow: Failpoints = "clip.step=slow:5@4".parse().unwrap();
+        let began = Instant::now();
+        slow.hit(Point::ClipStep, 3);
+        let _ = [4, 9].map(|step| slow.hit(Point::ClipStep, step));
+        assert!(began.elapsed() >= Duration::from_millis(10));
+    }
+
+    #[test]
+    fn what_is_none_is_named() {
+        let wrong = ["clip.step", "clip.step=panic", "clip.step=panic@x", "nowhere=panic@5", "clip.step=dance@5"];
+        for wrong in wrong.into_iter().chain([
+            "clip=panic@5",
+            "clip.step=slow@5",
+            "clip.step=kill@5/x",
+            "collective=skip@1/2/3/4",
+        ]) {
             let error = wrong.parse::<Failpoints>().unwrap_err();
             assert!(error.contains(wrong) && error.contains(VARIABLE), "{error}");
         }

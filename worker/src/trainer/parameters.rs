@@ -6,6 +6,7 @@
 
 use super::{
     buckets::Buckets,
+    digest,
     ema::Ema,
     error::TrainerError,
     layout::{Group, Layout, Place, Variable, lay_out},
@@ -367,6 +368,26 @@ impl FlatParameters {
             }
         }
         Ok(())
+    }
+
+    /// A digest of what all ranks have the same of: what is trained, and its moments and average unless they are sharded.
+    ///
+    /// # Errors
+    /// When libtorch refuses, or the device fails.
+    pub fn digest(&self) -> Result<[i64; 2], TrainerError> {
+        let mut same = vec![&self.values];
+        same.extend(self.moments().filter(|(_, _, shards)| shards.is_none()).map(|(_, moment, _)| moment));
+        Ok(digest::of(&same)?)
+    }
+
+    /// Changes one bit of what is trained: a fault on purpose.
+    pub fn flip_bit(&mut self) {
+        let middle = self.values.narrow(0, self.values.size()[0] / 2, 1);
+        let (kind, bit) = match middle.kind() {
+            Kind::Double => (Kind::Int64, Tensor::from(1i64 << 40)),
+            _ => (Kind::Int, Tensor::from(1i32 << 16)),
+        };
+        let _ = middle.view_dtype(kind).bitwise_xor_tensor_(&bit.to_device(self.values.device()));
     }
 
     /// Whether each rank keeps the moments of its share alone.

@@ -8,6 +8,8 @@ use super::{
     folders,
     held::HeldSlot,
     link::Link,
+    observed::Observed,
+    pulse::Pulse,
     stages,
     trained::TrainedModel,
 };
@@ -17,7 +19,7 @@ use crate::{
     supervisor::ipc::Report,
     torch::cuda::{DEVICE_VARIABLE, DeviceChoice},
 };
-use common::{plan::TrainPlan, recipe::Stage};
+use common::{plan::TrainPlan, pulse::Doing, recipe::Stage};
 use std::{
     net::TcpListener,
     path::PathBuf,
@@ -52,6 +54,9 @@ pub struct RunArgs {
     /// Seconds without an agent after which the trainer writes a checkpoint and ends
     #[arg(long, default_value_t = 30)]
     pub lease_s: u64,
+    /// The agent's file in which this trainer notes where it stands
+    #[arg(long)]
+    pub pulse: Option<PathBuf>,
 }
 
 /// Runs plans until the agent has no more.
@@ -73,22 +78,30 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
         std::thread::spawn(move || commits::obey(&link, &current, &committed));
     }
     let failpoints = failpoints()?;
+    let pulse = args.pulse.as_deref().map(Pulse::open).transpose().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot note where this trainer stands: the agent will not see that it is stuck");
+        None
+    });
+    let pulse = pulse.unwrap_or_default();
     let storage = Arc::new(Storage::from_environment(Limits::default()));
     let held = HeldSlot::default();
     while let Some(plan) = link.next_plan()? {
         committed.reset();
         held.keep_only(plan.stage);
+        pulse.begin(plan.generation);
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
         let surroundings = Surroundings {
             link: &link,
             committed: &committed,
             failpoints: &failpoints,
+            pulse: &pulse,
             held: &held,
             storage: &storage,
             device,
             threads: args.threads,
         };
         let result = run_plan(&plan, &listener, &surroundings);
+        pulse.doing(Doing::Idle);
         if let Err(error) = result {
             if error.is_of_peers() {
                 tracing::warn!(%error, "the membership is over; waits for the next one");
@@ -100,7 +113,8 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
                 continue;
             }
             tracing::error!(%error, "the stage failed");
-            link.report(Report::Failed { generation: Some(plan.generation), message: error.to_string() });
+            let (message, cause) = (error.to_string(), error.cause());
+            link.report(Report::Failed { generation: Some(plan.generation), message, cause });
             link.flush(FLUSH_DEADLINE);
             return Err(error);
         }
@@ -129,6 +143,7 @@ struct Surroundings<'a> {
     link: &'a Link,
     committed: &'a Committed,
     failpoints: &'a Failpoints,
+    pulse: &'a Pulse,
     held: &'a HeldSlot,
     storage: &'a Arc<Storage>,
     device: tch::Device,
@@ -149,11 +164,12 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
     let _entered = span.enter();
     tracing::info!(world = plan.world().0, "started");
     let identity = Identity { generation: plan.generation, rank: plan.rank, peers: plan.peers.clone() };
-    let Surroundings { link, committed, failpoints, held, storage, device, threads } = *around;
+    let Surroundings { link, committed, pulse, held, storage, device, threads, .. } = *around;
+    let failpoints = &around.failpoints.of(plan.rank, plan.generation);
     let interrupt = link.interrupt();
     let in_vain = || interrupt.is_asked();
-    let collective: Arc<dyn Collective> =
-        Arc::from(collective::join_unless(listener, identity, DEADLINES, device, &in_vain)?);
+    let joined = collective::join_unless(listener, identity, DEADLINES, device, &in_vain)?;
+    let collective: Arc<dyn Collective> = Arc::new(Observed::new(joined, pulse.clone(), failpoints.clone()));
     interrupt.watch(&collective);
     let result = with_model(plan, |plan, trained| {
         folders::check(&plan.recipe, plan.stage, trained.is_some())?;
@@ -166,6 +182,7 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
             device,
             threads,
             failpoints,
+            pulse,
             held,
             storage,
             trained,

@@ -60,6 +60,11 @@ impl StepTimes {
         self.0[section as usize] += length;
     }
 
+    /// What this rank computed and loaded itself: all but the waits for others.
+    pub fn own(&self) -> Duration {
+        self.0.iter().sum::<Duration>().saturating_sub(self.exposed_communication())
+    }
+
     /// Communication that no computation hides.
     pub fn exposed_communication(&self) -> Duration {
         self.of(Section::Gather) + self.of(Section::Reduce)
@@ -166,6 +171,7 @@ mod tests {
         assert_eq!(end, whole);
         assert_eq!(times.of(Section::Gather), spans[1].length + spans[3].length);
         assert_eq!(times.exposed_communication(), times.of(Section::Gather));
+        assert_eq!(times.own(), whole - times.of(Section::Gather));
         assert!(Section::ALL.iter().enumerate().all(|(place, section)| *section as usize == place));
     }
 }

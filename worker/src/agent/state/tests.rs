@@ -1,7 +1,7 @@
 //! What leads to what, as whole lists of actions.
 
 use super::*;
-use crate::supervisor::ipc::Report;
+use crate::supervisor::{Exit, Memory, ipc::Report};
 use common::ids::{Rank, Step};
 
 const SLOT: Slot = Slot(0);
@@ -43,6 +43,11 @@ fn ended(job: &str, generation: u64, cause: Option<FailureCause>) -> Action {
     }))
 }
 
+/// The end of process 7.
+fn exit(exit: Exit) -> End {
+    End { slot: SLOT, pid: 7, exit, last_lines: vec![], memory: Memory::default(), stacks: None }
+}
+
 fn hello() -> Report {
     Report::Hello { pid: 7, peer: "host:1".into(), generation: None }
 }
@@ -78,7 +83,7 @@ fn a_trainer_of_another_job_ends_before_the_slot_is_taken() {
     assert_eq!(state.order(start("b", 2)), []);
     let cause = Some(FailureCause::Signal { signal: 15 });
     let expected = [ended("a", 1, cause), Action::Start(assignment("b", 2))];
-    assert_eq!(state.ended(SLOT, 7, Exit::Signal(15), vec![]), expected);
+    assert_eq!(state.ended(exit(Exit::Signal(15))), expected);
 }
 
 #[test]
@@ -87,7 +92,7 @@ fn a_trainer_that_was_told_to_end_is_not_given_to_the_next_membership() {
     assert_eq!(state.order(end("a", 1)), [Action::End(SLOT, TICK)]);
     assert_eq!(state.order(start("a", 2)), []);
     let expected = [ended("a", 1, None), Action::Start(assignment("a", 2))];
-    assert_eq!(state.ended(SLOT, 7, Exit::Code(0), vec![]), expected);
+    assert_eq!(state.ended(exit(Exit::Code(0))), expected);
 }
 
 #[test]
@@ -96,7 +101,7 @@ fn an_order_to_end_is_always_answered_unless_it_is_stale() {
     state.order(start("a", 2));
     assert_eq!(state.order(end("a", 1)), []);
     assert_eq!(state.order(end("a", 2)), [Action::End(SLOT, TICK)]);
-    let gone = state.ended(SLOT, 7, Exit::Code(0), vec![]);
+    let gone = state.ended(exit(Exit::Code(0)));
     assert_eq!(state.order(end("a", 2)), gone);
     let [Action::Tell(WorkerReport::Ended(answer))] = &state.order(end("b", 1))[..] else { panic!("no answer") };
     assert!(matches!(&answer.cause, Some(FailureCause::Spawn { message }) if message.contains("no such trainer")));
@@ -105,11 +110,11 @@ fn an_order_to_end_is_always_answered_unless_it_is_stale() {
 #[test]
 fn what_the_trainer_said_is_the_cause() {
     let mut state = running();
-    assert_eq!(state.report(SLOT, 7, Report::Failed { generation: None, message: "no file".into() }), []);
+    assert_eq!(state.report(SLOT, 7, Report::Failed { generation: None, message: "no file".into(), cause: None }), []);
     let cause = Some(FailureCause::Error { message: "no file".into() });
-    assert_eq!(state.ended(SLOT, 7, Exit::Code(1), vec![]), [ended("a", 1, cause)]);
+    assert_eq!(state.ended(exit(Exit::Code(1))), [ended("a", 1, cause)]);
     assert_eq!(state.report(SLOT, 7, hello()), []);
-    assert_eq!(state.ended(SLOT, 7, Exit::Code(1), vec![]), []);
+    assert_eq!(state.ended(exit(Exit::Code(1))), []);
 }
 
 #[test]
@@ -123,7 +128,7 @@ fn a_coordinator_that_comes_back_is_told_what_it_missed() {
     let stage = WorkerReport::StageFinished { trainer, rank: Rank(0), summary: None, stopped: false };
     assert_eq!(state.connected(), [Action::Tell(stage)]);
     state.disconnected();
-    assert_eq!(state.ended(SLOT, 7, Exit::Signal(9), vec![]), []);
+    assert_eq!(state.ended(exit(Exit::Signal(9))), []);
     let cause = Some(FailureCause::Signal { signal: 9 });
     assert_eq!((state.living(), state.connected()), (vec![], vec![ended("a", 1, cause)]));
 }
@@ -144,7 +149,7 @@ fn a_plan_that_cannot_be_read_ends_the_trainer_that_would_wait_for_it() {
     let order = WorkerOrder::Unreadable { trainer: named("a", 1), message: "no plan".into() };
     assert_eq!(state.order(order), [Action::End(SLOT, GRACE)]);
     let cause = Some(FailureCause::Error { message: "no plan".into() });
-    assert_eq!(state.ended(SLOT, 7, Exit::Signal(15), vec![]), [ended("a", 1, cause)]);
+    assert_eq!(state.ended(exit(Exit::Signal(15))), [ended("a", 1, cause)]);
 }
 
 #[test]
@@ -153,7 +158,7 @@ fn a_worker_that_leaves_with_its_trainers_waits_for_them_and_takes_no_more() {
     assert_eq!(state.leave(), [Action::End(SLOT, GRACE)]);
     let [Action::Tell(WorkerReport::Ended(refused))] = &state.order(start("b", 1))[..] else { panic!("no answer") };
     assert_eq!(refused.cause, Some(FailureCause::Spawn { message: "the worker is ending".into() }));
-    assert_eq!(state.ended(SLOT, 7, Exit::Code(0), vec![]), [ended("a", 1, None), Action::Leave]);
+    assert_eq!(state.ended(exit(Exit::Code(0))), [ended("a", 1, None), Action::Leave]);
     assert_eq!(State::new(1).leave(), [Action::Leave]);
 }
 
@@ -178,7 +183,31 @@ fn an_end_is_told_under_the_membership_that_asks_for_it_though_its_start_never_c
     let mut state = running();
     assert_eq!(state.order(end("a", 2)), [Action::End(SLOT, TICK)]);
     let told = ended("a", 2, Some(FailureCause::Signal { signal: 15 }));
-    assert_eq!(state.ended(SLOT, 7, Exit::Signal(15), vec![]), [told]);
+    assert_eq!(state.ended(exit(Exit::Signal(15))), [told]);
     // And asked for again by a coordinator that has not heard of it, under a later one still.
     assert_eq!(state.order(end("a", 3)), [ended("a", 3, Some(FailureCause::Signal { signal: 15 }))]);
+}
+
+#[test]
+fn a_stuck_trainer_is_killed_once_and_counts_as_lost_for_that_with_its_stacks() {
+    use common::{cause::Because, pulse::Doing};
+    let mut state = running();
+    let stuck = Stuck {
+        step: Step(3),
+        doing: Doing::Computing,
+        operation: None,
+        because: Because::Stopped,
+        quiet_s: 11,
+        limit_s: 10,
+        waiting: vec![],
+        waiting_in: None,
+        stacks: None,
+    };
+    let order = |generation| WorkerOrder::EndStuck { trainer: named("a", generation), stuck: Box::new(stuck.clone()) };
+    assert_eq!(state.order(order(2)), [], "of another membership nothing is known");
+    assert_eq!(state.order(order(1)), [Action::EndStuck(SLOT)]);
+    assert_eq!(state.order(order(1)), []);
+    let told = state.ended(End { stacks: Some("/log.stacks".into()), ..exit(Exit::Signal(9)) });
+    let cause = FailureCause::Hung(Box::new(Stuck { stacks: Some("/log.stacks".into()), ..stuck }));
+    assert_eq!(told, [ended("a", 1, Some(cause))]);
 }

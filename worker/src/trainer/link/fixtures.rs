@@ -23,7 +23,7 @@ pub fn finished(generation: u64) -> Report {
 }
 
 pub fn plan(generation: u64) -> Order {
-    let faults = Faults { max_failures: 0, max_no_progress: 3 };
+    let faults = Faults { max_failures: 0, max_no_progress: 3, detect: Default::default() };
     let model = Models::default();
     let (name, output) = ("demo".to_owned(), "/nowhere".into());
     let recipe = Recipe {

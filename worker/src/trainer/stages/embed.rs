@@ -13,7 +13,6 @@ use super::{
 };
 use crate::{
     data::{Blob, Dataset, Shard, storage::Location},
-    supervisor::ipc::Report,
     torch::{self, memory, peak},
     trainer::{agreement, context::Context, context::Outcome, error::TrainerError},
     vectors::{Expected, Provenance, ShardFile, ShardWriter, import, nth, shard_folder, shard_name},
@@ -331,7 +330,7 @@ fn report(context: &Context<'_>, meter: &Meter) {
     progress.model_flop_per_s = Some(flop_per_s * ranks);
     progress.mfu = meter.peak_flop_per_s.map(|peak| flop_per_s / peak);
     progress.peak_memory_bytes = memory::peak_bytes(context.device);
-    context.link.report(Report::Progress(Box::new(progress)));
+    context.report(progress);
 }
 
 fn summary(

@@ -2,7 +2,6 @@
 
 use super::Training;
 use crate::{
-    supervisor::ipc::Report,
     torch::{self, memory, peak},
     trainer::{
         commits,
@@ -19,12 +18,15 @@ use common::{
     status::{Evaluated, Progress},
 };
 use std::{
+    collections::VecDeque,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 /// A report is sent as often as this.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
+/// Of so many steps a rank's own time is told: one that is slow is so for half of them.
+const OWN: usize = 20;
 
 /// A step on its way.
 pub(super) struct Begun {
@@ -85,6 +87,10 @@ pub(super) struct Ledger {
     recent: Window,
     stall: Duration,
     all_stall: Duration,
+    /// How long the ranks compared what they have.
+    compared: Duration,
+    /// How long recent steps took without waits for other ranks.
+    own: VecDeque<Duration>,
     skipped: u64,
     /// Steps whose update was left out because something was not finite: since a resume, and just before this.
     skipped_steps: u64,
@@ -122,6 +128,8 @@ impl Ledger {
             recent: Window::new(),
             stall: Duration::ZERO,
             all_stall: Duration::ZERO,
+            compared: Duration::ZERO,
+            own: VecDeque::with_capacity(OWN),
             skipped: 0,
             skipped_steps: 0,
             skipped_in_a_row: 0,
@@ -138,6 +146,11 @@ impl Ledger {
         self.all_stall += stall;
     }
 
+    /// The training stood still while the ranks compared what they have.
+    pub(super) fn compared(&mut self, took: Duration) {
+        self.compared += took;
+    }
+
     /// The training stood still for an evaluation, which is no part of any step.
     pub(super) fn evaluated(&mut self, run: &Training<'_, '_>, found: Vec<Evaluated>, took: Duration) {
         self.evaluated = found;
@@ -147,7 +160,7 @@ impl Ledger {
         self.recent.paused += took;
         // The next step's time is its own.
         self.last = None;
-        run.context.link.report(Report::Progress(Box::new(self.standing(run))));
+        run.context.report(self.standing(run));
     }
 
     /// Where the training stands between two steps.
@@ -195,6 +208,10 @@ impl Ledger {
             checkpoint_stall_s: std::mem::take(&mut self.stall).as_secs_f64(),
             evaluation_s: self.evaluation.take().map(|took| took.as_secs_f64()),
         };
+        if self.own.len() == OWN {
+            self.own.pop_front();
+        }
+        self.own.push_back(output.times.own());
         let flops = flops * self.share;
         self.all.add(data_wait, &output.times, flops);
         self.recent.add(data_wait, &output.times, flops);
@@ -259,13 +276,16 @@ impl Ledger {
         progress.data_wait_share = Some(recent.wait.as_secs_f64() / seconds);
         progress.exposed_communication_share = Some(recent.exposed.as_secs_f64() / seconds);
         progress.step_s = Some(seconds / recent.steps as f64);
+        // Of a few steps, the first among them, it says nothing.
+        let own = median(&self.own).filter(|_| self.own.len() >= OWN / 2);
+        progress.own_step_s = own.map(|own| own.as_secs_f64());
         progress.model_flop_per_s = Some(recent.flops / seconds);
         progress.mfu = self.mfu(run, &recent);
         progress.peak_memory_bytes = memory::peak_bytes(run.context.device);
         progress.skipped_samples = self.skipped;
         progress.checkpoint = commits::newest(run.context);
         progress.evaluated.clone_from(&self.evaluated);
-        run.context.link.report(Report::Progress(Box::new(progress)));
+        run.context.report(progress);
     }
 
     fn mfu(&self, run: &Training<'_, '_>, window: &Window) -> Option<f64> {
@@ -288,6 +308,9 @@ impl Ledger {
         columns.push(("waiting for data", share(self.all.wait)));
         columns.push(("exposed communication", share(self.all.exposed)));
         columns.push(("checkpoint stall", share(self.all_stall)));
+        if self.compared > Duration::ZERO {
+            columns.push(("comparing replicas", format!("{:.3} %", 100.0 * self.compared.as_secs_f64() / seconds)));
+        }
         if self.evaluations.0 > 0 {
             // Beside the training's time, not in it.
             let (count, took) = self.evaluations;
@@ -308,6 +331,13 @@ impl Ledger {
         let notes: Vec<String> = self.evaluated.iter().map(|found| format!("evaluated at {found}")).collect();
         serde_json::json!({ "tables": [table], "notes": notes, "evaluated": self.evaluated })
     }
+}
+
+/// The median; absent of nothing.
+fn median(times: &VecDeque<Duration>) -> Option<Duration> {
+    let mut sorted: Vec<Duration> = times.iter().copied().collect();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).copied()
 }
 
 /// How many samples so many steps take over all ranks.

@@ -15,8 +15,9 @@ use crate::{
     trainer::{
         agreement, commits,
         context::{Context, Outcome},
-        error::TrainerError,
-        failpoints::Point,
+        digest,
+        error::{TrainerError, Unlike},
+        failpoints::{Fault, Point},
         held::{self, Held},
         parameters::FlatParameters,
         schedule,
@@ -26,8 +27,10 @@ use crate::{
 };
 use broken::BrokenFile;
 use common::{
+    cause::Diverged,
     ids::{Rank, Step},
     manifest::{DataCursor, Share, paths},
+    pulse::Doing,
     recipe,
     sampler::{self, Order},
     status::{Evaluated, Progress},
@@ -40,6 +43,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tally::Tally;
+use tch::Tensor;
 
 /// A data set of a training.
 #[derive(Debug, Clone)]
@@ -250,15 +254,17 @@ impl<'a, 'b> Training<'a, 'b> {
         let mut written = None;
         let mut stopped = false;
         while self.step < self.total && !stopped {
+            let pulse = self.context.pulse;
+            pulse.step(self.step + 1);
             let mut timeline = Timeline::begin(self.context.device);
             let waited = task.waited();
             let ended = || TrainerError::Plan("the loader ended before the stage".to_owned());
             let batch = task.next().ok_or_else(ended)??;
             let data_wait = task.waited().saturating_sub(waited);
             timeline.lap(Section::DataWait);
+            pulse.doing(Doing::Computing);
             broken.write(self, Step(self.step + 1), task.broken(&batch))?;
-            let point = Point::step(self.context.stage_kind());
-            let poisoned = point.is_some_and(|point| self.context.failpoints.hit(point, self.step + 1));
+            let poisoned = self.fail_on_purpose();
             let learning_rate = self.learning_rate();
             let flops = task.flops(&batch);
             let output = self.take_step(task, (&batch, poisoned), learning_rate, timeline)?;
@@ -273,20 +279,26 @@ impl<'a, 'b> Training<'a, 'b> {
             for (source, count) in self.sources.iter().zip(tally.most()) {
                 source.limit.bear(count, broken.examples(&source.limit.name))?;
             }
+            pulse.stepped();
             if superseded {
                 self.settle(ledger, begun.take())?;
                 return Err(TrainerError::Superseded);
             }
             if !stopped && task.evaluates_after(Step(self.step), &self.order) {
                 self.settle(ledger, begun.take())?;
+                pulse.doing(Doing::Evaluating);
                 // Before the checkpoint of this step: whoever goes on from there has the figures.
                 evaluations.take(self, task, ledger)?;
             }
             let due =
                 self.step.is_multiple_of(self.settings.checkpoint.every_steps) || self.step == self.total || stopped;
-            if due {
-                // What is saved is known to be sound.
+            if due || self.compares_after(self.step) {
                 self.settle(ledger, begun.take())?;
+                ledger.compared(self.compare()?);
+            }
+            if due {
+                // What is saved is known to be sound, and the same on all ranks.
+                pulse.doing(Doing::SavingCheckpoint);
                 ledger.stalled(self.save(&mut writer)?);
                 (saved, written) = (Some(self.step), Some(self.step));
             }
@@ -296,7 +308,9 @@ impl<'a, 'b> Training<'a, 'b> {
             ledger.stalled(self.save(&mut writer)?);
             written = Some(self.step);
         }
+        self.context.pulse.doing(Doing::SavingCheckpoint);
         writer.finish()?;
+        self.context.pulse.doing(Doing::Committing);
         if let Some(step) = written {
             commits::wait(self.context, Step(step))?;
         }
@@ -315,6 +329,16 @@ impl<'a, 'b> Training<'a, 'b> {
         // What rank 0 sees counts for all.
         let there = agreement::agree(self.context.collective, there)?;
         Ok(if there { Some(self.step) } else { resumed })
+    }
+
+    /// Does before a step what was asked for in the environment; whether the batch is to be poisoned.
+    fn fail_on_purpose(&mut self) -> bool {
+        let point = Point::step(self.context.stage_kind());
+        let fault = point.and_then(|point| self.context.failpoints.hit(point, self.step + 1));
+        if fault == Some(Fault::Flip) {
+            self.parameters.flip_bit();
+        }
+        fault == Some(Fault::Poison)
     }
 
     /// Waits for a step's figures: it is carried out then.
@@ -375,6 +399,34 @@ impl<'a, 'b> Training<'a, 'b> {
         let mut any = || all.pop().expect("every rank says both") > 0;
         let (superseded, stopped) = (any(), any());
         Ok((stopped, superseded, all))
+    }
+
+    /// Whether the ranks compare what they have after so many steps.
+    fn compares_after(&self, step: u64) -> bool {
+        let every = self.context.plan.recipe.faults.detect.digest_every_steps;
+        every > 0 && step.is_multiple_of(every)
+    }
+
+    /// Holds what this rank has against what the others have; returns how long that took.
+    fn compare(&self) -> Result<Duration, TrainerError> {
+        let (context, collective) = (self.context, self.context.collective);
+        if context.plan.recipe.faults.detect.digest_every_steps == 0 || context.world().0 == 1 {
+            return Ok(Duration::ZERO);
+        }
+        let started = Instant::now();
+        let mine = Tensor::from_slice(&self.parameters.digest()?).view([1, 2]);
+        let all = collective.all_gather_rows(&mine, &vec![1; context.world().0 as usize])?;
+        let all: Vec<i64> = all.view([-1]).try_into()?;
+        let digests: Vec<String> = all.as_chunks().0.iter().map(|digest| digest::hex(*digest)).collect();
+        let Some(diverged) = Diverged::judge(Step(self.step), &digests) else { return Ok(started.elapsed()) };
+        // What a rank of the majority holds is what the training goes on from; of sharded moments nobody has all.
+        let sound = !diverged.ranks.is_empty() && !diverged.ranks.contains(&context.rank());
+        let unlike = Box::new(Unlike(diverged));
+        Err(if sound && !self.parameters.is_sharded() {
+            TrainerError::PeerReplica(unlike)
+        } else {
+            TrainerError::Replica(unlike)
+        })
     }
 
     fn writer(&self) -> Writer {

@@ -28,7 +28,6 @@ use super::{
 };
 use crate::{
     checkpoint,
-    supervisor::ipc::Report,
     trainer::{context::Context, context::Outcome, error::TrainerError},
 };
 use common::{
@@ -72,7 +71,7 @@ fn with_towers(
     results.model = context.trained.map(|trained| trained.folder().to_owned());
     let folder = context.plan.output.join("eval");
     let told = |_: &str, done: u64, of: u64| {
-        context.link.report(Report::Progress(Box::new(context.progress(done, of))));
+        context.report(context.progress(done, of));
     };
     let pass = Pass { chunk: stage.chunk, told: &told };
     for set in sets.ranked.iter().filter(|_| stage.image_retrieval) {

@@ -2,10 +2,7 @@
 //! without them: nothing is drawn, no gradient is kept, and the batches made ahead of it wait.
 
 use super::{super::towers::Towers, figures::Figures, images::Pass, sets::Sets};
-use crate::{
-    supervisor::ipc::Report,
-    trainer::{context::Context, error::TrainerError},
-};
+use crate::trainer::{context::Context, error::TrainerError};
 use common::{
     ids::Step,
     recipe::PeriodicEval,
@@ -54,7 +51,7 @@ impl<'a> Periodic<'a> {
     ) -> Result<Vec<Evaluated>, TrainerError> {
         let told = |data: &str, done: u64, of: u64| {
             let activity = Some(format!("evaluating {data}, {done} of {of} batches"));
-            context.link.report(Report::Progress(Box::new(Progress { activity, ..standing.clone() })));
+            context.report(Progress { activity, ..standing.clone() });
         };
         let pass = Pass { chunk: self.settings.chunk, told: &told };
         let step = standing.step;
