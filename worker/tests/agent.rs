@@ -202,7 +202,7 @@ impl Scene {
     }
 
     fn plan(&self, generation: u64, recipe: &str) -> String {
-        let faults = Faults { max_failures: 0, max_no_progress: 3 };
+        let faults = Faults { max_failures: 0, max_no_progress: 3, storage_wait: Duration::from_secs(300) };
         let model = Models { text: None, vision: None, adapter: None, trained: None };
         let (name, output) = (recipe.to_owned(), self.output());
         let recipe = Recipe {

@@ -9,7 +9,7 @@ impl Recipe {
     pub fn fingerprint(&self) -> String {
         let mut bare = Recipe {
             output: PathBuf::new(),
-            faults: Faults { max_failures: 0, max_no_progress: 0 },
+            faults: Faults { max_failures: 0, max_no_progress: 0, storage_wait: super::storage_wait() },
             elastic: None,
             ..self.clone()
         };

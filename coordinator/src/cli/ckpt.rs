@@ -2,7 +2,7 @@
 
 use super::{Common, error::CliError, locate, output};
 use common::{
-    ids::Step,
+    ids::{JobId, Step},
     manifest::{Manifest, paths},
 };
 use serde::Serialize;
@@ -31,6 +31,8 @@ struct Found {
     folder: PathBuf,
     stage: String,
     step: Step,
+    /// Absent where no manifest says so.
+    job: Option<JobId>,
     generation: u64,
     ranks: u32,
     bytes: u64,
@@ -51,7 +53,8 @@ pub(super) async fn main(command: &CkptCommand, common: &Common) -> Result<u8, C
             root.display()
         )));
     }
-    let found: Vec<Found> = folders.iter().map(|(folder, step)| look(folder, *step, verify)).collect();
+    let mut found: Vec<Found> = folders.iter().map(|(folder, step)| look(folder, *step, verify)).collect();
+    foreign(&mut found);
     match common.format {
         output::Format::Json => output::print_json(Some("checkpoints"), &found),
         output::Format::Text => print(&found, verify),
@@ -111,6 +114,7 @@ fn look(folder: &Path, step: Step, verify: bool) -> Found {
         folder: folder.to_owned(),
         stage: stage.unwrap_or_default(),
         step,
+        job: None,
         generation: 0,
         ranks: 0,
         bytes: 0,
@@ -118,6 +122,7 @@ fn look(folder: &Path, step: Step, verify: bool) -> Found {
     };
     match manifest(folder, step) {
         Ok(manifest) => {
+            found.job = Some(manifest.job.clone());
             found.generation = manifest.generation.0;
             found.ranks = manifest.world.0;
             found.bytes = manifest.parts.iter().map(|part| part.bytes).sum();
@@ -129,13 +134,35 @@ fn look(folder: &Path, step: Step, verify: bool) -> Found {
     found
 }
 
+/// A stage's folder holds checkpoints of one job and of that stage: one of another job, as it was copied or moved there, is named. Whose
+/// the folder is, most of its checkpoints say; of as many on both sides the newest.
+fn foreign(found: &mut [Found]) {
+    let folders: Vec<Option<PathBuf>> = found.iter().map(|one| one.folder.parent().map(Path::to_owned)).collect();
+    for at in 0..found.len() {
+        let beside = |other: usize| folders[other] == folders[at];
+        let jobs = || (0..found.len()).filter(|other| beside(*other)).filter_map(|other| found[other].job.as_ref());
+        let count = |job: &JobId| jobs().filter(|other| *other == job).count();
+        let Some(owner) = jobs().max_by_key(|job| count(job)).cloned() else { continue };
+        if let Some(job) = found[at].job.clone().filter(|job| *job != owner) {
+            let manifest = found[at].folder.join(paths::MANIFEST_FILE);
+            let problem = format!("{} is of job {job}, the others here are of job {owner}", manifest.display());
+            found[at].problem.get_or_insert(problem);
+        }
+    }
+}
+
 fn manifest(folder: &Path, step: Step) -> Result<Manifest, String> {
     let path = folder.join(paths::MANIFEST_FILE);
     if !path.exists() {
         return Err("not committed: it has no manifest.json".to_owned());
     }
     let text = fs::read_to_string(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-    Manifest::parse(&text, step).map_err(|error| format!("{}: {error}", path.display()))
+    let manifest = Manifest::parse(&text, step).map_err(|error| format!("{}: {error}", path.display()))?;
+    let stage = folder.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+    if stage.is_some_and(|stage| stage != manifest.stage) {
+        return Err(format!("{} is of stage {}, not of this folder's", path.display(), manifest.stage));
+    }
+    Ok(manifest)
 }
 
 fn verify_part(folder: &Path, part: &common::manifest::Part) -> Result<(), String> {

@@ -32,6 +32,7 @@ impl Step {
             Event::Progress { place, progress } => self.progress(&place, *progress),
             Event::PeersLost { generation, rank, step, message } => self.apart(generation, rank, step, message),
             Event::CheckpointWritten { generation, rank, step, share } => self.written(generation, rank, step, *share),
+            Event::StorageTrouble { generation, trouble } => self.troubled(generation, *trouble),
             Event::CheckpointCommitted { generation, step } => self.committed(generation, step),
             Event::CheckpointFound { step } => self.found(step),
             Event::StageFinished { generation, rank, summary, stopped } => {

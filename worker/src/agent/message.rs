@@ -1,6 +1,7 @@
 //! What the coordinator orders and what the worker reports, in the terms of crate `common`.
 
 use common::{
+    alarm::StorageTrouble,
     ids::{Generation, JobId, Rank, Slot, Step},
     manifest::{Manifest, Share},
     plan::TrainPlan,
@@ -42,6 +43,8 @@ pub enum WorkerReport {
     Progress { trainer: TrainerRef, progress: Box<Progress> },
     /// A share of a checkpoint is on storage.
     CheckpointWritten { trainer: TrainerRef, rank: Rank, step: Step, share: Box<Share> },
+    /// A checkpoint is not there, or not whole any more.
+    StorageTrouble { trainer: TrainerRef, trouble: Box<StorageTrouble> },
     /// A manifest exists.
     CheckpointCommitted { trainer: TrainerRef, step: Step },
     /// A stage is done.

@@ -11,6 +11,7 @@ use super::{
     trained::TrainedModel,
 };
 use crate::{
+    checkpoint::{Faults, Watch, Writer},
     collective::{self, Collective, Deadlines, Identity},
     data::storage::{Limits, Storage},
     supervisor::ipc::Report,
@@ -67,20 +68,23 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
     let link = Link::connect(&args.socket, format!("{}:{port}", args.peer_host), Duration::from_secs(args.lease_s))?;
     let current = Arc::new(Mutex::new(None));
     let committed = Arc::new(Committed::default());
+    // It outlives plans: storage that hangs holds up no membership, and no end.
+    let writer = Writer::start(Watch::new(Faults::from_environment().map_err(TrainerError::Plan)?));
     {
-        let (link, current, committed) = (link.clone(), current.clone(), committed.clone());
-        std::thread::spawn(move || commits::obey(&link, &current, &committed));
+        let (link, current, committed, writer) = (link.clone(), current.clone(), committed.clone(), writer.clone());
+        std::thread::spawn(move || commits::obey(&link, &current, &committed, &writer));
     }
     let failpoints = failpoints()?;
     let storage = Arc::new(Storage::from_environment(Limits::default()));
     let held = HeldSlot::default();
     while let Some(plan) = link.next_plan()? {
-        committed.reset();
+        committed.reset(plan.generation);
         held.keep_only(plan.stage);
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
         let surroundings = Surroundings {
             link: &link,
             committed: &committed,
+            writer: &writer,
             failpoints: &failpoints,
             held: &held,
             storage: &storage,
@@ -126,7 +130,8 @@ fn failpoints() -> Result<Failpoints, TrainerError> {
 /// What outlives a plan.
 struct Surroundings<'a> {
     link: &'a Link,
-    committed: &'a Committed,
+    committed: &'a Arc<Committed>,
+    writer: &'a Writer,
     failpoints: &'a Failpoints,
     held: &'a HeldSlot,
     storage: &'a Arc<Storage>,
@@ -148,7 +153,7 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
     let _entered = span.enter();
     tracing::info!(world = plan.world().0, "started");
     let identity = Identity { generation: plan.generation, rank: plan.rank, peers: plan.peers.clone() };
-    let Surroundings { link, committed, failpoints, held, storage, device, threads } = *around;
+    let Surroundings { link, committed, writer, failpoints, held, storage, device, threads } = *around;
     let interrupt = link.interrupt();
     let in_vain = || interrupt.is_asked();
     let collective: Arc<dyn Collective> =
@@ -161,6 +166,7 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
             collective: collective.as_ref(),
             link,
             committed,
+            writer,
             device,
             threads,
             failpoints,
