@@ -52,10 +52,7 @@ fn a_checkpoint_that_cannot_be_written_is_an_alarm_and_the_next_one_is_written()
     // Rank 1's first share; rank 0's manifest of the second checkpoint.
     let (code, said) = run(&job, "write=ENOSPC@1/1, manifest-write=EIO@1/0");
     assert_eq!(code, Some(0), "{said}");
-    contains(
-        &said,
-        &["ALARM: checkpoints fail since step 4 (1 is missing): rank 1: ", "checkpoints are written again"],
-    );
+    contains(&said, &["ALARM: checkpoints fail since step 4 (", "checkpoints are written again"]);
     let (_, events) = job.say(&["events"]);
     contains(
         &events,
@@ -87,7 +84,7 @@ fn the_last_checkpoint_is_tried_again_until_storage_takes_it() {
 fn slow_storage_holds_no_step_up_and_what_is_left_out_is_told() {
     let recipe = Recipe { steps: 40, ..Recipe::default() };
     let job = Job::new(&recipe);
-    let (code, said) = run(&job, "sync=hang:4000@1/0");
+    let (code, said) = run(&job, "sync=hang:12000@1/0");
     assert_eq!(code, Some(0), "{said}");
     let (_, events) = job.say(&["events"]);
     contains(
@@ -101,7 +98,7 @@ fn slow_storage_holds_no_step_up_and_what_is_left_out_is_told() {
     );
     assert_eq!(verify(&job).0, Some(0));
     let longest = longest_step(&job);
-    assert!(longest < 3.0, "a step took {longest} s");
+    assert!(longest < 8.0, "a step took {longest} s");
     assert_eq!(losses(&job.steps()), undisturbed(&recipe));
 }
 
@@ -118,10 +115,10 @@ fn storage_that_never_answers_keeps_no_stopped_job_from_its_end() {
     let job = Job::new(&recipe);
     let mut command = job.command(&["run", job.recipe().to_str().unwrap(), "--workers", "2"]);
     let mut run = command.env(FAULTS, "sync=hang@3/0").spawn().unwrap();
-    job.wait_for_step(13);
+    job.wait_for_step(21);
     assert_eq!(job.json("status")["alarm"]["newest"]["trouble"], "slow");
     let (_, why) = job.say(&["why"]);
-    contains(&why, &["ALARM", "checkpoints are left out since step "]);
+    contains(&why, &["ALARM", "checkpoints are left out since step 16"]);
     let began = Instant::now();
     job.say(&["stop"]);
     assert_eq!(run.wait().unwrap().code(), Some(4));

@@ -134,19 +134,19 @@ fn look(folder: &Path, step: Step, verify: bool) -> Found {
     found
 }
 
-/// A stage's folder holds checkpoints of one job and of that stage: one of another job, as it was copied or moved there, is named. Whose
-/// the folder is, most of its checkpoints say; of as many on both sides the newest.
+/// A stage's folder holds checkpoints of one job: one that was copied or moved there from another's is named. Whose the folder is, more
+/// than half of its checkpoints say; where none does, all are named.
 fn foreign(found: &mut [Found]) {
-    let folders: Vec<Option<PathBuf>> = found.iter().map(|one| one.folder.parent().map(Path::to_owned)).collect();
-    for at in 0..found.len() {
-        let beside = |other: usize| folders[other] == folders[at];
-        let jobs = || (0..found.len()).filter(|other| beside(*other)).filter_map(|other| found[other].job.as_ref());
-        let count = |job: &JobId| jobs().filter(|other| *other == job).count();
-        let Some(owner) = jobs().max_by_key(|job| count(job)).cloned() else { continue };
-        if let Some(job) = found[at].job.clone().filter(|job| *job != owner) {
-            let manifest = found[at].folder.join(paths::MANIFEST_FILE);
-            let problem = format!("{} is of job {job}, the others here are of job {owner}", manifest.display());
-            found[at].problem.get_or_insert(problem);
+    let owners: Vec<(Option<PathBuf>, Option<JobId>)> =
+        found.iter().map(|one| (one.folder.parent().map(Path::to_owned), one.job.clone())).collect();
+    for (one, (folder, job)) in found.iter_mut().zip(&owners) {
+        let Some(job) = job else { continue };
+        let beside = || owners.iter().filter(|(other, _)| other == folder).filter_map(|(_, job)| job.as_ref());
+        let Some(other) = beside().find(|other| *other != job) else { continue };
+        if 2 * beside().filter(|other| *other == job).count() <= beside().count() {
+            let manifest = one.folder.join(paths::MANIFEST_FILE);
+            let problem = format!("{} is of job {job}, another here is of job {other}", manifest.display());
+            one.problem.get_or_insert(problem);
         }
     }
 }

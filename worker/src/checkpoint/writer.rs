@@ -13,7 +13,7 @@ use std::{
 /// How many tasks may wait. Of shares there is one at most: a training leaves a checkpoint out while there is work.
 const WAITING: usize = 8;
 /// How much the thread gives way (see nice(7)): hashing and copying are not to take a core from what computes or decodes.
-const NICENESS: i32 = 10;
+const NICENESS: i32 = 5;
 
 /// A task.
 pub struct Task {

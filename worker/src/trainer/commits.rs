@@ -13,6 +13,7 @@ use common::{
     plan::TrainPlan,
 };
 use std::{
+    path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -185,15 +186,20 @@ fn commit(watch: &Watch, plan: &TrainPlan, step: Step, manifest: &Manifest, tell
         // Another's checkpoint is there: it is not ours to remove.
         Err(error @ CheckpointError::Exists { .. }) => tell.failed(step, error),
         Err(error) => {
-            discard(watch, &plan.output, &manifest.stage, step);
+            if let Err(left) = checkpoint::remove(watch, &folder) {
+                tracing::warn!(folder = %folder.display(), error = %left, "could not remove what was written of a checkpoint");
+            }
             tell.failed(step, error);
         }
     }
 }
 
-/// Removes what was written of a checkpoint that failed, as far as storage lets it.
-pub fn discard(watch: &Watch, output: &std::path::Path, stage: &str, step: Step) {
+/// Removes the shares of a checkpoint that failed, as far as storage lets it. One with a manifest is another's, or whole.
+pub fn discard(watch: &Watch, output: &Path, stage: &str, step: Step) {
     let folder = paths::checkpoint_folder(output, stage, step);
+    if !folder.join(paths::MANIFEST_FILE).try_exists().is_ok_and(|there| !there) {
+        return;
+    }
     if let Err(error) = checkpoint::remove(watch, &folder) {
         tracing::warn!(folder = %folder.display(), %error, "could not remove what was written of a checkpoint");
     }
