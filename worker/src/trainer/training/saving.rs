@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 
 /// How long a rank waits by itself before it asks the others how they are.
 const ROUND: Duration = Duration::from_millis(200);
+/// How long the end of a stage waits until old checkpoints are deleted. What is left then, the next commit deletes.
+const TIDY: Duration = Duration::from_secs(10);
 /// Between two tries of the last checkpoint.
 const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -153,7 +155,11 @@ impl Saving {
             still += self.begin(run)?;
             match self.settle(run, until)? {
                 Stand::Late => return Err(self.give_up(run, step)),
-                Stand::Written if commits::wait(run.context, step)? => return Ok(still),
+                Stand::Written if commits::wait(run.context, step)? => {
+                    // What is old is deleted behind the commit; the process may end right after this.
+                    self.settle(run, Instant::now() + TIDY)?;
+                    return Ok(still);
+                }
                 Stand::Written | Stand::Failed => {}
             }
             let wait = backoff.next(0.0);
@@ -161,7 +167,7 @@ impl Saving {
             self.discard(run, step);
             if late {
                 // So that nothing half written is left behind, if storage lets it.
-                self.settle(run, Instant::now() + AGAIN.0)?;
+                self.settle(run, Instant::now() + TIDY)?;
                 return Err(self.give_up(run, step));
             }
             tracing::warn!(step = step.0, ?wait, "tries the last checkpoint again");
