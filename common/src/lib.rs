@@ -3,6 +3,7 @@
 //! Nothing here reads a clock, a file, a socket, the environment or a source of randomness, except below the feature
 //! `daemon`. It knows no other crate of the workspace.
 
+pub mod alarm;
 pub mod cause;
 pub mod ids;
 pub mod manifest;

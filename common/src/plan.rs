@@ -57,4 +57,7 @@ pub struct ResumePoint {
     /// Whether a user changed the weights of the mix since the job was submitted.
     #[serde(default)]
     pub weights: Weights,
+    /// Whether a user named this one: if it is damaged, that is an error. Else the one before it is taken, loudly.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub chosen: bool,
 }

@@ -1,6 +1,7 @@
 //! What is reported: typed causes and reasons, shared by the log, the wire and the screen.
 
 use crate::{
+    alarm::StorageAlarm,
     cause::{Diverged, OutOfMemory, Stuck},
     ids::{Generation, JobId, Rank, Slot, Step, WorkerId},
     time::Timestamp,
@@ -348,6 +349,9 @@ pub struct JobStatus {
     /// Trainers that stand ready beside them.
     #[serde(default)]
     pub spares: u32,
+    /// Why there are no new checkpoints; absent while there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alarm: Option<StorageAlarm>,
     /// Everything that was lost, oldest first.
     pub failures: Vec<Failure>,
     /// The job's folder.

@@ -32,6 +32,8 @@ pub struct Recipe {
     pub every_steps: u64,
     /// Restarts.
     pub max_failures: u32,
+    /// Seconds for which the last checkpoint is tried again.
+    pub storage_wait_s: u64,
     /// More lines for the data set.
     pub data: String,
     /// More lines for `[model.text]`.
@@ -63,6 +65,7 @@ impl Default for Recipe {
             chunk: 16,
             every_steps: 4,
             max_failures: 0,
+            storage_wait_s: 60,
             data: String::new(),
             text: String::new(),
             tuning: String::new(),
@@ -127,6 +130,7 @@ checkpoint = {{ every_steps = {every_steps}, keep = 2 }}
 
 [faults]
 max_failures = {max_failures}
+storage_wait_s = {storage_wait_s}
 {faults}
 
 {elastic}
@@ -147,6 +151,7 @@ max_failures = {max_failures}
             clip = self.clip,
             max_failures = self.max_failures,
             faults = self.faults,
+            storage_wait_s = self.storage_wait_s,
         );
         let path = folder.join("recipe.toml");
         std::fs::write(&path, text).unwrap();

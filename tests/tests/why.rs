@@ -28,11 +28,11 @@ fn a_panic_is_named_with_its_rank_its_message_and_its_log() {
     assert_eq!(job.steps().len(), 12);
 }
 
-/// The output is a small file system of its own, in a mount namespace of the test's own; what runs there is killed with
-/// the shell that made it.
+/// The training goes on without its checkpoints; only without the last one the job cannot end. The output is a small file system
+/// of its own, in a mount namespace of the test's own; what runs there is killed with the shell that made it.
 #[test]
 fn a_full_disk_is_named_with_its_rank_and_its_file_and_space_is_all_that_a_resume_needs() {
-    let job = Job::new(&Recipe { steps: 8, every_steps: 4, ..Recipe::default() });
+    let job = Job::new(&Recipe { steps: 12, every_steps: 4, storage_wait_s: 3, ..Recipe::default() });
     let output = job.output();
     std::fs::create_dir(&output).unwrap();
     let script = format!(
@@ -40,6 +40,8 @@ fn a_full_disk_is_named_with_its_rank_and_its_file_and_space_is_all_that_a_resum
          mount -t tmpfs -o size=24m tmpfs {output}\n\
          {llm2clip} run {recipe} --workers 2; echo \"run ended with $?\"\n\
          {llm2clip} why {output}\n\
+         {llm2clip} events {output}\n\
+         echo folders $(ls {output}/clip | grep -c step-)\n\
          mount -o remount,size=200m {output}\n\
          {llm2clip} resume {output}; echo \"resume ended with $?\"\n\
          wc -l {output}/clip/metrics.jsonl\n",
@@ -53,13 +55,18 @@ fn a_full_disk_is_named_with_its_rank_and_its_file_and_space_is_all_that_a_resum
     let ended = shell.args(user).args(["--mount", "--", "sh", "-c", &script]).output().unwrap();
     let said = text(&ended);
     for part in [
+        "ALARM: checkpoints fail since step 8",
+        "no checkpoint of step 8, the training goes on: rank ",
         "run ended with 1",
+        "ALARM 2",
         "rank ",
         "No space left on device",
         "Free space on the shared storage",
         "rank-0000",
         "resume ended with 0",
-        "8 ",
+        "12 ",
+        // What was half written of the others is removed, and the one that was whole stays.
+        "folders 1",
     ] {
         assert!(said.contains(part), "{part} is not in: {said}");
     }

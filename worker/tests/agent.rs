@@ -206,7 +206,12 @@ impl Scene {
     }
 
     fn plan(&self, generation: u64, recipe: &str) -> String {
-        let faults = Faults { max_failures: 0, max_no_progress: 3, detect: Default::default() };
+        let faults = Faults {
+            max_failures: 0,
+            max_no_progress: 3,
+            storage_wait: Duration::from_secs(300),
+            detect: Default::default(),
+        };
         let model = Models::default();
         let (name, output) = (recipe.to_owned(), self.output());
         let recipe = Recipe {

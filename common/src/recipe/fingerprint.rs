@@ -7,7 +7,12 @@ impl Recipe {
     /// BLAKE3 of the recipe as JSON, without what changes no number: the output folder, the faults to bear, how
     /// many ranks there may be, the profile, the evaluations on the way.
     pub fn fingerprint(&self) -> String {
-        let faults = Faults { max_failures: 0, max_no_progress: 0, detect: Detection::default() };
+        let faults = Faults {
+            max_failures: 0,
+            max_no_progress: 0,
+            storage_wait: super::storage_wait(),
+            detect: Detection::default(),
+        };
         let mut bare = Recipe { output: PathBuf::new(), faults, elastic: None, ..self.clone() };
         for stage in &mut bare.stages {
             if let Some(training) = stage.training_mut() {

@@ -437,6 +437,19 @@ pub struct Faults {
     /// What counts as a fault of a rank that lives.
     #[serde(default, skip_serializing_if = "objective::is_default")]
     pub detect: Detection,
+    /// How long a stage's last checkpoint, and that of a stop, is tried again before the job ends without it.
+    #[serde(default = "storage_wait", skip_serializing_if = "is_storage_wait")]
+    pub storage_wait: Duration,
+}
+
+/// Five minutes: longer than a file server takes to start again.
+fn storage_wait() -> Duration {
+    Duration::from_secs(300)
+}
+
+/// What is not said stays out of fingerprints, which are as they were before there was this key.
+fn is_storage_wait(wait: &Duration) -> bool {
+    *wait == storage_wait()
 }
 
 /// With how many ranks a job may run when machines come and go. The global batch and the order of samples are the same with

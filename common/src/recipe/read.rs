@@ -293,6 +293,7 @@ fn faults(table: &mut Table<'_>) -> Result<Faults, RecipeError> {
     let read = Faults {
         max_failures: faults.get("max_failures", small)?.unwrap_or(10),
         max_no_progress: faults.get("max_no_progress", small)?.unwrap_or(3),
+        storage_wait: faults.get("storage_wait_s", unsigned)?.map_or_else(super::storage_wait, Duration::from_secs),
         detect: Detection::read(&mut faults)?,
     };
     faults.finish()?;

@@ -60,6 +60,10 @@ pub(super) fn report(worker: &WorkerId, message: FromWorker) -> Result<Report, S
             let share = parse("share", &written.share)?;
             (job, Event::CheckpointWritten { generation, rank: Rank(written.rank), step: Step(written.step), share })
         }
+        M::StorageTrouble(told) => {
+            let (job, generation, _) = reference(told.trainer)?;
+            (job, Event::StorageTrouble { generation, trouble: parse("trouble", &told.trouble)? })
+        }
         M::CheckpointCommitted(committed) => {
             let (job, generation, _) = reference(committed.trainer)?;
             (job, Event::CheckpointCommitted { generation, step: Step(committed.step) })

@@ -2,7 +2,7 @@
 
 use super::{Common, error::CliError, locate, output};
 use common::{
-    ids::Step,
+    ids::{JobId, Step},
     manifest::{Manifest, paths},
 };
 use serde::Serialize;
@@ -31,6 +31,8 @@ struct Found {
     folder: PathBuf,
     stage: String,
     step: Step,
+    /// Absent where no manifest says so.
+    job: Option<JobId>,
     generation: u64,
     ranks: u32,
     bytes: u64,
@@ -51,7 +53,8 @@ pub(super) async fn main(command: &CkptCommand, common: &Common) -> Result<u8, C
             root.display()
         )));
     }
-    let found: Vec<Found> = folders.iter().map(|(folder, step)| look(folder, *step, verify)).collect();
+    let mut found: Vec<Found> = folders.iter().map(|(folder, step)| look(folder, *step, verify)).collect();
+    foreign(&mut found);
     match common.format {
         output::Format::Json => output::print_json(Some("checkpoints"), &found),
         output::Format::Text => print(&found, verify),
@@ -111,6 +114,7 @@ fn look(folder: &Path, step: Step, verify: bool) -> Found {
         folder: folder.to_owned(),
         stage: stage.unwrap_or_default(),
         step,
+        job: None,
         generation: 0,
         ranks: 0,
         bytes: 0,
@@ -118,6 +122,7 @@ fn look(folder: &Path, step: Step, verify: bool) -> Found {
     };
     match manifest(folder, step) {
         Ok(manifest) => {
+            found.job = Some(manifest.job.clone());
             found.generation = manifest.generation.0;
             found.ranks = manifest.world.0;
             found.bytes = manifest.parts.iter().map(|part| part.bytes).sum();
@@ -129,13 +134,35 @@ fn look(folder: &Path, step: Step, verify: bool) -> Found {
     found
 }
 
+/// A stage's folder holds checkpoints of one job: one that was copied or moved there from another's is named. Whose the folder is, more
+/// than half of its checkpoints say; where none does, all are named.
+fn foreign(found: &mut [Found]) {
+    let owners: Vec<(Option<PathBuf>, Option<JobId>)> =
+        found.iter().map(|one| (one.folder.parent().map(Path::to_owned), one.job.clone())).collect();
+    for (one, (folder, job)) in found.iter_mut().zip(&owners) {
+        let Some(job) = job else { continue };
+        let beside = || owners.iter().filter(|(other, _)| other == folder).filter_map(|(_, job)| job.as_ref());
+        let Some(other) = beside().find(|other| *other != job) else { continue };
+        if 2 * beside().filter(|other| *other == job).count() <= beside().count() {
+            let manifest = one.folder.join(paths::MANIFEST_FILE);
+            let problem = format!("{} is of job {job}, another here is of job {other}", manifest.display());
+            one.problem.get_or_insert(problem);
+        }
+    }
+}
+
 fn manifest(folder: &Path, step: Step) -> Result<Manifest, String> {
     let path = folder.join(paths::MANIFEST_FILE);
     if !path.exists() {
         return Err("not committed: it has no manifest.json".to_owned());
     }
     let text = fs::read_to_string(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-    Manifest::parse(&text, step).map_err(|error| format!("{}: {error}", path.display()))
+    let manifest = Manifest::parse(&text, step).map_err(|error| format!("{}: {error}", path.display()))?;
+    let stage = folder.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+    if stage.is_some_and(|stage| stage != manifest.stage) {
+        return Err(format!("{} is of stage {}, not of this folder's", path.display(), manifest.stage));
+    }
+    Ok(manifest)
 }
 
 fn verify_part(folder: &Path, part: &common::manifest::Part) -> Result<(), String> {

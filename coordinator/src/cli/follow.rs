@@ -25,6 +25,8 @@ pub(super) struct Screen {
     shown_failures: usize,
     shown_evaluations: Vec<Evaluated>,
     phase: Option<String>,
+    /// Whether checkpoints were last said not to be written.
+    alarmed: bool,
 }
 
 impl Screen {
@@ -38,6 +40,7 @@ impl Screen {
             shown_failures: 0,
             shown_evaluations: Vec::new(),
             phase: None,
+            alarmed: false,
         }
     }
 
@@ -61,6 +64,7 @@ impl Screen {
         self.failures(status);
         self.phase(status);
         self.evaluations(status);
+        self.alarm(status);
         while let Some(stage) = status.stages.get(self.shown_summaries).filter(|stage| stage.done) {
             self.clear();
             if let Some(summary) = stage.summary.as_ref().filter(|_| self.summaries) {
@@ -105,6 +109,16 @@ impl Screen {
         }
     }
 
+    /// When checkpoints begin to fail, and when they are written again.
+    fn alarm(&mut self, status: &JobStatus) {
+        match &status.alarm {
+            Some(alarm) if !self.alarmed => self.say(&format!("{}: ALARM: {alarm}", status.job)),
+            None if self.alarmed => self.say(&format!("{}: checkpoints are written again", status.job)),
+            _ => {}
+        }
+        self.alarmed = status.alarm.is_some();
+    }
+
     fn phase(&mut self, status: &JobStatus) {
         let phase = match &status.phase {
             Phase::Waiting { reason } => format!("{}: waits: {reason}", status.job),
@@ -119,7 +133,9 @@ impl Screen {
 
     fn progress(&mut self, status: &JobStatus, stage: &StageStatus) {
         let Some(progress) = &stage.progress else { return };
-        let text = describe(progress, status.ranks.len());
+        // Before all else: a narrow terminal cuts the end off.
+        let alarm = status.alarm.as_ref().map(|alarm| format!("{}, ", alarm.short())).unwrap_or_default();
+        let text = format!("{alarm}{}", describe(progress, status.ranks.len()));
         if !self.terminal {
             if Instant::now() >= self.line_due {
                 let steps =

@@ -237,6 +237,9 @@ fn print_status(status: &JobStatus, driven: bool) {
         Phase::Failed { message, .. } => println!("{message}"),
         _ => {}
     }
+    if let Some(alarm) = &status.alarm {
+        println!("ALARM: {alarm}");
+    }
     println!("output {}\n", status.output.display());
     let stages: Vec<Vec<String>> = status
         .stages
@@ -300,7 +303,9 @@ pub(super) async fn why(args: &JobArg, common: &Common) -> Result<u8, CliError> 
     let status = reached.client.status(&reached.job).await?;
     match common.format {
         Format::Json => {
-            let document = serde_json::json!({ "job": status.job, "phase": status.phase, "failures": status.failures });
+            let (phase, alarm, failures) = (&status.phase, &status.alarm, &status.failures);
+            let document =
+                serde_json::json!({ "job": status.job, "phase": phase, "alarm": alarm, "failures": failures });
             output::print_json(None, &document);
         }
         Format::Text => {

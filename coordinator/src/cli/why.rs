@@ -16,6 +16,7 @@ pub(super) fn explain(status: &JobStatus) -> Vec<String> {
         Phase::Succeeded => format!("{job} is done"),
         Phase::Failed { exit_code, message } => format!("{job} failed (exit code {exit_code}): {message}"),
     }];
+    lines.extend(status.alarm.as_ref().map(|alarm| format!("ALARM {}: {alarm}", rfc3339(alarm.since))));
     if status.failures.is_empty() {
         lines.push("nothing was lost".to_owned());
     }
@@ -108,6 +109,7 @@ mod tests {
             stages: vec![stage],
             ranks: vec![],
             spares: 0,
+            alarm: None,
             failures: vec![
                 failure(1, FailureCause::Signal { signal: 9 }),
                 failure(0, FailureCause::Error { message: "rank 1 is gone".into() }),

@@ -86,9 +86,10 @@ impl Step {
         let Some(record) = self.state.stages.get_mut(stage) else { return };
         // What an ended generation left must not hide a newer one's.
         if generation == self.state.generation || record.checkpoint.is_none_or(|known| known < step) {
-            record.checkpoint = Some(step);
+            (record.checkpoint, record.chosen) = (Some(step), false);
             self.state.counters.no_progress = 0;
             self.tell("checkpoint", format!("the checkpoint of step {step} is committed"));
+            self.storage_works(step);
         }
     }
 }

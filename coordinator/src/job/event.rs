@@ -2,6 +2,7 @@
 
 use crate::rendezvous::Place;
 use common::{
+    alarm::StorageTrouble,
     ids::{Generation, Rank, Slot, Step, WorkerId, WorldSize},
     manifest::Share,
     pulse::Pulse,
@@ -66,6 +67,13 @@ pub enum Event {
         step: Step,
         /// What it wrote.
         share: Box<Share>,
+    },
+    /// A rank has no checkpoint of a step, and goes on.
+    StorageTrouble {
+        /// Its membership.
+        generation: Generation,
+        /// Who, which step, which file, what.
+        trouble: Box<StorageTrouble>,
     },
     /// `manifest.json` was created.
     CheckpointCommitted {

@@ -3,6 +3,7 @@
 use super::{Event, JobState, Submission, transition};
 use crate::rendezvous::Place;
 use common::{
+    alarm::{StorageTrouble, Trouble},
     ids::{Generation, Rank, Slot, Step, WorldSize},
     manifest::{DataCursor, Part, Share, paths},
     recipe::{Detection, Elastic, EmbedStage, EvalStage, Faults, Models, Precision, Recipe, Stage},
@@ -43,7 +44,12 @@ pub(super) fn recipe() -> Recipe {
                 precision: None,
             }),
         ],
-        faults: Faults { max_failures: 2, max_no_progress: 1, detect: Detection::default() },
+        faults: Faults {
+            max_failures: 2,
+            max_no_progress: 1,
+            storage_wait: Duration::from_secs(300),
+            detect: Detection::default(),
+        },
         elastic: None,
     }
 }
@@ -136,6 +142,17 @@ pub(super) fn share(rank: u32) -> Share {
 pub(super) fn written(generation: u64, rank: u32, step: u64) -> Event {
     let share = Box::new(share(rank));
     Event::CheckpointWritten { generation: Generation(generation), rank: Rank(rank), step: Step(step), share }
+}
+
+/// A share that could not be written, or one that is damaged.
+pub(super) fn trouble(generation: u64, rank: u32, step: u64, damaged: bool) -> Event {
+    let what = if damaged {
+        Trouble::Damaged { message: "it is cut".into(), instead: Step(step / 2) }
+    } else {
+        Trouble::Failed { message: "no space".into() }
+    };
+    let trouble = StorageTrouble { rank: Rank(rank), step: Step(step), file: "/shared/demo/x".into(), what };
+    Event::StorageTrouble { generation: Generation(generation), trouble: Box::new(trouble) }
 }
 
 pub(super) fn progress(generation: u64, slot: u32, stage: usize, step: u64) -> Event {

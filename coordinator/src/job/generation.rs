@@ -148,6 +148,7 @@ pub(super) fn plans(state: &JobState) -> Vec<Command> {
         step,
         folder: paths::checkpoint_folder(output, state.stage_kind(membership.stage), step),
         weights: state.weights,
+        chosen: state.stages.get(membership.stage).is_some_and(|stage| stage.chosen),
     });
     let plan = |rank: Rank| TrainPlan {
         schema: 1,

@@ -3,6 +3,7 @@
 //! Pure: it knows no store, session, clock or file. The state is stored before its commands run; commands are
 //! idempotent; [`owed`] says what to send again after a restart.
 
+mod alarm;
 mod budget;
 mod checkpoints;
 mod command;
@@ -35,6 +36,8 @@ mod properties;
 mod table;
 #[cfg(test)]
 mod table_elastic;
+#[cfg(test)]
+mod table_storage;
 
 pub use self::{
     command::{Command, TrainerKey},

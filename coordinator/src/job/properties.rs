@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 fn event() -> impl Strategy<Value = (Event, u64)> {
     let (generation, slot, step) = (0..6u64, 0..3u32, 0..5u64);
     let any = (generation, slot, step, 0..4u8, any::<bool>());
-    (0..17u8, any, 0..40_000u64).prop_map(|(kind, (generation, slot, step, cause, flag), wait)| {
+    (0..18u8, any, 0..40_000u64).prop_map(|(kind, (generation, slot, step, cause, flag), wait)| {
         let cause = [None, signal(9), signal(15), said("bad")][usize::from(cause)].clone();
         let worker = f::place(slot).worker;
         let event = match kind {
@@ -39,6 +39,7 @@ fn event() -> impl Strategy<Value = (Event, u64)> {
                 let (generation, rank, step) = (Generation(generation), Rank(slot), flag.then_some(Step(step)));
                 Event::PeersLost { generation, rank, step, message: "gone".into() }
             }
+            17 => f::trouble(generation, slot, step, flag),
             13 if step == 0 => Event::Stop,
             13 if step == 1 => Event::Abandoned,
             13 => Event::CheckpointFound { step: Step(step) },

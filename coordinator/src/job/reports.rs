@@ -12,7 +12,7 @@ use std::time::Duration;
 const MISSING: Duration = Duration::from_secs(2);
 /// How long trainers may take to listen for their peers.
 const START: Duration = Duration::from_secs(180);
-/// How long a stop may take to write its checkpoint.
+/// How long a stop may take to write its checkpoint, beside what the recipe grants to storage.
 const STOP: Duration = Duration::from_secs(300);
 /// How long after the grace an order to end is repeated.
 const END_AGAIN: Duration = Duration::from_secs(15);
@@ -40,6 +40,11 @@ impl Step {
         }
         self.grow();
         self.stragglers();
+    }
+
+    /// How long a stop may take: trainers give up on their storage before.
+    fn stop_limit(&self) -> Duration {
+        STOP + self.state.recipe.faults.storage_wait
     }
 
     /// A worker is back: what lives is as it was, what does not will be told of, or is missing.
@@ -121,8 +126,9 @@ impl Step {
         let waited = self.state.membership.as_ref().map(|m| now.since(m.since)).unwrap_or_default();
         match &self.state.life {
             Life::Starting if waited >= START => self.give_up_starting(),
-            Life::Stopping if waited >= STOP => {
-                self.tell("stop-late", format!("the stop wrote no checkpoint within {} s", STOP.as_secs()));
+            Life::Stopping if waited >= self.stop_limit() => {
+                let limit = self.stop_limit().as_secs();
+                self.tell("stop-late", format!("the stop wrote no checkpoint within {limit} s"));
                 self.end_all(After::Stop);
             }
             Life::Ending { grace_until, .. } if now.since(*grace_until) >= END_AGAIN => {

@@ -109,8 +109,9 @@ impl Step {
     /// Begins anew with fresh budgets; [`check`] said that it may.
     pub(super) fn resume(&mut self, resume: Resume) {
         let stage = self.state.stage();
-        if let (Some(step), Some(stage)) = (resume.step, self.state.stages.get_mut(stage)) {
-            stage.checkpoint = Some(step);
+        if let Some(stage) = self.state.stages.get_mut(stage) {
+            stage.checkpoint = resume.step.or(stage.checkpoint);
+            stage.chosen = resume.step.is_some();
         }
         self.state.world_size = resume.world_size.unwrap_or(self.state.world_size);
         let mixes = self.state.recipe.mixes_from(stage).filter(|_| !resume.weights.is_empty());
@@ -125,6 +126,7 @@ impl Step {
         self.state.counters = Counters { refused: self.state.counters.refused, ..Counters::default() };
         self.state.life = Life::Queued { free: 0, since: Some(self.now) };
         self.state.intents.clear();
+        self.state.alarm = None;
         let from = self.state.stages.get(stage).and_then(|stage| stage.checkpoint);
         let from = from.map_or_else(|| "its beginning".to_owned(), |step| format!("step {step}"));
         let kind = self.state.stage_kind(stage);

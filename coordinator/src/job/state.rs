@@ -2,6 +2,7 @@
 
 use super::membership::Membership;
 use common::{
+    alarm::StorageAlarm,
     ids::{Generation, JobId, Rank, Step, WorldSize},
     manifest::{Manifest, Share, Weights},
     recipe::Recipe,
@@ -52,6 +53,9 @@ pub struct JobState {
     pub shares: BTreeMap<Step, BTreeMap<Rank, Share>>,
     /// Commits that were ordered and not confirmed, by step. The newest generation's, and what an ended one left.
     pub intents: BTreeMap<Step, Intent>,
+    /// Why there are no new checkpoints; absent while there are.
+    #[serde(default)]
+    pub alarm: Option<StorageAlarm>,
     /// Everything that was lost. The first of a generation is the one that ended it.
     pub failures: Vec<Failure>,
     /// What is spent of the budgets.
@@ -135,6 +139,9 @@ pub struct StageState {
     pub summary: Option<serde_json::Value>,
     /// The checkpoint to go on from: the newest committed one, or the one a user chose.
     pub checkpoint: Option<Step>,
+    /// Whether a user chose it, and nothing newer is there: no other will do.
+    #[serde(default)]
+    pub chosen: bool,
     /// The newest report.
     pub progress: Option<Progress>,
 }
@@ -181,6 +188,7 @@ impl JobState {
             stages,
             shares: BTreeMap::new(),
             intents: BTreeMap::new(),
+            alarm: None,
             failures: Vec::new(),
             counters: Counters::default(),
             events: VecDeque::new(),

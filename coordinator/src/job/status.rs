@@ -23,6 +23,7 @@ pub fn status(state: &JobState, now: Timestamp) -> JobStatus {
         stages: stages.collect(),
         ranks: state.membership.as_ref().map(ranks).unwrap_or_default(),
         spares: state.active().map(Membership::spares_ready).unwrap_or_default(),
+        alarm: state.alarm.clone(),
         failures: state.failures.clone(),
         output: state.recipe.output.clone(),
         created: state.created,

@@ -358,8 +358,9 @@ fn after_a_restart_everything_unconfirmed_is_sent_again() {
 fn no_wait_is_for_ever() {
     check_at(later(180), &f::starting(1), Event::Tick, &["end 0 g1"]);
     let state = f::after(f::training(1), [Event::Stop]);
-    let state = check_at(later(300), &state, Event::Tick, &["end 0 g2"]);
+    // What a stop may take, and what the recipe grants to storage.
+    let state = check_at(later(600), &state, Event::Tick, &["end 0 g2"]);
     let grace = GRACE.as_secs();
-    check_at(later(300 + grace + 15), &state, Event::Tick, &["end 0 g2"]);
+    check_at(later(600 + grace + 15), &state, Event::Tick, &["end 0 g2"]);
     assert!(matches!(state.life, Life::Ending { then: After::Stop, .. }));
 }

@@ -33,6 +33,7 @@ impl Step {
             Event::PeersLost { generation, rank, step, message } => self.apart(generation, rank, step, message),
             Event::Pulse { place, pulse } => self.pulse(&place, *pulse),
             Event::CheckpointWritten { generation, rank, step, share } => self.written(generation, rank, step, *share),
+            Event::StorageTrouble { generation, trouble } => self.troubled(generation, *trouble),
             Event::CheckpointCommitted { generation, step } => self.committed(generation, step),
             Event::CheckpointFound { step } => self.found(step),
             Event::StageFinished { generation, rank, summary, stopped } => {

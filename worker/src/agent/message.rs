@@ -1,6 +1,7 @@
 //! What the coordinator orders and what the worker reports, in the terms of crate `common`.
 
 use common::{
+    alarm::StorageTrouble,
     cause::Stuck,
     ids::{Generation, JobId, Rank, Slot, Step},
     manifest::{Manifest, Share},
@@ -48,6 +49,8 @@ pub enum WorkerReport {
     Pulse { trainer: TrainerRef, pulse: Box<Pulse> },
     /// A share of a checkpoint is on storage.
     CheckpointWritten { trainer: TrainerRef, rank: Rank, step: Step, share: Box<Share> },
+    /// A checkpoint is not there, or not whole any more.
+    StorageTrouble { trainer: TrainerRef, trouble: Box<StorageTrouble> },
     /// A manifest exists.
     CheckpointCommitted { trainer: TrainerRef, step: Step },
     /// A stage is done.

@@ -312,6 +312,9 @@ impl State {
             Report::CheckpointWritten { generation, rank, step, share } => {
                 WorkerReport::CheckpointWritten { trainer: name(generation), rank, step, share }
             }
+            Report::StorageTrouble { generation, trouble } => {
+                WorkerReport::StorageTrouble { trainer: name(generation), trouble }
+            }
             Report::CheckpointCommitted { generation, step } => {
                 WorkerReport::CheckpointCommitted { trainer: name(generation), step }
             }

@@ -118,6 +118,9 @@ fn encode_report(report: WorkerReport) -> from_worker::Message {
             let (trainer, share) = (name(trainer), json(&share));
             Message::CheckpointWritten(v1::CheckpointWritten { trainer, rank: rank.0, step: step.0, share })
         }
+        WorkerReport::StorageTrouble { trainer, trouble } => {
+            Message::StorageTrouble(v1::StorageTrouble { trainer: name(trainer), trouble: json(&trouble) })
+        }
         WorkerReport::CheckpointCommitted { trainer, step } => {
             Message::CheckpointCommitted(v1::CheckpointCommitted { trainer: name(trainer), step: step.0 })
         }

@@ -2,12 +2,12 @@
 
 use super::{device, median};
 use crate::{
-    checkpoint::{HostCopy, Writer},
+    checkpoint::{self, HostCopy, Task, Watch, Writer},
     torch::cuda::DeviceChoice,
 };
 use anyhow::Context as _;
 use common::{
-    ids::{Rank, Step, WorldSize},
+    ids::{Generation, Rank, Step, WorldSize},
     manifest::paths,
 };
 use serde_json::{Value, json};
@@ -48,20 +48,19 @@ pub fn run(args: &CheckpointArgs) -> anyhow::Result<Value> {
     let named: Vec<(String, Tensor)> =
         (0..count).map(|i| (format!("t{i}"), Tensor::ones([1000, 1000], (Kind::Float, device)))).collect();
     let (sender, written) = channel();
-    let mut writer = Writer::start(move |_, part| {
-        // The receiver lives until the writer is done.
-        let _ = sender.send(part);
-    });
+    let writer = Writer::start(Watch::default());
     let (mut stalls, mut writes) = (Vec::new(), Vec::new());
     for run in 0..args.warmup + args.repeats {
         let step = Step(run as u64);
         let path = paths::checkpoint_folder(folder.path(), "bench", step);
         let began = Instant::now();
-        writer.submit(path.clone(), step, HostCopy::take(&named, Rank(0), WorldSize(1)))?;
+        let copy = HostCopy::take(&named, Rank(0), WorldSize(1));
+        let (sender, to) = (sender.clone(), path.clone());
+        // The receiver lives until the task is done.
+        let save = Box::new(move |watch: &Watch| drop(sender.send(checkpoint::write(watch, &to, &copy).map(drop))));
+        writer.push(Task { step, of: (Rank(0), Generation(0)), run: save });
         let stall = began.elapsed().as_secs_f64();
-        if written.recv().is_err() {
-            writer.finish()?;
-        }
+        written.recv()??;
         let whole = began.elapsed().as_secs_f64();
         std::fs::remove_dir_all(&path)?;
         if run >= args.warmup {
@@ -69,7 +68,6 @@ pub fn run(args: &CheckpointArgs) -> anyhow::Result<Value> {
             writes.push(whole - stall);
         }
     }
-    writer.finish()?;
     let gib = count as f64 * 4e6 / f64::from(1 << 30);
     Ok(json!({
         "schema": 1, "bench": "checkpoint", "device": args.device.to_string(), "bytes": count * 4_000_000, "repeats": args.repeats,

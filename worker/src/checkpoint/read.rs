@@ -120,14 +120,13 @@ pub fn newest(output: &Path, stage: &str) -> Result<Option<Loaded>, CheckpointEr
 
 #[cfg(test)]
 mod tests {
-    use super::super::{HostCopy, Writer, create_manifest, set_aside};
+    use super::super::{HostCopy, Watch, create_manifest, set_aside, write};
     use super::*;
     use common::{
         ids::{Generation, Rank, Step, WorldSize},
         manifest::{DataCursor, FORMAT},
         sampler::OrderSpec,
     };
-    use std::sync::mpsc::channel;
 
     fn state(factor: f64) -> Vec<(String, Tensor)> {
         let numbers = |shape: &[i64]| {
@@ -143,15 +142,8 @@ mod tests {
     /// Writes a checkpoint with `world` ranks as a job would.
     fn save(output: &Path, step: u64, world: u32, factor: f64) -> Manifest {
         let folder = paths::checkpoint_folder(output, "clip", Step(step));
-        let (sender, parts) = channel();
-        for rank in WorldSize(world).ranks() {
-            let sender = sender.clone();
-            let mut writer = Writer::start(move |_, part| sender.send(part).unwrap());
-            let copy = HostCopy::take(&state(factor), rank, WorldSize(world));
-            writer.submit(folder.clone(), Step(step), copy).unwrap();
-            writer.finish().unwrap();
-        }
-        drop(sender);
+        let share = |rank| HostCopy::take(&state(factor), rank, WorldSize(world));
+        let parts = WorldSize(world).ranks().map(|rank| write(&Watch::default(), &folder, &share(rank)).unwrap());
         let manifest = Manifest {
             format: FORMAT,
             job: "demo-1".parse().unwrap(),
@@ -161,10 +153,10 @@ mod tests {
             stage: "clip".to_owned(),
             recipe_fingerprint: String::new(),
             data: DataCursor::new(&OrderSpec::plain(0, &[], 1), 0, |_| String::new()),
-            parts: parts.into_iter().collect(),
+            parts: parts.collect(),
         };
-        create_manifest(&folder, &manifest).unwrap();
-        create_manifest(&folder, &manifest).unwrap();
+        create_manifest(&Watch::default(), &folder, Rank(0), &manifest).unwrap();
+        create_manifest(&Watch::default(), &folder, Rank(0), &manifest).unwrap();
         manifest
     }
 
@@ -216,7 +208,10 @@ mod tests {
         let manifest = save(output.path(), 8, 1, 1.0);
         let other = Manifest { generation: Generation(2), ..manifest };
         let folder = paths::checkpoint_folder(output.path(), "clip", Step(8));
-        assert!(matches!(create_manifest(&folder, &other), Err(CheckpointError::Exists { .. })));
+        assert!(matches!(
+            create_manifest(&Watch::default(), &folder, Rank(0), &other),
+            Err(CheckpointError::Exists { .. })
+        ));
         let stage = paths::stage_folder(output.path(), "clip");
         set_aside(&stage, Step(4), Generation(2)).unwrap();
         assert_eq!(committed_steps(&stage), [Step(4)]);
@@ -226,10 +221,8 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_written_is_named_with_what_to_do() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let mut writer = Writer::start(|_, _| {});
         let copy = HostCopy::take(&state(1.0), Rank(0), WorldSize(1));
-        writer.submit(file.path().join("step-000000004"), Step(4), copy).unwrap();
-        let error = writer.finish().unwrap_err().to_string();
+        let error = write(&Watch::default(), &file.path().join("step-000000004"), &copy).unwrap_err().to_string();
         assert!(error.contains("could not create") && error.contains("step-000000004"), "{error}");
     }
 }

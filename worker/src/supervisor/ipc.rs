@@ -4,6 +4,7 @@
 //! new agent after the old one is gone), and reports; the agent orders.
 
 use common::{
+    alarm::StorageTrouble,
     ids::{Generation, Rank, Step},
     manifest::{Manifest, Share},
     plan::TrainPlan,
@@ -56,6 +57,13 @@ pub enum Report {
         step: Step,
         /// File, digest, tensors, and where the data stands.
         share: Box<Share>,
+    },
+    /// A checkpoint is not there, or not whole any more. The training goes on.
+    StorageTrouble {
+        /// The membership.
+        generation: Generation,
+        /// Who, which checkpoint, which file, what.
+        trouble: Box<StorageTrouble>,
     },
     /// `manifest.json` exists.
     CheckpointCommitted {

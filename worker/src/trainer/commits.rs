@@ -1,16 +1,20 @@
 //! The trainer's part in committing checkpoints: it creates `manifest.json` when the coordinator says so, and knows what
-//! is committed.
+//! is committed, and what failed.
 
-use super::{context::Context, error::TrainerError, link::Link};
-use crate::{checkpoint, supervisor::ipc::Report};
+use super::{agreement, context::Context, error::TrainerError, link::Link};
+use crate::{
+    checkpoint::{self, CheckpointError, Task, Watch, Writer},
+    supervisor::ipc::Report,
+};
 use common::{
-    ids::Step,
-    manifest::{Manifest, paths, retention},
+    alarm::{StorageTrouble, Trouble},
+    ids::{Generation, Rank, Step},
+    manifest::{Manifest, paths},
     plan::TrainPlan,
 };
 use std::{
     path::Path,
-    sync::{Condvar, Mutex, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -20,41 +24,76 @@ const COMMIT_DEADLINE: Duration = Duration::from_secs(60);
 /// How often a wait looks whether it is in vain.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// What is known to be committed by this process; written by the commit thread, read by the loop.
+/// What came of this process's checkpoints in the membership at hand; written by the storage thread, read by the loop.
 #[derive(Debug, Default)]
 pub struct Committed {
-    newest: Mutex<Option<Step>>,
+    known: Mutex<Known>,
     changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Of which membership all this is.
+    generation: Generation,
+    newest: Option<Step>,
+    /// The newest that this process could not write or commit.
+    failed: Option<(Step, CheckpointError)>,
 }
 
 impl Committed {
     /// Forgets everything: a new plan begins.
-    pub fn reset(&self) {
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    pub fn reset(&self, generation: Generation) {
+        *self.lock() = Known { generation, ..Known::default() };
     }
 
-    fn set(&self, step: Step) {
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        *newest = (*newest).max(Some(step));
-        self.changed.notify_all();
+    fn set(&self, generation: Generation, step: Step) {
+        let mut known = self.lock();
+        if known.generation == generation {
+            known.newest = known.newest.max(Some(step));
+            self.changed.notify_all();
+        }
     }
 
     fn get(&self) -> Option<Step> {
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().newest
     }
 
-    /// Whether `step` is committed within `deadline`, or before it makes no sense to wait any longer.
+    /// A checkpoint could not be written or committed. What is of an earlier membership counts no more.
+    fn fail(&self, generation: Generation, step: Step, error: CheckpointError) {
+        let mut known = self.lock();
+        if known.generation == generation {
+            known.failed = Some((step, error));
+            self.changed.notify_all();
+        }
+    }
+
+    /// Whether the checkpoint of a step failed here.
+    pub fn has_failed(&self, step: Step) -> bool {
+        self.lock().failed.as_ref().is_some_and(|(failed, _)| *failed == step)
+    }
+
+    /// Why the checkpoint of a step failed here. It is forgotten then: it may be tried again.
+    pub fn take_failure(&self, step: Step) -> Option<CheckpointError> {
+        self.lock().failed.take_if(|(failed, _)| *failed == step).map(|(_, error)| error)
+    }
+
+    /// Whether `step` is committed within `deadline`, or before it failed or makes no sense to wait any longer.
     fn wait(&self, step: Step, deadline: Duration, in_vain: impl Fn() -> bool) -> bool {
         let end = Instant::now() + deadline;
-        let mut newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
-        while newest.is_none_or(|newest| newest < step) {
+        let mut known = self.lock();
+        while known.newest.is_none_or(|newest| newest < step) {
             let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() || in_vain() {
+            let failed = known.failed.as_ref().is_some_and(|(failed, _)| *failed == step);
+            if left.is_zero() || failed || in_vain() {
                 return false;
             }
-            newest = self.changed.wait_timeout(newest, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner).0;
+            known = self.changed.wait_timeout(known, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -63,57 +102,106 @@ pub fn newest(context: &Context<'_>) -> Option<Step> {
     context.committed.get()
 }
 
-/// Waits until the checkpoint of `step` is committed. All ranks call it: the one that is told to commit waits for the
-/// order, the others for that one.
-pub fn wait(context: &Context<'_>, step: Step) -> Result<(), TrainerError> {
+/// Waits until the checkpoint of `step` is committed, or is known not to be: false. All ranks call it: the one that is told to commit
+/// waits for the order, the others for that one.
+pub fn wait(context: &Context<'_>, step: Step) -> Result<bool, TrainerError> {
     let resumed_here = context.plan.resume.as_ref().is_some_and(|point| point.step == step);
     let superseded = || context.link.is_superseded();
+    let mut failed = false;
     if context.speaks() && !resumed_here && !context.committed.wait(step, COMMIT_DEADLINE, superseded) {
+        failed = context.committed.has_failed(step);
         // Of a membership that is over nothing is committed any more.
-        if superseded() {
+        if !failed && superseded() {
             return Err(TrainerError::Superseded);
         }
-        return Err(TrainerError::NotCommitted { step: step.0, seconds: COMMIT_DEADLINE.as_secs() });
+        if !failed {
+            return Err(TrainerError::NotCommitted { step: step.0, seconds: COMMIT_DEADLINE.as_secs() });
+        }
     }
-    Ok(context.collective.barrier()?)
+    Ok(!agreement::agree(context.collective, failed)?)
 }
 
-/// Obeys the orders to commit, on a thread of its own, until the link ends. `plan` is the plan of the newest generation.
-pub fn obey(link: &Link, plan: &Mutex<Option<TrainPlan>>, committed: &Committed) {
+/// What a task of the storage thread tells the others of.
+#[derive(Clone)]
+pub struct Teller {
+    /// The way to the coordinator.
+    pub link: Link,
+    /// The way to the loop.
+    pub committed: Arc<Committed>,
+    /// Whose task it is.
+    pub generation: Generation,
+    /// Whose task it is.
+    pub rank: Rank,
+}
+
+impl Teller {
+    /// A checkpoint is not there, for this reason.
+    pub fn failed(&self, step: Step, error: CheckpointError) {
+        tracing::error!(step = step.0, %error, "a checkpoint is not written");
+        let what = Trouble::Failed { message: error.to_string() };
+        self.trouble(step, &error, what);
+        self.committed.fail(self.generation, step, error);
+    }
+
+    /// Tells the coordinator of trouble.
+    pub fn trouble(&self, step: Step, about: &CheckpointError, what: Trouble) {
+        let trouble = Box::new(StorageTrouble { rank: self.rank, step, file: about.path().to_owned(), what });
+        self.link.report(Report::StorageTrouble { generation: self.generation, trouble });
+    }
+}
+
+/// Takes the orders to commit to the storage thread, on a thread of its own, until the link ends. `plan` is the plan of the newest
+/// generation.
+pub fn obey(link: &Link, plan: &Mutex<Option<TrainPlan>>, committed: &Arc<Committed>, writer: &Writer) {
     for (step, manifest) in link.manifest_orders() {
         let Some(plan) = plan.lock().unwrap_or_else(PoisonError::into_inner).clone() else { continue };
         if manifest.generation != plan.generation {
             tracing::warn!(generation = %manifest.generation, "refused to commit a checkpoint of another generation");
             continue;
         }
-        let started = Instant::now();
-        match commit(&plan, step, &manifest) {
-            Ok(()) => {
-                tracing::info!(step = step.0, seconds = started.elapsed().as_secs_f64(), "committed a checkpoint");
-                link.report(Report::CheckpointCommitted { generation: plan.generation, step });
-                committed.set(step);
+        let of = (plan.rank, plan.generation);
+        let tell =
+            Teller { link: link.clone(), committed: committed.clone(), generation: plan.generation, rank: plan.rank };
+        let run = Box::new(move |watch: &Watch| commit(watch, &plan, step, &manifest, &tell));
+        if !writer.push(Task { step, of, run }) {
+            tracing::error!(step = step.0, "storage is so far behind that a checkpoint is not committed");
+        }
+    }
+}
+
+/// Creates the manifest, and deletes what is old when that is told. A checkpoint that cannot be committed is removed.
+fn commit(watch: &Watch, plan: &TrainPlan, step: Step, manifest: &Manifest, tell: &Teller) {
+    let started = Instant::now();
+    let folder = paths::checkpoint_folder(&plan.output, &manifest.stage, step);
+    match checkpoint::create_manifest(watch, &folder, plan.rank, manifest) {
+        Ok(()) => {
+            tracing::info!(step = step.0, seconds = started.elapsed().as_secs_f64(), "committed a checkpoint");
+            tell.link.report(Report::CheckpointCommitted { generation: plan.generation, step });
+            tell.committed.set(plan.generation, step);
+            if let Some(training) = plan.recipe.training(&manifest.stage) {
+                let stage = paths::stage_folder(&plan.output, &manifest.stage);
+                checkpoint::retire(watch, &stage, step, training.checkpoint.keep);
             }
-            Err(error) => tracing::error!(step = step.0, %error, "could not commit a checkpoint"),
+        }
+        // Another's checkpoint is there: it is not ours to remove.
+        Err(error @ CheckpointError::Exists { .. }) => tell.failed(step, error),
+        Err(error) => {
+            if let Err(left) = checkpoint::remove(watch, &folder) {
+                tracing::warn!(folder = %folder.display(), error = %left, "could not remove what was written of a checkpoint");
+            }
+            tell.failed(step, error);
         }
     }
 }
 
-fn commit(plan: &TrainPlan, step: Step, manifest: &Manifest) -> Result<(), TrainerError> {
-    checkpoint::create_manifest(&paths::checkpoint_folder(&plan.output, &manifest.stage, step), manifest)?;
-    if let Some(training) = plan.recipe.training(&manifest.stage) {
-        retire(&paths::stage_folder(&plan.output, &manifest.stage), training.checkpoint.keep);
+/// Removes the shares of a checkpoint that failed, as far as storage lets it. One with a manifest is another's, or whole.
+pub fn discard(watch: &Watch, output: &Path, stage: &str, step: Step) {
+    let folder = paths::checkpoint_folder(output, stage, step);
+    if !folder.join(paths::MANIFEST_FILE).try_exists().is_ok_and(|there| !there) {
+        return;
     }
-    Ok(())
-}
-
-/// Deletes old checkpoints; one that cannot be deleted is told of and left.
-fn retire(stage: &Path, keep: usize) {
-    let steps = checkpoint::committed_steps(stage);
-    for step in retention::to_delete(&steps, keep) {
-        let folder = stage.join(paths::step_folder(step));
-        if let Err(error) = std::fs::remove_dir_all(&folder) {
-            tracing::warn!(folder = %folder.display(), %error, "could not delete an old checkpoint");
-        }
+    if let Err(error) = checkpoint::remove(watch, &folder) {
+        tracing::warn!(folder = %folder.display(), %error, "could not remove what was written of a checkpoint");
     }
 }
 
@@ -123,17 +211,30 @@ mod tests {
 
     #[test]
     fn a_wait_ends_with_the_commit_and_an_older_commit_is_not_enough() {
-        let committed = Committed::default();
-        committed.set(Step(50));
+        let (committed, generation) = (Committed::default(), Generation(2));
+        committed.reset(generation);
+        committed.set(generation, Step(50));
         let never = || false;
         assert!(committed.wait(Step(50), Duration::ZERO, never));
         assert!(!committed.wait(Step(100), Duration::ZERO, never));
         assert!(!committed.wait(Step(100), Duration::from_secs(60), || true));
         std::thread::scope(|scope| {
-            scope.spawn(|| committed.set(Step(100)));
+            scope.spawn(|| committed.set(generation, Step(100)));
             assert!(committed.wait(Step(100), Duration::from_secs(10), never));
         });
-        committed.reset();
+        committed.reset(Generation(3));
         assert_eq!(committed.get(), None);
+        committed.set(generation, Step(150));
+        assert_eq!(committed.get(), None, "what an earlier membership committed is not this one's");
+    }
+
+    #[test]
+    fn a_wait_ends_with_the_failure_which_is_told_once() {
+        let (committed, never) = (Committed::default(), || false);
+        committed.fail(Generation(0), Step(8), CheckpointError::Elsewhere { step: Step(8) });
+        assert!(!committed.wait(Step(8), Duration::from_secs(60), never));
+        assert!(committed.has_failed(Step(8)) && !committed.has_failed(Step(4)));
+        assert!(committed.take_failure(Step(4)).is_none());
+        assert!(committed.take_failure(Step(8)).is_some() && !committed.has_failed(Step(8)));
     }
 }

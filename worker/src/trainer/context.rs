@@ -5,6 +5,7 @@ use super::{
     trained::TrainedModel,
 };
 use crate::{
+    checkpoint::Writer,
     collective::Collective,
     data::{Dataset, storage::Storage},
     supervisor::ipc::Report,
@@ -25,8 +26,10 @@ pub struct Context<'a> {
     pub collective: &'a dyn Collective,
     /// The way to the agent.
     pub link: &'a Link,
-    /// What this process committed.
-    pub committed: &'a Committed,
+    /// What came of this process's checkpoints.
+    pub committed: &'a Arc<Committed>,
+    /// The thread that writes them.
+    pub writer: &'a Writer,
     /// Where tensors live.
     pub device: tch::Device,
     /// CPU threads this trainer may use.

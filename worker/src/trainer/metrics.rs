@@ -87,9 +87,19 @@ impl OfStep for Evaluated {
     }
 }
 
+/// How many bytes of lines are kept for storage that takes none: of some ten thousand steps.
+const KEPT_BYTES: usize = 4 << 20;
+
 /// A file of lines of `T`, open for appending.
 #[derive(Debug)]
-pub struct StepLines<T>(File, PhantomData<T>);
+pub struct StepLines<T> {
+    file: File,
+    /// How much of it is whole lines.
+    whole: u64,
+    /// Lines that storage has not taken yet.
+    waiting: Vec<u8>,
+    of: PhantomData<T>,
+}
 
 impl<T: OfStep + Serialize + DeserializeOwned> StepLines<T> {
     /// Opens the file for a run that goes on after `step`: lines of later steps, and a torn last line, are dropped. Returns
@@ -116,17 +126,41 @@ impl<T: OfStep + Serialize + DeserializeOwned> StepLines<T> {
         }
         file.sync_all()?;
         std::fs::rename(&temporary, path)?;
-        Ok((Self(OpenOptions::new().append(true).open(path)?, PhantomData), last))
+        let file = OpenOptions::new().append(true).open(path)?;
+        let whole = file.metadata()?.len();
+        Ok((Self { file, whole, waiting: Vec::new(), of: PhantomData }, last))
     }
 
-    /// Adds lines, in one piece.
+    /// Adds lines, in one piece. Those that storage does not take (it is full, or fails) are kept and come with the next ones: no
+    /// training ends for them. Only when too many are kept, the newest are left out.
+    ///
+    /// # Errors
+    /// When a line is no JSON.
     pub fn append(&mut self, lines: &[T]) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        for line in lines {
-            serde_json::to_writer(&mut bytes, line)?;
-            bytes.push(b'\n');
+        let before = self.waiting.len();
+        if before < KEPT_BYTES {
+            for line in lines {
+                serde_json::to_writer(&mut self.waiting, line)?;
+                self.waiting.push(b'\n');
+            }
         }
-        self.0.write_all(&bytes)
+        match self.file.write_all(&self.waiting) {
+            Ok(()) => {
+                if before > 0 {
+                    tracing::info!(bytes = self.waiting.len(), "storage takes lines of metrics again");
+                }
+                self.whole += self.waiting.len() as u64;
+                self.waiting.clear();
+            }
+            Err(error) => {
+                if before == 0 {
+                    tracing::error!(%error, "storage takes no lines of metrics: they are kept in memory and tried again");
+                }
+                // Of a half written one nothing is to be left.
+                let _ = self.file.set_len(self.whole);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -164,7 +198,7 @@ mod tests {
         for step in 2..=4 {
             file.append(&[metrics(step, 1.0 / step as f64)]).unwrap();
         }
-        file.0.write_all(b"{\"step\":5,\"gen").unwrap();
+        file.file.write_all(b"{\"step\":5,\"gen").unwrap();
         let (mut file, last) = open(2);
         assert_eq!(last, Some(metrics(2, 0.5)));
         file.append(&[metrics(3, 0.1 + 0.2)]).unwrap();
@@ -173,5 +207,23 @@ mod tests {
         assert!(text.starts_with(r#"{"step":1,"generation":1,"loss":null,"#) && lines[0].loss.is_nan(), "{text}");
         assert_eq!(lines[0].skipped_nonfinite, Some(NonFinite::Loss));
         assert_eq!(lines[1..], [metrics(2, 0.5), metrics(3, 0.1 + 0.2)]);
+    }
+
+    #[test]
+    fn lines_that_storage_does_not_take_come_with_the_next_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let (mut file, _) = StepLines::<StepMetrics>::open(&path, Step(0)).unwrap();
+        file.append(&[metrics(1, 0.5)]).unwrap();
+        // No space is ever left on this device.
+        let good = std::mem::replace(&mut file.file, OpenOptions::new().append(true).open("/dev/full").unwrap());
+        file.append(&[metrics(2, 0.5)]).unwrap();
+        file.append(&[metrics(3, 0.5)]).unwrap();
+        file.file = good;
+        file.append(&[metrics(4, 0.5)]).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let steps: Vec<u64> =
+            text.lines().map(|line| serde_json::from_str::<StepMetrics>(line).unwrap().step.0).collect();
+        assert_eq!(steps, [1, 2, 3, 4]);
     }
 }

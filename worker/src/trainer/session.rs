@@ -14,6 +14,7 @@ use super::{
     trained::TrainedModel,
 };
 use crate::{
+    checkpoint::{Faults, Watch, Writer},
     collective::{self, Collective, Deadlines, Identity},
     data::storage::{Limits, Storage},
     supervisor::ipc::Report,
@@ -73,9 +74,11 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
     let link = Link::connect(&args.socket, format!("{}:{port}", args.peer_host), Duration::from_secs(args.lease_s))?;
     let current = Arc::new(Mutex::new(None));
     let committed = Arc::new(Committed::default());
+    // It outlives plans: storage that hangs holds up no membership, and no end.
+    let writer = Writer::start(Watch::new(Faults::from_environment().map_err(TrainerError::Plan)?));
     {
-        let (link, current, committed) = (link.clone(), current.clone(), committed.clone());
-        std::thread::spawn(move || commits::obey(&link, &current, &committed));
+        let (link, current, committed, writer) = (link.clone(), current.clone(), committed.clone(), writer.clone());
+        std::thread::spawn(move || commits::obey(&link, &current, &committed, &writer));
     }
     let failpoints = failpoints()?;
     let pulse = args.pulse.as_deref().map(Pulse::open).transpose().unwrap_or_else(|error| {
@@ -86,13 +89,14 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
     let storage = Arc::new(Storage::from_environment(Limits::default()));
     let held = HeldSlot::default();
     while let Some(plan) = link.next_plan()? {
-        committed.reset();
+        committed.reset(plan.generation);
         held.keep_only(plan.stage);
         pulse.begin(plan.generation);
         *current.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
         let surroundings = Surroundings {
             link: &link,
             committed: &committed,
+            writer: &writer,
             failpoints: &failpoints,
             pulse: &pulse,
             held: &held,
@@ -141,7 +145,8 @@ fn failpoints() -> Result<Failpoints, TrainerError> {
 /// What outlives a plan.
 struct Surroundings<'a> {
     link: &'a Link,
-    committed: &'a Committed,
+    committed: &'a Arc<Committed>,
+    writer: &'a Writer,
     failpoints: &'a Failpoints,
     pulse: &'a Pulse,
     held: &'a HeldSlot,
@@ -164,7 +169,7 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
     let _entered = span.enter();
     tracing::info!(world = plan.world().0, "started");
     let identity = Identity { generation: plan.generation, rank: plan.rank, peers: plan.peers.clone() };
-    let Surroundings { link, committed, pulse, held, storage, device, threads, .. } = *around;
+    let Surroundings { link, committed, writer, pulse, held, storage, device, threads, .. } = *around;
     let failpoints = &around.failpoints.of(plan.rank, plan.generation);
     let interrupt = link.interrupt();
     let in_vain = || interrupt.is_asked();
@@ -179,6 +184,7 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
             collective: collective.as_ref(),
             link,
             committed,
+            writer,
             device,
             threads,
             failpoints,

@@ -9,6 +9,7 @@ use common::{
     sampler::OrderSpec,
     status::Progress,
 };
+use std::time::Duration;
 
 pub fn progress(generation: u64, step: u64) -> Report {
     Report::Progress(Box::new(Progress { loss: Some(1.5), ..Progress::at(Generation(generation), 0, Step(step), 100) }))
@@ -23,7 +24,12 @@ pub fn finished(generation: u64) -> Report {
 }
 
 pub fn plan(generation: u64) -> Order {
-    let faults = Faults { max_failures: 0, max_no_progress: 3, detect: Default::default() };
+    let faults = Faults {
+        max_failures: 0,
+        max_no_progress: 3,
+        storage_wait: Duration::from_secs(300),
+        detect: Default::default(),
+    };
     let model = Models::default();
     let (name, output) = ("demo".to_owned(), "/nowhere".into());
     let recipe = Recipe {

@@ -119,6 +119,7 @@ fn repeated(report: &Report) -> Option<Generation> {
     match report {
         Report::CheckpointWritten { generation, .. }
         | Report::CheckpointCommitted { generation, .. }
+        | Report::StorageTrouble { generation, .. }
         | Report::PeersLost { generation, .. }
         | Report::StageFinished { generation, .. } => Some(*generation),
         Report::Hello { .. } | Report::Progress(_) | Report::Failed { .. } => None,

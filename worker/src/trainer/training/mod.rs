@@ -4,21 +4,22 @@
 mod broken;
 mod evaluations;
 mod ledger;
+mod resume;
+mod saving;
 mod tally;
 
 use crate::{
-    checkpoint::{self, HostCopy, Writer},
+    checkpoint,
     collective::{Collective, CollectiveError},
     data::{BrokenLimit, BrokenSample},
     objective::Repeats,
-    supervisor::ipc::Report,
     trainer::{
-        agreement, commits,
+        agreement,
         context::{Context, Outcome},
         digest,
         error::{TrainerError, Unlike},
         failpoints::{Fault, Point},
-        held::{self, Held},
+        held::Held,
         parameters::FlatParameters,
         schedule,
         step::{Cut, LossSettings, StepBegun, StepSettings},
@@ -28,8 +29,8 @@ use crate::{
 use broken::BrokenFile;
 use common::{
     cause::Diverged,
-    ids::{Rank, Step},
-    manifest::{DataCursor, Share, paths},
+    ids::Step,
+    manifest::{DataCursor, paths},
     pulse::Doing,
     recipe,
     sampler::{self, Order},
@@ -37,6 +38,8 @@ use common::{
 };
 use evaluations::Evaluations;
 use ledger::{Begun, Ledger};
+use resume::From;
+use saving::Saving;
 use std::{
     ops::Range,
     sync::Arc,
@@ -152,14 +155,17 @@ impl<'a, 'b> Training<'a, 'b> {
             parameters.shard(context.collective);
         }
         let mut cursor = cursor(&order, &sources);
-        if let Some(point) = &context.plan.resume {
-            let manifest = checkpoint::manifest(&point.folder)?;
-            let resumed = manifest.data.resume(&cursor, point.weights);
-            order = resumed.map_err(|error| TrainerError::Plan(error.to_string()))?;
-            cursor = self::cursor(&order, &sources);
-        }
         let held = context.held.take(context.plan.stage);
-        let step = match restore(context, &mut parameters, held.as_ref()) {
+        let mut begin = || {
+            let from = resume::choose(context, held.as_ref())?;
+            if let Some((manifest, weights)) = from.manifest(context)? {
+                let resumed = manifest.data.resume(&cursor, weights);
+                order = resumed.map_err(|error| TrainerError::Plan(error.to_string()))?;
+                cursor = self::cursor(&order, &sources);
+            }
+            restore(context, &mut parameters, held.as_ref(), &from)
+        };
+        let step = match begin() {
             Ok(step) => step,
             Err(error) => {
                 // Another peer was lost on the way: what this rank holds is for the membership after this one.
@@ -249,9 +255,8 @@ impl<'a, 'b> Training<'a, 'b> {
         // The run before may have ended between a step and what was to be measured after it.
         evaluations.make_up(self, task, ledger)?;
         let (mut broken, mut tally) = (BrokenFile::default(), Tally::new(self.sources.len()));
-        let mut writer = self.writer();
-        let mut saved = self.saved()?;
-        let mut written = None;
+        let mut saving = Saving::new(self);
+        let saved = self.saved()?;
         let mut stopped = false;
         while self.step < self.total && !stopped {
             let pulse = self.context.pulse;
@@ -273,7 +278,7 @@ impl<'a, 'b> Training<'a, 'b> {
             self.settle(ledger, begun.replace(this))?;
             let counts;
             let superseded;
-            (stopped, superseded, counts) = self.tell_peers(task.broken(&batch))?;
+            (stopped, superseded, counts) = self.tell_peers(task.broken(&batch), &mut saving)?;
             ledger.skipped(counts.iter().sum::<i64>().cast_unsigned());
             tally.add(&self.order.epochs(Step(self.step - 1)), &counts);
             for (source, count) in self.sources.iter().zip(tally.most()) {
@@ -290,29 +295,23 @@ impl<'a, 'b> Training<'a, 'b> {
                 // Before the checkpoint of this step: whoever goes on from there has the figures.
                 evaluations.take(self, task, ledger)?;
             }
-            let due =
-                self.step.is_multiple_of(self.settings.checkpoint.every_steps) || self.step == self.total || stopped;
-            if due || self.compares_after(self.step) {
+            let due = self.step.is_multiple_of(self.settings.checkpoint.every_steps);
+            let last = self.step == self.total || stopped;
+            if due || last || self.compares_after(self.step) {
                 self.settle(ledger, begun.take())?;
                 ledger.compared(self.compare()?);
             }
-            if due {
+            if due && !last {
                 // What is saved is known to be sound, and the same on all ranks.
                 pulse.doing(Doing::SavingCheckpoint);
-                ledger.stalled(self.save(&mut writer)?);
-                (saved, written) = (Some(self.step), Some(self.step));
+                ledger.stalled(saving.save(self)?);
             }
         }
-        if self.context.plan.from_memory && self.step > 0 && saved != Some(self.step) && self.step == self.total {
-            // The membership before ended between the last step and its checkpoint.
-            ledger.stalled(self.save(&mut writer)?);
-            written = Some(self.step);
-        }
-        self.context.pulse.doing(Doing::SavingCheckpoint);
-        writer.finish()?;
-        self.context.pulse.doing(Doing::Committing);
-        if let Some(step) = written {
-            commits::wait(self.context, Step(step))?;
+        self.settle(ledger, begun.take())?;
+        // Also where the membership before ended between the last step and its checkpoint.
+        if saved != Some(self.step) {
+            self.context.pulse.doing(Doing::SavingCheckpoint);
+            ledger.stalled(saving.save_last(self)?);
         }
         Ok(Outcome { summary: (!stopped).then(|| ledger.summary(self)), stopped })
     }
@@ -391,13 +390,20 @@ impl<'a, 'b> Training<'a, 'b> {
 
     /// Whether any rank is to stop after the step that was begun last, or has the plan of a later membership, and what was
     /// broken in its global batch.
-    fn tell_peers(&self, broken: &[BrokenSample]) -> Result<(bool, bool, Vec<i64>), CollectiveError> {
+    fn tell_peers(
+        &self,
+        broken: &[BrokenSample],
+        saving: &mut Saving,
+    ) -> Result<(bool, bool, Vec<i64>), CollectiveError> {
         let mut mine = Tally::mine(&self.order.epochs(Step(self.step - 1)), broken);
         mine.push(i64::from(self.context.link.stop_requested().is_some()));
         mine.push(i64::from(self.context.link.is_superseded()));
+        mine.extend(saving.mine());
         let mut all = agreement::sums(self.context.collective, &mine)?;
         let mut any = || all.pop().expect("every rank says both") > 0;
+        let (failed, busy) = (any(), any());
         let (superseded, stopped) = (any(), any());
+        saving.heard(self, busy, failed);
         Ok((stopped, superseded, all))
     }
 
@@ -428,76 +434,33 @@ impl<'a, 'b> Training<'a, 'b> {
             TrainerError::Replica(unlike)
         })
     }
-
-    fn writer(&self) -> Writer {
-        let link = self.context.link.clone();
-        let (generation, rank, cursor) = (self.context.plan.generation, self.context.rank(), self.cursor.clone());
-        let batch = self.settings.global_batch;
-        Writer::start(move |step: Step, part| {
-            let data = DataCursor { position: step.0 * batch, ..cursor.clone() };
-            let share = Box::new(Share { part, data });
-            link.report(Report::CheckpointWritten { generation, rank, step, share });
-        })
-    }
-
-    /// Copies this rank's share to host memory and hands it to the writer; returns how long the training stood still.
-    fn save(&self, writer: &mut Writer) -> Result<Duration, TrainerError> {
-        let started = Instant::now();
-        let named = self.parameters.named(self.context.collective)?;
-        let copy = HostCopy::take(&named, self.context.rank(), self.context.world());
-        let folder = paths::checkpoint_folder(&self.context.plan.output, self.context.stage_kind(), Step(self.step));
-        writer.submit(folder, Step(self.step), copy)?;
-        Ok(started.elapsed())
-    }
 }
 
 /// Gives every rank the parameters to go on with; returns how many steps were carried out. No rank goes on before rank 0 is here,
 /// with a clean folder behind it.
-fn restore(context: &Context<'_>, parameters: &mut FlatParameters, held: Option<&Held>) -> Result<u64, TrainerError> {
-    let Restored { step, holder, handed } = fill(context, parameters, held)?;
+fn restore(
+    context: &Context<'_>,
+    parameters: &mut FlatParameters,
+    held: Option<&Held>,
+    from: &From,
+) -> Result<u64, TrainerError> {
+    let (step, holder) = (from.step(), from.holder());
+    match (from, held.filter(|_| holder == context.rank())) {
+        (From::Memory { .. }, Some(held)) => parameters.load(|name| held.tensor(name))?,
+        (From::Storage(loaded), _) => parameters.load(|name| loaded.tensor(name))?,
+        (From::Memory { .. } | From::Beginning, _) => {}
+    }
     if context.speaks() {
         let folder = paths::stage_folder(&context.plan.output, context.stage_kind());
         checkpoint::set_aside(&folder, step, context.plan.generation)?;
     }
     parameters.broadcast(context.collective, holder)?;
-    if handed && parameters.is_sharded() {
+    if matches!(from, From::Memory { .. }) && parameters.is_sharded() {
         let tensor = held.filter(|_| holder == context.rank()).map(|held| move |name: &str| held.tensor(name));
         parameters.hand_over(context.collective, holder, tensor)?;
     }
     context.collective.barrier()?;
     Ok(step.0)
-}
-
-/// Where a training goes on.
-struct Restored {
-    /// How many steps were carried out.
-    step: Step,
-    /// Which rank has the parameters right.
-    holder: Rank,
-    /// Whether it has them from memory.
-    handed: bool,
-}
-
-/// Fills the parameters: from the memory of a rank where the plan says that one holds the state, else from the plan's checkpoint,
-/// else they are as they begin. The others are to get them from the holder.
-fn fill(context: &Context<'_>, parameters: &mut FlatParameters, held: Option<&Held>) -> Result<Restored, TrainerError> {
-    let resume = context.plan.resume.as_ref();
-    if context.plan.from_memory {
-        let at_least = resume.map_or(Step(0), |point| point.step);
-        if let Some((rank, step)) = held::newest(context.collective, held, at_least)? {
-            if let Some(held) = held.filter(|_| rank == context.rank()) {
-                parameters.load(|name| held.tensor(name))?;
-            }
-            tracing::info!(step = step.0, holder = rank.0, "goes on from what a rank holds in memory");
-            return Ok(Restored { step, holder: rank, handed: true });
-        }
-    }
-    let from_storage = |step| Restored { step, holder: Rank(0), handed: false };
-    let Some(point) = resume else { return Ok(from_storage(Step(0))) };
-    context.activity(&format!("loading the checkpoint of step {}", point.step));
-    let loaded = checkpoint::read(&point.folder)?;
-    parameters.load(|name| loaded.tensor(name))?;
-    Ok(from_storage(loaded.manifest.step))
 }
 
 /// The data record of an order at its beginning.
