@@ -181,6 +181,7 @@ fn repeated(report: &Report) -> Option<Generation> {
         Report::CheckpointWritten { generation, .. }
         | Report::CheckpointCommitted { generation, .. }
         | Report::PeersLost { generation, .. }
+        | Report::StorageTrouble { generation, .. }
         | Report::StageFinished { generation, .. } => Some(*generation),
         Report::Hello { .. } | Report::Progress(_) | Report::Failed { .. } => None,
     }
