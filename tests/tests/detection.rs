@@ -95,7 +95,7 @@ fn a_stopped_trainer_is_seen_within_the_limit_and_no_step_is_lost() {
         ],
     );
     let (_, events) = job.say(&["events"]);
-    check_says(&events, &["stuck", "rank 1 on ", "the others keep step"]);
+    check_says(&events, &["stuck", "rank 1 on ", "in memory"]);
     let failure = first_failure(&job);
     // What it had is learned: more than the floor where steps take long.
     let [quiet, limit] = ["quiet_s", "limit_s"].map(|key| failure["cause"][key].as_u64().unwrap());

@@ -25,13 +25,18 @@ pub enum Script {
     Wait,
 }
 
-/// The worker `w`, with two slots.
+/// A worker with two slots.
 pub struct FakeWorker(JoinHandle<()>);
 
 impl FakeWorker {
+    /// The worker `w`.
     pub async fn start(url: &str, script: Script) -> Self {
+        Self::start_as(url, "w", script).await
+    }
+
+    pub async fn start_as(url: &str, id: &str, script: Script) -> Self {
         let (outbox, messages) = mpsc::channel(64);
-        let mut trainers = Trainers::new(outbox, script);
+        let mut trainers = Trainers { id: id.to_owned(), ..Trainers::new(outbox, script) };
         trainers.register(None).await;
         let mut client = WorkersClient::connect(url.to_owned()).await.unwrap();
         let mut orders = client.session(ReceiverStream::new(messages)).await.unwrap().into_inner();
@@ -60,6 +65,7 @@ impl FakeWorker {
 
 /// The trainers of a worker; they outlive its sessions.
 pub struct Trainers {
+    id: String,
     pub outbox: mpsc::Sender<FromWorker>,
     script: Script,
     plans: BTreeMap<u32, TrainPlan>,
@@ -68,7 +74,7 @@ pub struct Trainers {
 
 impl Trainers {
     pub fn new(outbox: mpsc::Sender<FromWorker>, script: Script) -> Self {
-        Self { outbox, script, plans: BTreeMap::new(), living: BTreeMap::new() }
+        Self { id: "w".to_owned(), outbox, script, plans: BTreeMap::new(), living: BTreeMap::new() }
     }
 
     /// Says who this is, and which trainers live.
@@ -83,7 +89,7 @@ impl Trainers {
         };
         let inventory = serde_json::to_string(&inventory).unwrap();
         let trainers = self.living.values().cloned().collect();
-        self.say(Out::Register(Register { worker: "w".into(), inventory, trainers, term })).await;
+        self.say(Out::Register(Register { worker: self.id.clone(), inventory, trainers, term })).await;
     }
 
     pub async fn say(&self, message: Out) {
