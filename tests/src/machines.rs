@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -219,6 +219,19 @@ impl<'a> Machines<'a> {
         String::from_utf8_lossy(&output.stdout).contains("\"true\"")
     }
 
+    /// Waits until an event of a job says this.
+    pub fn wait_for_event(&self, id: &str, text: &str) {
+        let mut command = self.on(COUNT - 1, &Job::binary("llm2clip"));
+        command.args(["--coordinator", &urls(), "events", id, "--follow"]);
+        let mut follow = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+        let found = lines.map_while(Result::ok).any(|line| line.contains(text));
+        // It may have ended with the job.
+        let _ = follow.kill();
+        follow.wait().unwrap();
+        assert!(found, "the job ended, and no event said `{text}`");
+    }
+
     /// Waits until the job runs with so many ranks; returns how long that took.
     pub fn wait_for_ranks(&self, id: &str, ranks: usize) -> Duration {
         let began = Instant::now();
@@ -237,8 +250,8 @@ impl<'a> Machines<'a> {
                 self.tell_logs();
                 panic!("no {what} within {READY:?}");
             }
-            // Each look starts a program, which takes longer than this.
-            std::thread::sleep(Duration::from_millis(100));
+            // Each look starts a program; on few cores it must not keep those from working that are waited for.
+            std::thread::park_timeout(Duration::from_millis(100));
         }
     }
 

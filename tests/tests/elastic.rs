@@ -18,7 +18,8 @@ fn launch(cluster: &Cluster<'_>, job: &Job, ranks: &str) -> String {
 }
 
 /// Waits for the job's end; every step was computed once but for `lost` lines of rank 0's, and its losses are those of an
-/// undisturbed run with `ranks`, within `relative`.
+/// undisturbed run with `ranks`, within `relative` for the first 100 steps, and ten times that afterwards: another number of ranks
+/// rounds otherwise, and a training makes more of it with every step.
 fn check(cluster: &Cluster<'_>, job: &Job, recipe: &Recipe, id: &str, (ranks, relative, lost): (u32, f64, usize)) {
     let events = cluster.llm2clip(&["events", id, "--follow"]);
     let said = String::from_utf8_lossy(&events.stdout).into_owned();
@@ -33,13 +34,14 @@ fn check(cluster: &Cluster<'_>, job: &Job, recipe: &Recipe, id: &str, (ranks, re
     let (found, expected) = (losses(&job.steps()), losses(&undisturbed.steps()));
     for (step, loss) in &found {
         let expected = expected[step];
+        let relative = if *step <= 100 { relative } else { 10.0 * relative };
         assert!((loss - expected).abs() <= relative * expected.abs(), "step {step}: {loss}, not {expected}\n{said}");
     }
 }
 
 #[test]
 fn three_machines_become_one_and_three_again() {
-    let recipe = recipe(240, "min_ranks = 1\nmax_ranks = 3\ngrace_s = 0");
+    let recipe = recipe(200, "min_ranks = 1\nmax_ranks = 3\ngrace_s = 0");
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
     ["a", "b", "c"].into_iter().for_each(|worker| cluster.worker(worker));

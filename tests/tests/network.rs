@@ -20,7 +20,8 @@ fn launch(machines: &Machines<'_>, job: &Job) -> String {
     launched["job"].as_str().unwrap().to_owned()
 }
 
-/// Waits for the end; every step was computed once, with the losses of an undisturbed run within 1e-5.
+/// Waits for the end; every step was computed once, with the losses of an undisturbed run within 1e-5 for the first 100 steps and
+/// within 1e-4 afterwards: another number of ranks rounds otherwise, and a training makes more of it with every step.
 fn check(machines: &Machines<'_>, job: &Job, recipe: &Recipe, id: &str) {
     let events = machines.llm2clip(&["events", id, "--follow"]);
     let said = String::from_utf8_lossy(&events.stdout).into_owned();
@@ -36,7 +37,8 @@ fn check(machines: &Machines<'_>, job: &Job, recipe: &Recipe, id: &str) {
     let expected = losses(&undisturbed.steps());
     for (step, loss) in &losses(&job.steps()) {
         let expected = expected[step];
-        assert!((loss - expected).abs() <= 1e-5 * expected.abs(), "step {step}: {loss}, not {expected}\n{said}");
+        let relative = if *step <= 100 { 1e-5 } else { 1e-4 };
+        assert!((loss - expected).abs() <= relative * expected.abs(), "step {step}: {loss}, not {expected}\n{said}");
     }
 }
 
@@ -82,9 +84,9 @@ fn cables_are_pulled_and_put_back() {
     let reached = job.steps().last().unwrap().step;
     machines.plug(1, Cable::Data, false);
     let apart = Instant::now();
-    std::thread::sleep(Duration::from_secs(20));
+    machines.wait_for_event(&id, "the ranks lost each other");
     machines.plug(1, Cable::Data, true);
     job.wait_for_step(reached + 5);
-    eprintln!("a new step {:.1} s after a data cable was pulled for 20 s", apart.elapsed().as_secs_f64());
+    eprintln!("a new step {:.1} s after a data cable was pulled until they knew", apart.elapsed().as_secs_f64());
     check(&machines, &job, &recipe, &id);
 }
