@@ -79,6 +79,20 @@ impl<'a> Cluster<'a> {
         self.job.steps().last().map_or(0, |step| step.step)
     }
 
+    /// Waits until a worker has a session.
+    pub fn wait_for_session(&self, id: &str) {
+        let began = std::time::Instant::now();
+        let connected = || {
+            let workers = self.json(&["workers"]);
+            let workers = workers["workers"].as_array().cloned().unwrap_or_default();
+            workers.iter().any(|worker| worker["worker"] == id && worker["connected"] == true)
+        };
+        while !connected() {
+            assert!(began.elapsed() < DEADLINE, "worker {id} has no session within {DEADLINE:?}");
+            std::thread::park_timeout(Duration::from_millis(100));
+        }
+    }
+
     /// Waits until an event of a job says this.
     pub fn wait_for_event(&self, id: &str, text: &str) {
         let mut command = self.job.command(&["--coordinator", &self.url, "events", id, "--follow"]);

@@ -73,6 +73,7 @@ fn a_drained_machine_gets_no_new_trainers_and_its_job_goes_on_elsewhere() {
     check(&job, &status, &events, "drained");
     cluster.kill_coordinator();
     cluster.restart_coordinator();
+    cluster.wait_for_session("a");
     let lifted = cluster.json(&["undrain", "a"]);
     assert_eq!(barred(&lifted, "a"), Value::Null, "{lifted}");
 }

@@ -294,7 +294,9 @@ impl<S: Store> Runtime<S> {
 
     /// Drains a worker, or lifts that.
     async fn drain(&mut self, worker: &WorkerId, undo: bool) -> Result<Vec<WorkerStatus>, RuntimeError> {
-        if !self.workers.knows(worker) {
+        // One that has not come back to this coordinator yet may be drained by its record.
+        let barred = undo && self.fitness.barred(worker, self.calendar.now()).is_some();
+        if !self.workers.knows(worker) && !barred {
             return Err(RuntimeError::UnknownWorker(worker.clone()));
         }
         tracing::info!(worker = %worker, undo, "drain");
