@@ -41,7 +41,7 @@ fn check(cluster: &Cluster<'_>, job: &Job, recipe: &Recipe, id: &str, (ranks, re
 
 #[test]
 fn three_machines_become_one_and_three_again() {
-    let recipe = recipe(200, "min_ranks = 1\nmax_ranks = 3\ngrace_s = 0");
+    let recipe = recipe(160, "min_ranks = 1\nmax_ranks = 3\ngrace_s = 0");
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
     ["a", "b", "c"].into_iter().for_each(|worker| cluster.worker(worker));
@@ -63,7 +63,7 @@ fn three_machines_become_one_and_three_again() {
 
 #[test]
 fn a_spare_takes_a_killed_ones_rank() {
-    let recipe = recipe(120, "min_ranks = 2\nspares = 1");
+    let recipe = recipe(80, "min_ranks = 2\nspares = 1");
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
     ["a", "b", "c"].into_iter().for_each(|worker| cluster.worker(worker));
@@ -81,7 +81,7 @@ fn a_spare_takes_a_killed_ones_rank() {
 
 #[test]
 fn a_worker_that_is_not_heard_of_for_twice_its_lease_costs_its_ranks_nothing() {
-    let recipe = recipe(250, "");
+    let recipe = recipe(160, "");
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
     ["a", "b"].into_iter().for_each(|worker| cluster.worker(worker));

@@ -44,7 +44,7 @@ fn check(machines: &Machines<'_>, job: &Job, recipe: &Recipe, id: &str) {
 
 #[test]
 fn the_machine_of_the_leader_of_rank_0_and_of_an_etcd_member_loses_its_power_and_gets_it_back() {
-    let recipe = recipe(200);
+    let recipe = recipe(120);
     let job = Job::new(&recipe);
     let Some(mut machines) = Machines::start(&job) else { return };
     let id = launch(&machines, &job);
@@ -63,7 +63,7 @@ fn the_machine_of_the_leader_of_rank_0_and_of_an_etcd_member_loses_its_power_and
 
 #[test]
 fn cables_are_pulled_and_put_back() {
-    let recipe = recipe(300);
+    let recipe = recipe(160);
     let job = Job::new(&recipe);
     let Some(machines) = Machines::start(&job) else { return };
     let id = launch(&machines, &job);
