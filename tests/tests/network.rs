@@ -20,9 +20,9 @@ fn launch(machines: &Machines<'_>, job: &Job) -> String {
     launched["job"].as_str().unwrap().to_owned()
 }
 
-/// Waits for the end; every step was computed once, with the losses of an undisturbed run within 1e-5 for the first 100 steps and
-/// within 1e-4 afterwards: another number of ranks rounds otherwise, and a training makes more of it with every step.
-fn check(machines: &Machines<'_>, job: &Job, recipe: &Recipe, id: &str) {
+/// Waits for the end; every step was computed once, with the losses of an undisturbed run within `relative` for the first 100 steps,
+/// and ten times that afterwards: another number of ranks rounds otherwise, and a training makes more of it with every step.
+fn check(machines: &Machines<'_>, job: &Job, recipe: &Recipe, id: &str, relative: f64) {
     let events = machines.llm2clip(&["events", id, "--follow"]);
     let said = String::from_utf8_lossy(&events.stdout).into_owned();
     let status = machines.json(&["status", id]);
@@ -32,12 +32,13 @@ fn check(machines: &Machines<'_>, job: &Job, recipe: &Recipe, id: &str) {
     assert!(times.values().all(|times| *times == 1), "no step was computed twice: {times:?}\n{said}");
     // Rank 0's last line goes with it.
     assert!(times.len() as u64 + 1 >= recipe.steps, "{} lines of {}\n{said}", times.len(), recipe.steps);
-    let undisturbed = Job::new(recipe);
+    // Which is not to begin with those who are there first.
+    let undisturbed = Job::new(&Recipe { elastic: String::new(), ..recipe.clone() });
     undisturbed.run(3);
     let expected = losses(&undisturbed.steps());
     for (step, loss) in &losses(&job.steps()) {
         let expected = expected[step];
-        let relative = if *step <= 100 { 1e-5 } else { 1e-4 };
+        let relative = if *step <= 100 { relative } else { 10.0 * relative };
         assert!((loss - expected).abs() <= relative * expected.abs(), "step {step}: {loss}, not {expected}\n{said}");
     }
 }
@@ -58,7 +59,7 @@ fn the_machine_of_the_leader_of_rank_0_and_of_an_etcd_member_loses_its_power_and
     machines.power_on(leader);
     let grown = machines.wait_for_ranks(&id, 3);
     eprintln!("three ranks again {:.1} s after it was back", grown.as_secs_f64());
-    check(&machines, &job, &recipe, &id);
+    check(&machines, &job, &recipe, &id, 1e-5);
 }
 
 #[test]
@@ -88,5 +89,6 @@ fn cables_are_pulled_and_put_back() {
     machines.plug(1, Cable::Data, true);
     job.wait_for_step(reached + 5);
     eprintln!("a new step {:.1} s after a data cable was pulled until they knew", apart.elapsed().as_secs_f64());
-    check(&machines, &job, &recipe, &id);
+    // The same ranks all the while.
+    check(&machines, &job, &recipe, &id, 0.0);
 }
