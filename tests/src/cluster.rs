@@ -79,6 +79,11 @@ impl<'a> Cluster<'a> {
         self.job.steps().last().map_or(0, |step| step.step)
     }
 
+    /// Waits until all workers have sessions.
+    pub fn wait_for_sessions(&self) {
+        self.workers.keys().for_each(|id| self.wait_for_session(id));
+    }
+
     /// Waits until a worker has a session.
     pub fn wait_for_session(&self, id: &str) {
         let began = std::time::Instant::now();

@@ -13,6 +13,8 @@ fn recipe(steps: u64, elastic: &str) -> Recipe {
 }
 
 fn launch(cluster: &Cluster<'_>, job: &Job, ranks: &str) -> String {
+    // An elastic job without a grace begins with those who are there.
+    cluster.wait_for_sessions();
     let launched = cluster.json(&["launch", job.recipe().to_str().unwrap(), "--ranks", ranks]);
     launched["job"].as_str().unwrap().to_owned()
 }
