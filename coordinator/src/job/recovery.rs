@@ -123,11 +123,8 @@ impl Step {
             (member.ended, member.gone) = (true, true);
             let pid = member.pid;
             lost.push(rank);
-            // What we ended anyway is no failure.
-            if !matches!(self.state.life, Life::Ending { .. }) {
-                let cause = Some(FailureCause::WorkerLost);
-                self.fail(generation, &place, Obituary { pid, cause, last_lines: Vec::new(), log: None });
-            }
+            let cause = Some(FailureCause::WorkerLost);
+            self.fail(generation, &place, Obituary { pid, cause, last_lines: Vec::new(), log: None });
         }
         self.go_on_without(&lost, Some(&FailureCause::WorkerLost));
     }

@@ -125,7 +125,7 @@ fn restart(world: &mut World, before: &JobState, state: &JobState) {
     let old = before.generation;
     let told = |kind: &str| state.events.iter().any(|event| event.kind == kind && event.generation == old);
     let failed = told("recovery") || told("restart");
-    let reason = failed || ["stage-done", "requeued", "resumed"].iter().any(|kind| told(kind));
+    let reason = failed || ["stage-done", "requeued", "resumed", "growth"].iter().any(|kind| told(kind));
     if !reason {
         world.history.violated(format!("I6: nothing says why generation {old} of {} was followed", state.job));
     }
