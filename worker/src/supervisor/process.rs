@@ -186,6 +186,18 @@ pub async fn ended(end: &Path, pid: u32) -> Exit {
     }
 }
 
+/// The same where a daemon begins, and has nothing else to do yet.
+pub fn ended_before(end: &Path, pid: u32) -> Exit {
+    let until = std::time::Instant::now() + END_DEADLINE;
+    loop {
+        match hold::read(end, pid) {
+            Some(exit) => return exit,
+            None if std::time::Instant::now() >= until => return Exit::Unknown,
+            None => std::thread::park_timeout(LOOK),
+        }
+    }
+}
+
 /// The first line of what a process says, within a deadline.
 fn first_line(mut out: File) -> io::Result<String> {
     let mut line = Vec::new();

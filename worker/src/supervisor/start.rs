@@ -3,7 +3,7 @@
 use super::{
     hold, log,
     memory::MemoryWatch,
-    process::{self, Exit, Process},
+    process::{self, Process},
     pulse,
     record::TrainerRecord,
     sharing, socket,
@@ -195,7 +195,8 @@ impl Supervisor {
                 TrainerRecord::remove(&self.folder, slot);
                 let _ = fs::remove_file(pulse::path(&self.settings.state, slot.0));
                 let last_lines = log::last_lines(&record.log);
-                let exit = hold::read(&self.end(slot), pid).unwrap_or(Exit::Unknown);
+                // Its holder may be about to write how it ended.
+                let exit = process::ended_before(&self.end(slot), pid);
                 let memory = MemoryWatch::default().at_end(exit, false, &last_lines);
                 Err(End { slot, pid, exit, last_lines, memory, stacks: None })
             }
