@@ -225,6 +225,16 @@ impl JobState {
         matches!(self.life, Life::Regrouping { .. }) || self.recipe.elastic.is_some() && self.wants_places()
     }
 
+    /// How many places it cannot do without.
+    pub fn places_needed(&self) -> usize {
+        let least = self.ranks().0 as usize;
+        match (&self.life, &self.membership) {
+            (Life::Queued { .. }, _) => least,
+            (Life::Regrouping { .. }, Some(membership)) => least.saturating_sub(membership.living() as usize),
+            _ => 0,
+        }
+    }
+
     /// Whether it would take a place if one were free.
     pub fn wants_places(&self) -> bool {
         match self.life {

@@ -11,11 +11,12 @@ use super::{
 };
 use crate::{
     job::{self, Command, Event, JobState, Leaves, Life, LivingTrainer, Submission},
+    rendezvous::Place,
     store::Store,
 };
 use common::{
     ids::{JobId, WorkerId},
-    status::{FailureCause, JobStatus, WorkerStatus},
+    status::{Barred, FailureCause, JobStatus, WorkerStatus},
     time::Timestamp,
 };
 use std::{sync::Arc, time::Duration};
@@ -286,7 +287,7 @@ impl<S: Store> Runtime<S> {
         match self.config.quarantine.filter(|_| fault) {
             Some(rule) if self.fitness.fault(&self.store, &worker, rule, now).await? => {
                 tracing::warn!(worker = %worker, "in quarantine: too many trainers were lost there");
-                self.leave(&worker, Leaves::Quarantined).await
+                self.leave_for_others(&worker).await
             }
             _ => Ok(()),
         }
@@ -316,6 +317,27 @@ impl<S: Store> Runtime<S> {
             self.apply(&job, Event::WorkerLeaves { worker: worker.clone(), why }).await?;
         }
         Ok(())
+    }
+
+    /// Has the jobs leave a worker in quarantine that find places elsewhere.
+    async fn leave_for_others(&mut self, worker: &WorkerId) -> Result<(), RuntimeError> {
+        for job in self.every_job() {
+            let now = self.now();
+            let members = self.jobs.get(&job)?.active().into_iter().flat_map(|membership| &membership.members);
+            let here = members.filter(|member| member.place.worker == *worker).count();
+            if here > 0 && self.offered(0, now).len() >= here {
+                let why = Leaves::Quarantined;
+                self.apply(&job, Event::WorkerLeaves { worker: worker.clone(), why }).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The free places that a job which needs so many is offered.
+    fn offered(&self, needed: usize, now: Timestamp) -> Vec<Place> {
+        let leaving = |worker: &WorkerId| self.workers.is_leaving(worker).then_some(Barred::Leaving);
+        let barred = |worker: &WorkerId| leaving(worker).or_else(|| self.fitness.barred(worker, now));
+        placing::offered(placing::free_places(&self.jobs, &self.workers), needed, barred)
     }
 
     fn worker_statuses(&mut self) -> Vec<WorkerStatus> {
@@ -374,11 +396,8 @@ impl<S: Store> Runtime<S> {
         let waiting: Vec<JobId> = waiting.into_iter().map(|state| state.job.clone()).collect();
         for job in waiting {
             let now = self.now();
-            let fit =
-                |worker: &WorkerId| self.fitness.barred(worker, now).is_none() && !self.workers.is_leaving(worker);
-            let mut free = placing::free_places(&self.jobs, &self.workers);
-            free.retain(|place| fit(&place.worker));
             let state = self.jobs.get(&job)?;
+            let free = self.offered(state.places_needed(), now);
             if matches!(state.life, Life::Queued { .. }) && free.len() >= state.ranks().0 as usize {
                 self.confirm(&job).await?;
             }
