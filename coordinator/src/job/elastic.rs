@@ -53,7 +53,8 @@ impl Step {
         let enough = missing == 0 || membership.stop || fewer;
         if enough {
             if missing > 0 {
-                self.tell("shrunk", format!("{missing} ranks have no place: goes on with {found}"));
+                let ranks = if missing == 1 { "rank has" } else { "ranks have" };
+                self.tell("shrunk", format!("{missing} {ranks} no place: goes on with {found}"));
             }
             self.go_on(places.into_iter().flatten().collect(), true);
         } else if waited >= HOLD {
@@ -88,8 +89,9 @@ impl Step {
     /// Starts trainers beside the ranks, where the job may have more ranks, or wants spares.
     fn start_spares(&mut self, free: &[Place]) {
         let wanted = self.state.spares_wanted() as usize;
-        let pausing = |m: &Membership| m.no_spares_before.is_some_and(|before| self.now < before);
-        if wanted == 0 || !self.trains() || self.state.membership.as_ref().is_none_or(pausing) {
+        // Of a membership that is about to be left nothing is made larger.
+        let not_now = |m: &Membership| m.leaving || m.no_spares_before.is_some_and(|before| self.now < before);
+        if wanted == 0 || !self.trains() || self.state.membership.as_ref().is_none_or(not_now) {
             return;
         }
         let taken =
@@ -130,7 +132,8 @@ impl Step {
         // All that were ordered come at once: one change of membership, not one for each.
         let starting = membership.spares.iter().any(|spare| spare.peer.is_none());
         let whole = membership.members.iter().all(|member| !member.ended && member.finished.is_none());
-        if world >= most || membership.spares.is_empty() || starting || !whole || !membership.advanced() {
+        let grown = world >= most || membership.spares.is_empty();
+        if grown || starting || membership.leaving || !whole || !membership.advanced() {
             return;
         }
         let places = with_spares(membership, most);
