@@ -4,6 +4,7 @@
 mod broken;
 mod evaluations;
 mod ledger;
+mod replicas;
 mod resume;
 mod saving;
 mod tally;
@@ -16,8 +17,7 @@ use crate::{
     trainer::{
         agreement,
         context::{Context, Outcome},
-        digest,
-        error::{TrainerError, Unlike},
+        error::TrainerError,
         failpoints::{Fault, Point},
         held::Held,
         parameters::FlatParameters,
@@ -28,7 +28,6 @@ use crate::{
 };
 use broken::BrokenFile;
 use common::{
-    cause::Diverged,
     ids::Step,
     manifest::{DataCursor, paths},
     pulse::Doing,
@@ -40,13 +39,8 @@ use evaluations::Evaluations;
 use ledger::{Begun, Ledger};
 use resume::From;
 use saving::Saving;
-use std::{
-    ops::Range,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::Range, sync::Arc, time::Duration};
 use tally::Tally;
-use tch::Tensor;
 
 /// A data set of a training.
 #[derive(Debug, Clone)]
@@ -405,34 +399,6 @@ impl<'a, 'b> Training<'a, 'b> {
         let (superseded, stopped) = (any(), any());
         saving.heard(self, busy, failed);
         Ok((stopped, superseded, all))
-    }
-
-    /// Whether the ranks compare what they have after so many steps.
-    fn compares_after(&self, step: u64) -> bool {
-        let every = self.context.plan.recipe.faults.detect.digest_every_steps;
-        every > 0 && step.is_multiple_of(every)
-    }
-
-    /// Holds what this rank has against what the others have; returns how long that took.
-    fn compare(&self) -> Result<Duration, TrainerError> {
-        let (context, collective) = (self.context, self.context.collective);
-        if context.plan.recipe.faults.detect.digest_every_steps == 0 || context.world().0 == 1 {
-            return Ok(Duration::ZERO);
-        }
-        let started = Instant::now();
-        let mine = Tensor::from_slice(&self.parameters.digest()?).view([1, 2]);
-        let all = collective.all_gather_rows(&mine, &vec![1; context.world().0 as usize])?;
-        let all: Vec<i64> = all.view([-1]).try_into()?;
-        let digests: Vec<String> = all.as_chunks().0.iter().map(|digest| digest::hex(*digest)).collect();
-        let Some(diverged) = Diverged::judge(Step(self.step), &digests) else { return Ok(started.elapsed()) };
-        // What a rank of the majority holds is what the training goes on from; of sharded moments nobody has all.
-        let sound = !diverged.ranks.is_empty() && !diverged.ranks.contains(&context.rank());
-        let unlike = Box::new(Unlike(diverged));
-        Err(if sound && !self.parameters.is_sharded() {
-            TrainerError::PeerReplica(unlike)
-        } else {
-            TrainerError::Replica(unlike)
-        })
     }
 }
 
