@@ -92,7 +92,7 @@ enum Verb {
     /// Features of images and texts by an exported model
     #[command(disable_help_flag = true)]
     Encode(pass::PassArgs),
-    /// Measure this machine, or, with `control`, a coordinator under many workers
+    /// Measure this machine; with `recovery` and `control`, a cluster on it
     #[command(disable_help_flag = true)]
     Bench(pass::PassArgs),
 }

@@ -33,7 +33,10 @@ enum Command {
     #[command(hide = true)]
     Forecast(forecast::ForecastArgs),
     /// Measure this machine; every figure is named with its unit
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Of a whole cluster on this machine: llm2clip bench recovery, llm2clip bench control"
+    )]
     Bench(bench::BenchCommand),
 }
 
