@@ -100,15 +100,7 @@ impl<'a> Cluster<'a> {
 
     /// Waits until an event of a job says this.
     pub fn wait_for_event(&self, id: &str, text: &str) {
-        let mut command = self.job.command(&["--coordinator", &self.url, "events", id, "--follow"]);
-        let mut follow = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let lines = BufReader::new(follow.stdout.take().unwrap()).lines();
-        let mut said = lines.map_while(Result::ok);
-        let found = said.any(|line| line.contains(text));
-        // It may have ended with the job.
-        let _ = follow.kill();
-        follow.wait().unwrap();
-        assert!(found, "the job ended, and no event said `{text}`");
+        crate::wait_for_line(self.job.command(&["--coordinator", &self.url, "events", id, "--follow"]), text);
     }
 
     /// Waits for the end of a worker's daemon; its exit code.

@@ -139,6 +139,28 @@ impl Job {
         })
     }
 
+    /// Every step was computed once, but for `lost` lines that went with a rank 0 that wrote them, and its loss is that of an undisturbed
+    /// run with so many ranks, within `relative`; 0 is every bit.
+    ///
+    /// # Panics
+    /// When that is not so.
+    pub fn check_undisturbed(&self, recipe: &Recipe, ranks: u32, relative: f64, lost: u64) {
+        let found = self.steps();
+        let mut times: BTreeMap<u64, u32> = BTreeMap::new();
+        found.iter().for_each(|step| *times.entry(step.step).or_default() += 1);
+        assert!(times.values().all(|times| *times == 1), "a step was computed twice: {times:?}");
+        assert!(times.len() as u64 + lost >= recipe.steps, "{} lines of {}", times.len(), recipe.steps);
+        // Which is not to begin with those who are there first.
+        let undisturbed = Self::new(&Recipe { elastic: String::new(), ..recipe.clone() });
+        undisturbed.run(ranks);
+        let expected = losses(&undisturbed.steps());
+        assert_eq!(expected.len() as u64, recipe.steps);
+        for (step, loss) in losses(&found) {
+            let expected = expected[&step];
+            assert!((loss - expected).abs() <= relative * expected.abs(), "step {step}: {loss}, not {expected}");
+        }
+    }
+
     /// The worker daemons of a `run`.
     pub fn workers(run: &Child) -> Vec<i32> {
         // A child belongs to the thread that started it.

@@ -12,4 +12,4 @@ pub use cluster::{Cluster, signal};
 pub use job::{Job, Step, family, losses};
 pub use machines::{Cable, Machines};
 pub use recipe::{Recipe, data};
-pub use watch::wait_for;
+pub use watch::{wait_for, wait_for_line};

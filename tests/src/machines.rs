@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    io::{BufRead as _, BufReader, Write as _},
+    io::Write as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -144,6 +144,8 @@ impl<'a> Machines<'a> {
         command.args(["--coordinator", &urls(), "--id", &format!("m{machine}"), "--peer-host", &address(DATA.1)]);
         command.args(["--trainers", "1", "--cores", "1", "--lease-s", "120"]);
         command.arg("--state").arg(self.job.folder().join(format!("worker-{machine}")));
+        // What happens meanwhile happens before the last step.
+        command.env("LLM2CLIP_FAILPOINTS", "clip.step=slow:200@1");
         self.spawn(machine, "worker", command);
     }
 
@@ -223,13 +225,7 @@ impl<'a> Machines<'a> {
     pub fn wait_for_event(&self, id: &str, text: &str) {
         let mut command = self.on(COUNT - 1, &Job::binary("llm2clip"));
         command.args(["--coordinator", &urls(), "events", id, "--follow"]);
-        let mut follow = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let lines = BufReader::new(follow.stdout.take().unwrap()).lines();
-        let found = lines.map_while(Result::ok).any(|line| line.contains(text));
-        // It may have ended with the job.
-        let _ = follow.kill();
-        follow.wait().unwrap();
-        assert!(found, "the job ended, and no event said `{text}`");
+        crate::wait_for_line(command, text);
     }
 
     /// Waits until the job runs with so many ranks; returns how long that took.

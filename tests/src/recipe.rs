@@ -44,6 +44,8 @@ pub struct Recipe {
     pub before_clip: String,
     /// More lines for the `clip` stage.
     pub clip: String,
+    /// Whether each rank keeps the moments of its share of the parameters alone.
+    pub sharded: bool,
     /// With how many ranks it may run: the content of `[elastic]`; empty means with as many as it was launched with.
     pub elastic: String,
     /// More lines for `[faults]`.
@@ -71,6 +73,7 @@ impl Default for Recipe {
             tuning: String::new(),
             before_clip: String::new(),
             clip: String::new(),
+            sharded: false,
             elastic: String::new(),
             faults: String::new(),
         }
@@ -123,7 +126,7 @@ data = "train"
 global_batch = {global_batch}
 chunk = {chunk}
 steps = {steps}
-optimizer = {{ learning_rate = 1e-3, clip_norm = 1.0 }}
+optimizer = {{ learning_rate = 1e-3, clip_norm = 1.0, sharded = {sharded} }}
 schedule = {{ warmup_steps = 2 }}
 checkpoint = {{ every_steps = {every_steps}, keep = 2 }}
 {clip}
@@ -149,6 +152,7 @@ storage_wait_s = {storage_wait_s}
             tuning = self.tuning,
             before_clip = self.before_clip,
             clip = self.clip,
+            sharded = self.sharded,
             max_failures = self.max_failures,
             faults = self.faults,
             storage_wait_s = self.storage_wait_s,

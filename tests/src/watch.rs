@@ -1,10 +1,12 @@
-//! Waits for a file to say something, woken by the kernel.
+//! Waits for a file or a program to say something, woken by the kernel.
 
 use rustix::fs::inotify;
 use std::{
+    io::{BufRead as _, BufReader},
     mem::MaybeUninit,
     os::fd::AsFd as _,
     path::Path,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -30,4 +32,18 @@ pub fn wait_for<T>(folder: &Path, what: &str, deadline: Duration, mut check: imp
         let mut events = inotify::Reader::new(&watch, &mut buffer);
         while events.next().is_ok() {}
     }
+}
+
+/// Waits until a program, which is ended then, says a line with this in it.
+///
+/// # Panics
+/// When it ends before.
+pub fn wait_for_line(mut command: Command, text: &str) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let found = lines.map_while(Result::ok).any(|line| line.contains(text));
+    // It may have ended by itself.
+    let _ = child.kill();
+    child.wait().unwrap();
+    assert!(found, "it ended, and no line said `{text}`");
 }

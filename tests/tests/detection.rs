@@ -6,7 +6,6 @@
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
-    collections::BTreeMap,
     fs,
     os::unix::fs::PermissionsExt as _,
     path::PathBuf,
@@ -35,17 +34,6 @@ fn end(run: Child, code: i32) -> String {
     let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert_eq!(status.code(), Some(code), "{said}");
     said
-}
-
-/// Every step's loss equals that of a run without faults, in every bit, and no step was computed twice.
-fn check_nothing_lost(job: &Job, recipe: &Recipe, workers: u32) {
-    let undisturbed = Job::new(recipe);
-    undisturbed.run(workers);
-    let (found, expected) = (losses(&job.steps()), losses(&undisturbed.steps()));
-    assert_eq!(found, expected);
-    let mut times: BTreeMap<u64, u32> = BTreeMap::new();
-    job.steps().iter().for_each(|step| *times.entry(step.step).or_default() += 1);
-    assert!(times.values().all(|times| *times == 1), "no step was computed twice: {times:?}");
 }
 
 /// What is in a text.
@@ -82,7 +70,7 @@ fn a_stopped_trainer_is_seen_within_the_limit_and_no_step_is_lost() {
     println!("from SIGSTOP to four new steps: {:.1} s", stopped.elapsed().as_secs_f64());
     assert_eq!(job.trainers()[0], before[0], "its peer is the process that it was");
     end(run, 0);
-    check_nothing_lost(&job, &recipe, 2);
+    job.check_undisturbed(&recipe, 2, 0.0, 0);
     let (_, why) = job.say(&["why"]);
     check_says(
         &why,
@@ -108,7 +96,7 @@ fn a_deadlock_is_named_with_the_step_and_the_operation_that_its_peers_wait_in() 
     let recipe = recipe("");
     let job = Job::new(&recipe);
     end(start(&job, 2, "clip.step=hang@20/1/2"), 0);
-    check_nothing_lost(&job, &recipe, 2);
+    job.check_undisturbed(&recipe, 2, 0.0, 0);
     let (_, why) = job.say(&["why"]);
     check_says(
         &why,
@@ -195,7 +183,7 @@ fn an_allocator_that_is_refused_memory_is_told_as_that() {
     assert!(cause["peak_bytes"].as_u64().unwrap() > 1 << 27, "{cause}");
     let (_, why) = job.say(&["why"]);
     check_says(&why, &["out of memory: DefaultCPUAllocator: can't allocate memory", "Lower the stage's `chunk`"]);
-    check_nothing_lost(&job, &recipe, 2);
+    job.check_undisturbed(&recipe, 2, 0.0, 0);
 }
 
 #[test]
@@ -226,7 +214,7 @@ fn a_trainer_that_the_kernel_kills_for_its_memory_is_told_as_that() {
     assert_eq!(said_by["group"].as_str(), group.to_str());
     let (_, why) = job.say(&["why"]);
     check_says(&why, &["out of memory: the kernel killed it", "GiB at most, the limit is 0.84 GiB", "`--trainers`"]);
-    check_nothing_lost(&job, &recipe, 2);
+    job.check_undisturbed(&recipe, 2, 0.0, 0);
 }
 
 #[test]

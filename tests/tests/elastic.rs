@@ -4,12 +4,16 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use rustix::process::Signal;
-use std::collections::BTreeMap;
-use tests::{Cluster, Job, Recipe, losses, signal};
+use tests::{Cluster, Job, Recipe, signal};
 
 /// No checkpoint before the last step: whatever goes on comes from memory.
 fn recipe(steps: u64, elastic: &str) -> Recipe {
     Recipe { steps, every_steps: 10_000, max_failures: 5, elastic: elastic.to_owned(), ..Recipe::default() }
+}
+
+/// Adds workers whose trainers take at least a fifth of a second for a step: what happens meanwhile happens before the last one.
+fn start(cluster: &mut Cluster<'_>, workers: &[&str]) {
+    workers.iter().for_each(|worker| cluster.worker_with(worker, &[], "clip.step=slow:200@1"));
 }
 
 fn launch(cluster: &Cluster<'_>, job: &Job, ranks: &str) -> String {
@@ -19,49 +23,49 @@ fn launch(cluster: &Cluster<'_>, job: &Job, ranks: &str) -> String {
     launched["job"].as_str().unwrap().to_owned()
 }
 
-/// Waits for the job's end; every step was computed once but for `lost` lines of rank 0's, and its losses are those of an
-/// undisturbed run with `ranks`, within `relative` for the first 100 steps, and ten times that afterwards: another number of ranks
-/// rounds otherwise, and a training makes more of it with every step.
-fn check(cluster: &Cluster<'_>, job: &Job, recipe: &Recipe, id: &str, (ranks, relative, lost): (u32, f64, usize)) {
+/// Waits for the job's end, which is a good one.
+fn finish(cluster: &Cluster<'_>, id: &str) {
     let events = cluster.llm2clip(&["events", id, "--follow"]);
-    let said = String::from_utf8_lossy(&events.stdout).into_owned();
     let status = cluster.json(&["status", id]);
-    assert_eq!(status["phase"]["phase"], "succeeded", "{status}\n{said}");
-    let mut times: BTreeMap<u64, u32> = BTreeMap::new();
-    job.steps().iter().for_each(|step| *times.entry(step.step).or_default() += 1);
-    assert!(times.values().all(|times| *times == 1), "no step was computed twice: {times:?}\n{said}");
-    assert!(times.len() + lost >= recipe.steps as usize, "{} lines of {}\n{said}", times.len(), recipe.steps);
-    // Which is not to begin with those who are there first.
-    let undisturbed = Job::new(&Recipe { elastic: String::new(), ..recipe.clone() });
-    undisturbed.run(ranks);
-    let (found, expected) = (losses(&job.steps()), losses(&undisturbed.steps()));
-    for (step, loss) in &found {
-        let expected = expected[step];
-        let relative = if *step <= 100 { relative } else { 10.0 * relative };
-        assert!((loss - expected).abs() <= relative * expected.abs(), "step {step}: {loss}, not {expected}\n{said}");
-    }
+    assert_eq!(status["phase"]["phase"], "succeeded", "{status}\n{}", String::from_utf8_lossy(&events.stdout));
 }
 
 #[test]
 fn three_machines_become_one_and_three_again() {
-    let recipe = recipe(160, "min_ranks = 1\nmax_ranks = 3\ngrace_s = 0");
+    let recipe = recipe(100, "min_ranks = 1\nmax_ranks = 3\ngrace_s = 0");
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
-    ["a", "b", "c"].into_iter().for_each(|worker| cluster.worker(worker));
+    start(&mut cluster, &["a", "b", "c"]);
     let id = launch(&cluster, &job, "3");
     job.wait_for_step(20);
     // The machine of the last rank, then that of rank 0.
     cluster.lose_machine("c");
     let reached = cluster.wait_for_ranks(&id, &["a", "b"]);
-    job.wait_for_step(reached + 20);
+    job.wait_for_step(reached + 10);
     cluster.lose_machine("a");
     let reached = cluster.wait_for_ranks(&id, &["b"]);
-    job.wait_for_step(reached + 20);
-    cluster.worker("a");
-    cluster.worker("c");
+    job.wait_for_step(reached + 10);
+    start(&mut cluster, &["a", "c"]);
     let reached = cluster.wait_for_ranks(&id, &["b", "a", "c"]);
-    job.wait_for_step(reached + 20);
-    check(&cluster, &job, &recipe, &id, (3, 1e-5, 1));
+    job.wait_for_step(reached + 10);
+    finish(&cluster, &id);
+    job.check_undisturbed(&recipe, 3, 1e-5, 1);
+}
+
+#[test]
+fn a_training_whose_moments_are_in_shares_grows_without_a_step_lost() {
+    let clip = "ema = { decay = 0.9 }".to_owned();
+    let recipe = Recipe { sharded: true, clip, ..recipe(60, "min_ranks = 2\nmax_ranks = 3\ngrace_s = 0") };
+    let job = Job::new(&recipe);
+    let mut cluster = Cluster::start(&job);
+    start(&mut cluster, &["a", "b"]);
+    let id = launch(&cluster, &job, "2");
+    job.wait_for_step(10);
+    start(&mut cluster, &["c"]);
+    let reached = cluster.wait_for_ranks(&id, &["a", "b", "c"]);
+    job.wait_for_step(reached + 10);
+    finish(&cluster, &id);
+    job.check_undisturbed(&recipe, 3, 1e-5, 0);
 }
 
 #[test]
@@ -69,7 +73,7 @@ fn a_spare_takes_a_killed_ones_rank() {
     let recipe = recipe(80, "min_ranks = 2\nspares = 1");
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
-    ["a", "b", "c"].into_iter().for_each(|worker| cluster.worker(worker));
+    start(&mut cluster, &["a", "b", "c"]);
     let id = launch(&cluster, &job, "2");
     let spare = || (cluster.json(&["status", &id])["spares"] == 1).then_some(());
     tests::wait_for(&job.output().join("clip"), "a spare", std::time::Duration::from_secs(60), spare);
@@ -79,24 +83,26 @@ fn a_spare_takes_a_killed_ones_rank() {
     signal(i32::try_from(killed).unwrap(), Signal::KILL);
     let reached = cluster.wait_for_ranks(&id, &["a", "c"]);
     job.wait_for_step(reached + 4);
-    check(&cluster, &job, &recipe, &id, (2, 0.0, 0));
+    finish(&cluster, &id);
+    job.check_undisturbed(&recipe, 2, 0.0, 0);
 }
 
 #[test]
-fn a_worker_that_is_not_heard_of_for_twice_its_lease_costs_its_ranks_nothing() {
-    let recipe = recipe(160, "");
+fn a_worker_that_is_not_heard_of_for_its_lease_costs_its_ranks_nothing() {
+    let recipe = recipe(100, "");
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
-    ["a", "b"].into_iter().for_each(|worker| cluster.worker(worker));
+    start(&mut cluster, &["a", "b"]);
     let id = launch(&cluster, &job, "2");
     job.wait_for_step(10);
     let daemon = cluster.machine("b")[0];
     signal(daemon, Signal::STOP);
     cluster.wait_for_event(&id, "they are left alone");
     let reached = job.steps().last().unwrap().step;
-    job.wait_for_step(reached + 20);
+    job.wait_for_step(reached + 10);
     signal(daemon, Signal::CONT);
-    check(&cluster, &job, &recipe, &id, (2, 0.0, 0));
+    finish(&cluster, &id);
+    job.check_undisturbed(&recipe, 2, 0.0, 0);
     let status = cluster.json(&["status", &id]);
     assert_eq!(status["failures"], serde_json::json!([]), "nothing was lost");
     assert_eq!(status["generation"], job.steps()[0].generation, "and nothing started again");
@@ -107,12 +113,13 @@ fn a_machine_that_was_lost_is_waited_for_with_the_state_in_memory() {
     let recipe = recipe(60, "");
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
-    ["a", "b"].into_iter().for_each(|worker| cluster.worker(worker));
+    start(&mut cluster, &["a", "b"]);
     let id = launch(&cluster, &job, "2");
     job.wait_for_step(10);
     cluster.lose_machine("b");
     cluster.wait_for_event(&id, "waits for 1 place");
-    cluster.worker("d");
+    start(&mut cluster, &["d"]);
     cluster.wait_for_ranks(&id, &["a", "d"]);
-    check(&cluster, &job, &recipe, &id, (2, 0.0, 0));
+    finish(&cluster, &id);
+    job.check_undisturbed(&recipe, 2, 0.0, 0);
 }

@@ -3,11 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
-use tests::{Cable, Job, Machines, Recipe, losses};
+use std::time::{Duration, Instant};
+use tests::{Cable, Job, Machines, Recipe};
 
 /// No checkpoint before the last step: whatever goes on comes from memory.
 fn recipe(steps: u64) -> Recipe {
@@ -20,32 +17,16 @@ fn launch(machines: &Machines<'_>, job: &Job) -> String {
     launched["job"].as_str().unwrap().to_owned()
 }
 
-/// Waits for the end; every step was computed once, with the losses of an undisturbed run within `relative` for the first 100 steps,
-/// and ten times that afterwards: another number of ranks rounds otherwise, and a training makes more of it with every step.
-fn check(machines: &Machines<'_>, job: &Job, recipe: &Recipe, id: &str, relative: f64) {
+/// Waits for the job's end, which is a good one.
+fn finish(machines: &Machines<'_>, id: &str) {
     let events = machines.llm2clip(&["events", id, "--follow"]);
-    let said = String::from_utf8_lossy(&events.stdout).into_owned();
     let status = machines.json(&["status", id]);
-    assert_eq!(status["phase"]["phase"], "succeeded", "{status}\n{said}");
-    let mut times: BTreeMap<u64, u32> = BTreeMap::new();
-    job.steps().iter().for_each(|step| *times.entry(step.step).or_default() += 1);
-    assert!(times.values().all(|times| *times == 1), "no step was computed twice: {times:?}\n{said}");
-    // Rank 0's last line goes with it.
-    assert!(times.len() as u64 + 1 >= recipe.steps, "{} lines of {}\n{said}", times.len(), recipe.steps);
-    // Which is not to begin with those who are there first.
-    let undisturbed = Job::new(&Recipe { elastic: String::new(), ..recipe.clone() });
-    undisturbed.run(3);
-    let expected = losses(&undisturbed.steps());
-    for (step, loss) in &losses(&job.steps()) {
-        let expected = expected[step];
-        let relative = if *step <= 100 { relative } else { 10.0 * relative };
-        assert!((loss - expected).abs() <= relative * expected.abs(), "step {step}: {loss}, not {expected}\n{said}");
-    }
+    assert_eq!(status["phase"]["phase"], "succeeded", "{status}\n{}", String::from_utf8_lossy(&events.stdout));
 }
 
 #[test]
 fn the_machine_of_the_leader_of_rank_0_and_of_an_etcd_member_loses_its_power_and_gets_it_back() {
-    let recipe = recipe(120);
+    let recipe = recipe(100);
     let job = Job::new(&recipe);
     let Some(mut machines) = Machines::start(&job) else { return };
     let id = launch(&machines, &job);
@@ -59,12 +40,14 @@ fn the_machine_of_the_leader_of_rank_0_and_of_an_etcd_member_loses_its_power_and
     machines.power_on(leader);
     let grown = machines.wait_for_ranks(&id, 3);
     eprintln!("three ranks again {:.1} s after it was back", grown.as_secs_f64());
-    check(&machines, &job, &recipe, &id, 1e-5);
+    finish(&machines, &id);
+    // Rank 0's last line goes with it.
+    job.check_undisturbed(&recipe, 3, 1e-5, 1);
 }
 
 #[test]
 fn cables_are_pulled_and_put_back() {
-    let recipe = recipe(160);
+    let recipe = recipe(100);
     let job = Job::new(&recipe);
     let Some(machines) = Machines::start(&job) else { return };
     let id = launch(&machines, &job);
@@ -90,5 +73,6 @@ fn cables_are_pulled_and_put_back() {
     job.wait_for_step(reached + 5);
     eprintln!("a new step {:.1} s after a data cable was pulled until they knew", apart.elapsed().as_secs_f64());
     // The same ranks all the while.
-    check(&machines, &job, &recipe, &id, 0.0);
+    finish(&machines, &id);
+    job.check_undisturbed(&recipe, 3, 0.0, 0);
 }
