@@ -16,11 +16,9 @@ import pathlib
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-CACHE = pathlib.Path(os.environ.get("LLM2CLIP_DEPS", pathlib.Path.home() / ".cache/llm2clip/deps-1"))
+from place import CACHE, fail, link, making, say
 
 # name, version, SHA-256 of the manylinux x86_64 wheel, bytes, bytes once unpacked
 TORCH = ("torch", "2.11.0", "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a", 530_604_548, 520_000_000)
@@ -60,14 +58,6 @@ PLATFORM = ["--only-binary=:all:", "--python-version", "3.11", "--implementation
             "--platform", "manylinux2010_x86_64", "--platform", "manylinux_2_5_x86_64", "--platform", "manylinux1_x86_64"]
 
 
-def say(text):
-    print(f"setup: {text}", flush=True)
-
-
-def fail(text):
-    sys.exit(f"setup: error: {text}")
-
-
 def download(package, folder):
     """Downloads the pinned wheel of `package` with pip (its progress bar shows) and returns its path."""
     name, version, digest, size, unpacked = package
@@ -96,9 +86,7 @@ def install(target, packages, unpack):
     """Builds `target` in a temporary folder beside it and renames it into place, so that it is there whole or not at all."""
     if target.exists():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
-        temporary = pathlib.Path(temporary)
+    with making(target) as temporary:
         built = temporary / "built"
         built.mkdir()
         for package in packages:
@@ -109,11 +97,6 @@ def install(target, packages, unpack):
             with zipfile.ZipFile(wheel) as archive:
                 unpack(archive, built)
             wheel.unlink()
-        try:
-            built.rename(target)
-        except OSError:
-            if not target.exists():  # another checkout won the race with the same content
-                raise
 
 
 def extract(archive, member, path):
@@ -156,8 +139,7 @@ def install_cuda(target):
     if free < CUDA_BYTES:
         fail(f"CUDA's libraries need {CUDA_BYTES // 2**20} MiB in {target.parent}, and {free // 2**20} MiB are free. "
              f"Free some space, or set LLM2CLIP_DEPS to a folder on a larger disk.")
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
-        temporary = pathlib.Path(temporary)
+    with making(target) as temporary:
         pinned = [TORCH[:3], *CUDA]
         requirements = temporary / "requirements.txt"
         requirements.write_text("".join(f"{name}=={version} --hash=sha256:{digest}\n" for name, version, digest in pinned))
@@ -168,7 +150,6 @@ def install_cuda(target):
             command.append("--quiet")
         if subprocess.run(command).returncode != 0:
             fail("pip could not install CUDA's libraries (its message is above). Is this machine online? Run the same command again afterwards.")
-        (temporary / "built").rename(target)
 
 
 def main():
@@ -183,12 +164,7 @@ def main():
     if "--cuda" in sys.argv[1:]:
         install_cuda(CACHE / f"libtorch-cuda-{TORCH[1]}")
         say(f"CUDA's libraries are in {CACHE / f'libtorch-cuda-{TORCH[1]}'}; trainers on a machine with a GPU use them from now on")
-    link = ROOT / ".deps"
-    if not link.is_symlink() and link.exists():
-        fail(f"{link} is in the way: remove it and try again.")
-    if not link.is_symlink() or os.readlink(link) != str(CACHE):
-        link.unlink(missing_ok=True)
-        link.symlink_to(CACHE)
+    link()
     if shutil.which("nasm") is None:
         say("nasm not found: libjpeg-turbo will be built without SIMD, and image decoding will be about three times slower. "
             "`apt-get install nasm` (or your system's equivalent) before the first build mends that.")

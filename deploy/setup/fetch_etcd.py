@@ -7,13 +7,10 @@ LLM2CLIP_ETCD names another etcd (3.4 or newer) for the tests, and without one t
 """
 import hashlib
 import os
-import pathlib
 import shutil
 import subprocess
-import sys
-import tempfile
 
-from fetch_deps import CACHE, ROOT, fail, say
+from place import CACHE, fail, link, making, say
 
 # By Debian's release: version and SHA-256 of etcd-server for amd64.
 PACKAGES = {
@@ -56,22 +53,13 @@ def main():
         for program in ("apt-get", "apt-cache", "dpkg-deb"):
             if shutil.which(program) is None:
                 fail(f"{program} is not in PATH; the etcd of the tests is a Debian package. {OTHERWISE}")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
-            temporary = pathlib.Path(temporary)
+        with making(target) as temporary:
             package = download(temporary)
             if subprocess.run(["dpkg-deb", "-x", str(package), str(temporary / "tree")]).returncode != 0:
                 fail(f"dpkg-deb could not unpack {package.name} (its message is above). {OTHERWISE}")
             (temporary / "built/bin").mkdir(parents=True)
             (temporary / "tree/usr/bin/etcd").rename(temporary / "built/bin/etcd")
-            try:
-                (temporary / "built").rename(target)
-            except OSError:
-                if not target.exists():  # another checkout won the race
-                    raise
-    link = ROOT / ".deps"
-    if not link.exists():
-        link.symlink_to(CACHE)
+    link()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-from fetch_deps import CACHE, ROOT, fail, say
+from place import CACHE, fail, link, say
 
 NAME = "peers-1"
 PACKAGES = ["torch==2.11.0", "torchvision==0.26.0", "transformers==4.57.6", "open_clip_torch==3.3.0", "timm==1.0.31", "peft==0.21.2",
@@ -40,9 +40,7 @@ def main():
             target.symlink_to(folder.name)
         except FileExistsError:  # another checkout won the race
             shutil.rmtree(folder)
-    link = ROOT / ".deps"
-    if not link.exists():
-        link.symlink_to(CACHE)
+    link()
 
 
 if __name__ == "__main__":

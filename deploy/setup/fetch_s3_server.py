@@ -7,13 +7,11 @@ dependency against the hashes in the crate's own Cargo.lock. Built without optim
 about a minute on two cores. Run again it does nothing. LLM2CLIP_S3_SERVER names another binary of it for the tests.
 """
 import os
-import pathlib
 import shutil
 import subprocess
 import sys
-import tempfile
 
-from fetch_deps import CACHE, ROOT, fail, say
+from place import CACHE, fail, link, making, say
 
 VERSION = "0.14.1"  # the newest that the toolchain's Rust (1.95) builds; 0.15 asks for 1.96
 QUICK = {"CARGO_PROFILE_RELEASE_LTO": "off", "CARGO_PROFILE_RELEASE_OPT_LEVEL": "1", "CARGO_PROFILE_RELEASE_CODEGEN_UNITS": "16"}
@@ -24,10 +22,8 @@ def main():
     if not target.exists():
         if shutil.which("cargo") is None:
             fail("cargo is not in PATH; the S3 server for the tests is built with it.")
-        target.parent.mkdir(parents=True, exist_ok=True)
         say(f"building s3s-fs {VERSION}, the S3 server of the tests (about a minute)")
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetch-") as temporary:
-            temporary = pathlib.Path(temporary)
+        with making(target) as temporary:
             command = ["cargo", "install", "s3s-fs", "--version", f"={VERSION}", "--features", "binary", "--locked", "--no-track",
                        "--root", str(temporary / "built")]
             if not sys.stderr.isatty():
@@ -35,14 +31,7 @@ def main():
             environment = {**os.environ, **QUICK, "CARGO_TARGET_DIR": str(temporary / "target")}
             if subprocess.run(command, env=environment, cwd=temporary).returncode != 0:
                 fail(f"cargo could not build s3s-fs {VERSION} (its message is above). Is this machine online? Run the same command again afterwards.")
-            try:
-                (temporary / "built").rename(target)
-            except OSError:
-                if not target.exists():  # another checkout won the race
-                    raise
-    link = ROOT / ".deps"
-    if not link.exists():
-        link.symlink_to(CACHE)
+    link()
 
 
 if __name__ == "__main__":
