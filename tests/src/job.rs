@@ -139,6 +139,12 @@ impl Job {
         })
     }
 
+    /// What the manifest in this folder of the output says.
+    pub fn manifest(&self, folder: &str) -> Value {
+        serde_json::from_str(&std::fs::read_to_string(self.output().join(folder).join("manifest.json")).unwrap())
+            .unwrap()
+    }
+
     /// Every step was computed once, but for `lost` lines that went with a rank 0 that wrote them, and its loss is that of an undisturbed
     /// run with so many ranks, within `relative`; 0 is every bit.
     ///

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use common::{ids::Step, manifest::Manifest};
 use serde_json::Value;
 use std::{collections::BTreeMap, fs, path::Path, time::Instant};
 use tests::{Job, Recipe, losses};
@@ -58,7 +59,7 @@ fn a_checkpoint_that_cannot_be_written_is_an_alarm_and_the_next_one_is_written()
         &events,
         &[
             "no checkpoint of step 4, the training goes on: rank 1: ",
-            "rank-00001.safetensors: No space left on device",
+            "rank-00001-gen-: No space left on device",
             "Free space",
         ],
     );
@@ -89,12 +90,7 @@ fn slow_storage_holds_no_step_up_and_what_is_left_out_is_told() {
     let (_, events) = job.say(&["events"]);
     contains(
         &events,
-        &[
-            "storage has been at the checkpoint of step 4 for ",
-            "`sync` of ",
-            "rank-00000.safetensors",
-            "step 8 is left out",
-        ],
+        &["storage has been at the checkpoint of step 4 for ", "`sync` of ", "rank-00000-gen-", "step 8 is left out"],
     );
     assert_eq!(verify(&job).0, Some(0));
     let longest = longest_step(&job);
@@ -124,10 +120,7 @@ fn storage_that_never_answers_keeps_no_stopped_job_from_its_end() {
     assert_eq!(run.wait().unwrap().code(), Some(4));
     assert!(began.elapsed().as_secs() < 30, "the stop took {:?}", began.elapsed());
     let (_, why) = job.say(&["why"]);
-    contains(
-        &why,
-        &["rank 0", "storage has not answered for ", "`sync` of ", "rank-00000.safetensors", "llm2clip resume"],
-    );
+    contains(&why, &["rank 0", "storage has not answered for ", "`sync` of ", "rank-00000-gen-", "llm2clip resume"]);
     let (code, said) = job.say(&["resume"]);
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(losses(&job.steps()), undisturbed(&recipe));
@@ -171,7 +164,8 @@ fn a_damaged_checkpoint_is_found_by_verify_passed_over_loudly_and_refused_when_i
     let newest = job.output().join("clip").join(checkpoints(&job).pop().unwrap());
     let step = newest.file_name().unwrap().to_str().unwrap()["step-".len()..].trim_start_matches('0').to_owned();
 
-    let share = |rank: u32| newest.join(format!("rank-{rank:05}.safetensors"));
+    let parts = job.manifest(newest.strip_prefix(job.output()).unwrap().to_str().unwrap())["parts"].clone();
+    let share = |rank: usize| newest.join(parts[rank]["file"].as_str().unwrap());
     let manifest = newest.join("manifest.json");
     let whole: Vec<Vec<u8>> =
         [share(0), share(1), manifest.clone()].iter().map(|path| fs::read(path).unwrap()).collect();
@@ -194,9 +188,11 @@ fn a_damaged_checkpoint_is_found_by_verify_passed_over_loudly_and_refused_when_i
     let swapped = || [share(1), share(0)].iter().zip(&whole).for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
     check(&swapped, &share(0), "");
     let text = String::from_utf8(whole[2].clone()).unwrap();
-    let id = job.json("status")["job"].as_str().unwrap().to_owned();
-    let foreign = text.replacen(&id, "another-1", 1);
-    assert_ne!(foreign, text);
+    let own = Manifest::parse(&text, Step(step.parse().unwrap())).unwrap();
+    let foreign = Manifest { job: "another-1".parse().unwrap(), ..own.clone() }.to_text();
+    let position = format!("\"position\": {}", own.data.position);
+    let moved = text.replacen(&position, &format!("{position}0"), 1);
+    check(&|| fs::write(&manifest, &moved).unwrap(), &manifest, "its BLAKE3 digest is not the one at its end");
     check(&|| fs::write(&manifest, &foreign).unwrap(), &manifest, "is of job another-1");
     check(&|| fs::write(&manifest, &text[..text.len() / 2]).unwrap(), &manifest, "it cannot be read");
 

@@ -3,6 +3,7 @@
 //! This module sees strings, sizes and digests, never a tensor or a file.
 
 mod cursor;
+mod document;
 mod format_1;
 pub mod paths;
 pub mod retention;
@@ -15,10 +16,10 @@ use crate::ids::{Generation, JobId, Rank, Step, WorldSize};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The version of the manifest that this program writes. It reads version 1 too.
-pub const FORMAT: u32 = 2;
+/// The version of the manifest that this program writes. It reads versions 1 and 2 too.
+pub const FORMAT: u32 = 3;
 
-/// `manifest.json`, version 2. Written last.
+/// What `manifest.json` says. Written last.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {

@@ -1,6 +1,6 @@
-//! Where checkpoints lie: `OUTPUT/STAGE/step-000001200/rank-00003.safetensors`.
+//! Where checkpoints lie: `OUTPUT/STAGE/step-000001200/rank-00003-gen-00002.safetensors`.
 
-use crate::ids::{Rank, Step};
+use crate::ids::{Generation, Rank, Step};
 use std::path::{Path, PathBuf};
 
 /// The file that makes a folder a checkpoint.
@@ -42,9 +42,9 @@ pub fn parse_step_folder(name: &str) -> Option<Step> {
     (digits.len() >= 9 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
 }
 
-/// The name of a rank's file.
-pub fn part_file(rank: Rank) -> String {
-    format!("rank-{:05}.safetensors", rank.0)
+/// The name of a rank's file. A rank that was replaced may still write: not over the file of who has its place.
+pub fn part_file(rank: Rank, generation: Generation) -> String {
+    format!("rank-{:05}-gen-{:05}.safetensors", rank.0, generation.0)
 }
 
 #[cfg(test)]

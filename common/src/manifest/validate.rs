@@ -1,8 +1,7 @@
 //! What must hold in a manifest before a byte of its files is read.
 
-use super::{FORMAT, Manifest, Part, format_1};
+use super::{Manifest, Part};
 use crate::ids::{Rank, Step};
-use serde::Deserialize;
 use std::collections::BTreeMap;
 
 /// What is wrong with a manifest.
@@ -12,8 +11,14 @@ pub enum ManifestError {
     #[error("it cannot be read: {0}")]
     Unreadable(String),
     /// Written by another version.
-    #[error("its format is {0}, this program reads formats 1 and 2: update llm2clip")]
+    #[error("its format is {0}, this program reads formats 1 to 3: update llm2clip")]
     Format(u32),
+    /// It is cut, or its end is another's.
+    #[error("it does not end with its digest: it is cut or damaged")]
+    NoDigest,
+    /// It is not what was written.
+    #[error("it is damaged: its BLAKE3 digest is not the one at its end")]
+    Damaged,
     /// A rank's file is missing from it, or listed twice.
     #[error("it lists {found} files for {world} ranks, rank {rank} is missing or doubled")]
     Ranks {
@@ -47,12 +52,6 @@ pub enum ManifestError {
     },
 }
 
-/// What every version has.
-#[derive(Deserialize)]
-struct Versioned {
-    format: u32,
-}
-
 impl Manifest {
     /// Reads and checks a manifest.
     ///
@@ -62,17 +61,6 @@ impl Manifest {
         let manifest = Self::read(text)?;
         manifest.validate(expected)?;
         Ok(manifest)
-    }
-
-    /// A document of any version as this version has it.
-    fn read(text: &str) -> Result<Self, ManifestError> {
-        let unreadable = |error: serde_json::Error| ManifestError::Unreadable(error.to_string());
-        let Versioned { format } = serde_json::from_str(text).map_err(unreadable)?;
-        match format {
-            1 => Ok(serde_json::from_str::<format_1::Manifest>(text).map_err(unreadable)?.into()),
-            FORMAT => serde_json::from_str(text).map_err(unreadable),
-            other => Err(ManifestError::Format(other)),
-        }
     }
 
     fn validate(&self, expected: Step) -> Result<(), ManifestError> {
@@ -123,14 +111,14 @@ mod tests {
     use super::*;
     use crate::{
         ids::{Generation, WorldSize},
-        manifest::{DataCursor, TensorEntry},
+        manifest::{DataCursor, FORMAT, TensorEntry},
         sampler::OrderSpec,
     };
 
     fn manifest() -> Manifest {
         let part = |rank: u32| Part {
             rank: Rank(rank),
-            file: super::super::paths::part_file(Rank(rank)),
+            file: super::super::paths::part_file(Rank(rank), Generation(3)),
             bytes: 100,
             blake3: "00".repeat(32),
             tensors: [(
@@ -155,26 +143,44 @@ mod tests {
     fn check(change: impl FnOnce(&mut Manifest), expected: &str) {
         let mut changed = manifest();
         change(&mut changed);
-        let error = Manifest::parse(&serde_json::to_string(&changed).unwrap(), Step(50)).unwrap_err();
+        let error = Manifest::parse(&changed.to_text(), Step(50)).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
 
     #[test]
     fn a_whole_manifest_comes_back() {
-        let text = serde_json::to_string(&manifest()).unwrap();
-        assert_eq!(Manifest::parse(&text, Step(50)).unwrap(), manifest());
+        assert_eq!(Manifest::parse(&manifest().to_text(), Step(50)).unwrap(), manifest());
+    }
+
+    #[test]
+    fn no_byte_of_it_may_be_another_or_missing() {
+        let text = manifest().to_text();
+        let refused = |bytes: Vec<u8>, what: &str| {
+            let parsed = String::from_utf8(bytes).ok().map(|text| Manifest::parse(&text, Step(50)));
+            assert!(parsed.is_none_or(|parsed| parsed.is_err()), "{what}");
+        };
+        for at in 0..text.len() {
+            for bit in 0..8 {
+                let mut damaged = text.clone().into_bytes();
+                damaged[at] ^= 1 << bit;
+                refused(damaged, &format!("bit {bit} of byte {at}"));
+            }
+            refused(text.as_bytes()[..at].to_vec(), &format!("cut after {at} bytes"));
+        }
     }
 
     #[test]
     fn whatever_cannot_be_is_named() {
-        check(|m| m.format = 3, "format is 3");
         check(|m| m.step = Step(51), "of step 51");
         check(|m| m.world = WorldSize(3), "2 files for 3 ranks");
         check(|m| m.parts.swap(0, 1), "rank 0 is missing or doubled");
         check(|m| m.parts[1].file = "../x".into(), "no plain file name");
-        check(|m| m.parts[1].bytes = 99, "param.w` of rank-00001.safetensors: its bytes end after");
+        check(|m| m.parts[1].bytes = 99, "param.w` of rank-00001-gen-00003.safetensors: its bytes end after");
         check(|m| m.parts[0].tensors.get_mut("param.w").unwrap().shape = vec![6], "another type or shape");
-        let error = Manifest::parse("{", Step(0)).unwrap_err();
-        assert!(matches!(error, ManifestError::Unreadable(_)));
+        let refused = |text: &str| Manifest::parse(text, Step(50)).unwrap_err();
+        assert!(matches!(refused("{"), ManifestError::Unreadable(_)));
+        assert_eq!(refused("{\"format\": 4}"), ManifestError::Format(4));
+        assert_eq!(refused("{\"format\": 3}"), ManifestError::NoDigest);
+        assert_eq!(refused(&manifest().to_text().replace("\"clip\"", "\"mntp\"")), ManifestError::Damaged);
     }
 }

@@ -130,7 +130,7 @@ pub(super) fn share(rank: u32) -> Share {
     Share {
         part: Part {
             rank: Rank(rank),
-            file: paths::part_file(Rank(rank)),
+            file: paths::part_file(Rank(rank), Generation(1)),
             bytes: 1,
             blake3: "00".repeat(32),
             tensors: Default::default(),

@@ -109,7 +109,7 @@ fn a_checkpoint_is_ordered_once_when_every_share_is_in_and_recorded_when_committ
     let (state, commands) = transition(&state, f::written(2, 0, 4), NOW);
     let [Command::CommitManifest { manifest, step, trainer }] = commands.as_slice() else { panic!("{commands:?}") };
     assert_eq!((*step, trainer.place.clone()), (Step(4), f::place(0)));
-    let manifest = common::manifest::Manifest::parse(&serde_json::to_string(manifest).unwrap(), Step(4)).unwrap();
+    let manifest = common::manifest::Manifest::parse(&manifest.to_text(), Step(4)).unwrap();
     assert_eq!((manifest.generation, manifest.stage.as_str()), (Generation(2), "clip"));
     assert_eq!(manifest.recipe_fingerprint, state.fingerprint);
     let state = check(&state, f::written(2, 0, 4), &[]);

@@ -2,7 +2,7 @@
 
 use common::{
     daemon::shutdown::Shutdown,
-    ids::Rank,
+    ids::{Generation, Rank},
     manifest::{DataCursor, Part, Share, paths},
     recipe::Recipe,
     sampler::OrderSpec,
@@ -117,7 +117,12 @@ pub fn recipe(output: &Path) -> Recipe {
 
 /// What a rank says it wrote.
 pub fn share(rank: Rank) -> Share {
-    let part =
-        Part { rank, file: paths::part_file(rank), bytes: 8, blake3: "00".repeat(32), tensors: Default::default() };
+    let part = Part {
+        rank,
+        file: paths::part_file(rank, Generation(1)),
+        bytes: 8,
+        blake3: "00".repeat(32),
+        tensors: Default::default(),
+    };
     Share { part, data: DataCursor::new(&OrderSpec::plain(7, &[], 8), 80, |_| String::new()) }
 }

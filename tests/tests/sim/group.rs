@@ -277,7 +277,7 @@ impl World {
         let step = Step(lineage.len() as u64);
         let kind = work.plan.recipe.stages[work.plan.stage].kind();
         let folder = paths::checkpoint_folder(&work.plan.output, kind, step);
-        let file = paths::part_file(rank);
+        let file = paths::part_file(rank, generation);
         let batch = work.plan.recipe.stages[work.plan.stage].training().map_or(1, |training| training.global_batch);
         let part = Part { rank, file: file.clone(), bytes: 1, blake3: digest(&lineage), tensors: BTreeMap::new() };
         let data = DataCursor::new(&OrderSpec::plain(7, &[], batch), step.0 * batch, |_| String::new());

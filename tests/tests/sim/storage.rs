@@ -72,7 +72,7 @@ impl Storage {
     pub fn read(&self, file: &Path) -> Option<String> {
         let folder = file.parent().filter(|_| file.ends_with(paths::MANIFEST_FILE))?;
         let found = self.manifests.get(folder)?;
-        Some(serde_json::to_string(&found.manifest).expect("a manifest is JSON"))
+        Some(found.manifest.to_text())
     }
 
     /// The names in a folder.

@@ -54,7 +54,7 @@ pub fn run(args: &CheckpointArgs) -> anyhow::Result<Value> {
         let step = Step(run as u64);
         let path = paths::checkpoint_folder(folder.path(), "bench", step);
         let began = Instant::now();
-        let copy = HostCopy::take(&named, Rank(0), WorldSize(1));
+        let copy = HostCopy::take(&named, Rank(0), WorldSize(1), Generation(0));
         let (sender, to) = (sender.clone(), path.clone());
         // The receiver lives until the task is done.
         let save = Box::new(move |watch: &Watch| drop(sender.send(checkpoint::write(watch, &to, &copy).map(drop))));

@@ -18,12 +18,14 @@ use std::{
 /// When it exists with another content, the checkpoint was given up meanwhile, or it cannot be written.
 pub fn create_manifest(watch: &Watch, folder: &Path, mine: Rank, manifest: &Manifest) -> Result<(), CheckpointError> {
     let path = folder.join(paths::MANIFEST_FILE);
-    let share = folder.join(paths::part_file(mine));
-    let there = share.try_exists().map_err(io("look for", &share))?;
-    if !there {
-        return Err(CheckpointError::GivenUp { share });
+    if let Some(part) = manifest.parts.iter().find(|part| part.rank == mine) {
+        let share = folder.join(&part.file);
+        let there = share.try_exists().map_err(io("look for", &share))?;
+        if !there {
+            return Err(CheckpointError::GivenUp { share });
+        }
     }
-    let text = serde_json::to_string_pretty(manifest).expect("a manifest is JSON") + "\n";
+    let text = manifest.to_text();
     watch.at(Operation::ManifestCreate, &path).map_err(io("create", &path))?;
     let mut temporary =
         tempfile::Builder::new().prefix(".writing-").tempfile_in(folder).map_err(io("create a file in", folder))?;
@@ -68,9 +70,13 @@ pub fn remove(watch: &Watch, folder: &Path) -> Result<(), CheckpointError> {
     fs::remove_dir(folder).map_err(io("delete", folder))
 }
 
-/// After the commit of `newest`: removes checkpoints that are too many, and what others before it have left that were never
-/// committed and never will be. What cannot be removed is told of and left.
+/// After the commit of `newest`: removes checkpoints that are too many, what others before it have left that were never
+/// committed and never will be, and shares of earlier memberships beside its own. What cannot be removed is told of and left.
 pub fn retire(watch: &Watch, stage_folder: &Path, newest: Step, keep: usize) {
+    let folder = stage_folder.join(paths::step_folder(newest));
+    if let Err(error) = remove_strays(watch, &folder, newest) {
+        tracing::warn!(folder = %folder.display(), %error, "could not delete what an earlier membership wrote of a checkpoint");
+    }
     let committed = committed_steps(stage_folder);
     let old = retention::to_delete(&committed, keep);
     let given_up = |step: &Step| {
@@ -85,6 +91,24 @@ pub fn retire(watch: &Watch, stage_folder: &Path, newest: Step, keep: usize) {
             tracing::warn!(folder = %folder.display(), %error, "could not delete an old checkpoint");
         }
     }
+}
+
+/// Removes what a manifest does not list. All ranks' shares were in before it was made: whoever still writes has no place any more.
+fn remove_strays(watch: &Watch, folder: &Path, step: Step) -> Result<(), CheckpointError> {
+    let path = folder.join(paths::MANIFEST_FILE);
+    let text = fs::read_to_string(&path).map_err(io("read", &path))?;
+    let manifest =
+        Manifest::parse(&text, step).map_err(|source| CheckpointError::Manifest { path: path.clone(), source })?;
+    let listed = |name: &str| name == paths::MANIFEST_FILE || manifest.parts.iter().any(|part| part.file == name);
+    for entry in fs::read_dir(folder).map_err(io("list", folder))? {
+        let entry = entry.map_err(io("list", folder))?;
+        if !entry.file_name().to_str().is_some_and(listed) {
+            let path = entry.path();
+            watch.at(Operation::Delete, &path).map_err(io("delete", &path))?;
+            fs::remove_file(&path).map_err(io("delete", &path))?;
+        }
+    }
+    Ok(())
 }
 
 /// The steps whose folder holds a valid manifest, oldest first. Their files' bytes are not looked at.

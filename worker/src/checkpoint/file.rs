@@ -45,8 +45,8 @@ fn dtype(kind: Kind) -> &'static str {
 /// # Errors
 /// When the file system refuses.
 pub fn write(watch: &Watch, folder: &Path, copy: &HostCopy) -> Result<Part, CheckpointError> {
-    let HostCopy { rank, tensors } = copy;
-    let name = paths::part_file(*rank);
+    let HostCopy { rank, generation, tensors } = copy;
+    let name = paths::part_file(*rank, *generation);
     let path = folder.join(&name);
     watch.at(Operation::Folder, folder).and_then(|()| std::fs::create_dir_all(folder)).map_err(io("create", folder))?;
     let (header, mut entries) = header(tensors);

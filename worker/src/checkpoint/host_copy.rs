@@ -1,19 +1,20 @@
 //! A rank's share of the state, copied to host memory between two steps: all that training waits for.
 
-use common::ids::{Rank, WorldSize};
+use common::ids::{Generation, Rank, WorldSize};
 use tch::{Device, Tensor};
 
 /// Tensors in host memory that nobody changes any more.
 #[derive(Debug)]
 pub struct HostCopy {
     pub(super) rank: Rank,
+    pub(super) generation: Generation,
     pub(super) tensors: Vec<(String, Tensor)>,
 }
 
 impl HostCopy {
     /// Copies this rank's share of `named`. All ranks hold the same tensors, and each writes some of them: every rank
-    /// passes the same list and gets another share, of about the same number of bytes.
-    pub fn take(named: &[(String, Tensor)], rank: Rank, world: WorldSize) -> Self {
+    /// passes the same list and gets another share, of about the same number of bytes. The file is named after the generation, too.
+    pub fn take(named: &[(String, Tensor)], rank: Rank, world: WorldSize, generation: Generation) -> Self {
         let sizes: Vec<usize> = named.iter().map(|(_, tensor)| bytes(tensor)).collect();
         let owners = owners(&sizes, world);
         let mine = named.iter().zip(owners).filter(|(_, owner)| *owner == rank.0 as usize);
@@ -22,7 +23,7 @@ impl HostCopy {
             if tensor.device() == Device::Cpu { tensor.copy() } else { tensor.to_device(Device::Cpu) }.contiguous()
         };
         let tensors = mine.map(|((name, tensor), _)| (name.clone(), copy(tensor))).collect();
-        Self { rank, tensors }
+        Self { rank, generation, tensors }
     }
 
     /// How many bytes were copied.

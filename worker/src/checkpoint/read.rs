@@ -142,7 +142,7 @@ mod tests {
     /// Writes a checkpoint with `world` ranks as a job would.
     fn save(output: &Path, step: u64, world: u32, factor: f64) -> Manifest {
         let folder = paths::checkpoint_folder(output, "clip", Step(step));
-        let share = |rank| HostCopy::take(&state(factor), rank, WorldSize(world));
+        let share = |rank| HostCopy::take(&state(factor), rank, WorldSize(world), Generation(1));
         let parts = WorldSize(world).ranks().map(|rank| write(&Watch::default(), &folder, &share(rank)).unwrap());
         let manifest = Manifest {
             format: FORMAT,
@@ -170,7 +170,8 @@ mod tests {
                 assert_eq!(loaded.tensor(&name).unwrap(), tensor, "{name}");
             }
             assert!(matches!(loaded.tensor("param.x"), Err(CheckpointError::MissingTensor { .. })));
-            let first = paths::checkpoint_folder(output.path(), "clip", Step(4)).join(paths::part_file(Rank(0)));
+            let first =
+                paths::checkpoint_folder(output.path(), "clip", Step(4)).join(paths::part_file(Rank(0), Generation(1)));
             let bytes = std::fs::read(first).unwrap();
             let foreign = safetensors::SafeTensors::deserialize(&bytes).unwrap();
             assert_eq!(foreign.tensor("param.w").unwrap().shape(), [7, 5]);
@@ -193,10 +194,13 @@ mod tests {
             save(output.path(), 4, 2, 1.0);
             save(output.path(), 8, 2, 2.0);
             let folder = paths::checkpoint_folder(output.path(), "clip", Step(8));
-            damage(&folder.join(paths::part_file(Rank(1))));
-            assert!(read(&folder).unwrap_err().to_string().contains("rank-00001.safetensors"));
+            damage(&folder.join(paths::part_file(Rank(1), Generation(1))));
+            assert!(read(&folder).unwrap_err().to_string().contains("rank-00001-gen-00001.safetensors"));
             assert_eq!(newest(output.path(), "clip").unwrap().unwrap().manifest.step, Step(4));
-            damage(&paths::checkpoint_folder(output.path(), "clip", Step(4)).join(paths::part_file(Rank(0))));
+            damage(
+                &paths::checkpoint_folder(output.path(), "clip", Step(4))
+                    .join(paths::part_file(Rank(0), Generation(1))),
+            );
             assert!(newest(output.path(), "clip").is_err(), "never a fresh start");
         }
     }
@@ -221,7 +225,7 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_written_is_named_with_what_to_do() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let copy = HostCopy::take(&state(1.0), Rank(0), WorldSize(1));
+        let copy = HostCopy::take(&state(1.0), Rank(0), WorldSize(1), Generation(1));
         let error = write(&Watch::default(), &file.path().join("step-000000004"), &copy).unwrap_err().to_string();
         assert!(error.contains("could not create") && error.contains("step-000000004"), "{error}");
     }

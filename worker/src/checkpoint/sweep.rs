@@ -39,7 +39,7 @@ fn state(step: u64) -> Vec<(String, Tensor)> {
 fn save(watch: &Watch, output: &Path, step: u64) -> Result<(), CheckpointError> {
     let folder = paths::checkpoint_folder(output, "clip", Step(step));
     let shares = || {
-        let share = |rank| write(watch, &folder, &HostCopy::take(&state(step), rank, WORLD));
+        let share = |rank| write(watch, &folder, &HostCopy::take(&state(step), rank, WORLD, Generation(1)));
         let parts = WORLD.ranks().map(share).collect::<Result<Vec<_>, _>>()?;
         let manifest = Manifest {
             format: FORMAT,
@@ -97,7 +97,7 @@ fn clean(steps: &[u64]) -> Vec<String> {
         .iter()
         .flat_map(|step| {
             let folder = format!("clip/{}", paths::step_folder(Step(*step)));
-            ["", "/manifest.json", "/rank-00000.safetensors", "/rank-00001.safetensors"]
+            ["", "/manifest.json", "/rank-00000-gen-00001.safetensors", "/rank-00001-gen-00001.safetensors"]
                 .map(|name| format!("{folder}{name}"))
         })
         .collect();

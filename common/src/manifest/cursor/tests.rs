@@ -104,5 +104,18 @@ fn a_manifest_of_format_1_is_read_and_its_order_refused() {
     now.order = ORDER_VERSION;
     let error = old.data.refuse_difference(&now).unwrap_err().to_string();
     assert!(error.contains("the version of the order was 1 when it was written and is 2 now"), "{error}");
-    assert_eq!(Manifest::parse(&serde_json::to_string(&old).unwrap(), Step(50)).unwrap(), old);
+    assert_eq!(Manifest::parse(&old.to_text(), Step(50)).unwrap(), old);
+}
+
+#[test]
+fn a_manifest_of_format_2_is_read_and_gone_on_from() {
+    let text = include_str!("../../../../tests/golden/manifest/format-2.json");
+    let old = Manifest::parse(text, Step(26)).unwrap();
+    assert_eq!(
+        (old.format, old.world.0, old.parts[0].file.as_str()),
+        (crate::manifest::FORMAT, 1, "rank-00000.safetensors")
+    );
+    assert_eq!((old.data.order, old.data.position), (ORDER_VERSION, 26 * old.data.global_batch));
+    assert_eq!(old.data.refuse_difference(&old.data.clone()), Ok(()));
+    assert_eq!(Manifest::parse(&old.to_text(), Step(26)).unwrap(), old);
 }

@@ -106,7 +106,7 @@ impl Saving {
         let started = Instant::now();
         let (context, step, tell) = (run.context, Step(run.step), self.tell.clone());
         let named = run.parameters.named(context.collective)?;
-        let copy = HostCopy::take(&named, context.rank(), context.world());
+        let copy = HostCopy::take(&named, context.rank(), context.world(), tell.generation);
         let folder = paths::checkpoint_folder(&context.plan.output, context.stage_kind(), step);
         let data = DataCursor { position: step.0 * run.settings.global_batch, ..run.cursor.clone() };
         let run = Box::new(move |watch: &Watch| {
