@@ -1,7 +1,7 @@
 //! Machines that come and go: one event, the whole list of commands, and where the job is then.
 
 use super::{
-    Event, JobState, Life, LivingTrainer, Resume,
+    Event, JobState, Life, LivingTrainer, Resume, encode,
     fixture::{self as f, NOW, signal},
     table::{check, check_at, later, phase},
     transition,
@@ -225,4 +225,29 @@ fn an_elastic_job_begins_with_fewer_when_the_others_do_not_come() {
     let resumed =
         f::after(state, [Event::Stop, Event::Resume(Resume { world_size: Some(WorldSize(1)), ..Resume::default() })]);
     check_at(NOW, &resumed, free(&[0]), &["start 0 g1"]);
+}
+
+#[test]
+fn an_hour_in_which_a_machine_is_lost_every_second_leaves_no_more_than_ten_minutes_of_it() {
+    let mut state = three();
+    state.recipe.faults.max_failures = u32::MAX;
+    let mut sizes = Vec::new();
+    for second in 0..3600 {
+        let (generation, step) = (state.generation.0, 8 + second);
+        let gone = (second % 3) as u32;
+        let history = [
+            vec![lost(gone)],
+            (0..3).filter(|slot| *slot != gone).map(|rank| apart(generation, rank)).collect(),
+            vec![free(&[gone])],
+            (0..3).map(|slot| f::ready(generation + 1, slot)).collect(),
+            (0..3).map(|slot| f::progress(generation + 1, slot, 1, step)).collect(),
+        ];
+        for event in history.into_iter().flatten() {
+            state = transition(&state, event, later(second)).0;
+        }
+        assert_eq!((&state.life, state.generation), (&Life::Running, Generation(generation + 1)), "second {second}");
+        sizes.push(encode(&state).len());
+    }
+    // Numbers of four digits for three.
+    assert!(sizes[3599] as f64 <= 1.02 * sizes[600] as f64, "{} bytes, {} before", sizes[3599], sizes[600]);
 }
