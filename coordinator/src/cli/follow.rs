@@ -3,7 +3,7 @@
 use super::{client::Watch, error::CliError, output};
 use common::{
     ids::Step,
-    status::{Evaluated, FailureCause, JobStatus, Phase, Progress, StageStatus},
+    status::{Evaluated, Failure, FailureCause, JobStatus, Phase, Progress, StageStatus},
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
@@ -86,9 +86,11 @@ impl Screen {
     }
 
     fn failures(&mut self, status: &JobStatus) {
-        for failure in status.failures.iter().skip(self.shown_failures) {
+        for (at, failure) in status.failures.iter().enumerate().skip(self.shown_failures) {
             let rank = failure.rank.map_or_else(|| "a trainer".to_owned(), |rank| format!("rank {rank}"));
+            let same = |before: &Failure| before.generation == failure.generation && before.cause == failure.cause;
             let cause = match &failure.cause {
+                _ if status.failures[..at].iter().any(same) => "the same".to_owned(),
                 FailureCause::Error { message } => message.clone(),
                 other => other.to_string(),
             };

@@ -96,8 +96,12 @@ async fn start(recipe: Recipe, args: &RunArgs, common: &Common) -> Result<u8, Cl
     let job = job_id(&recipe.name);
     client.submit(&job, &recipe, settings.world()).await?;
     locate::point(&job, coordinator.state())?;
-    eprintln!("{job}: {} ranks on this machine; Ctrl-C stops it with a checkpoint", settings.world());
+    eprintln!("{job}: {} on this machine; Ctrl-C stops it with a checkpoint", ranks(settings.world()));
     drive(coordinator, client, &job, &recipe.output, &settings, common.format).await
+}
+
+fn ranks(count: u32) -> String {
+    if count == 1 { "1 rank".to_owned() } else { format!("{count} ranks") }
 }
 
 /// An output folder with a checkpoint of an unfinished job is not started over in silence.
@@ -141,7 +145,7 @@ pub(super) async fn resume(args: &ResumeArgs, common: &Common) -> Result<u8, Cli
     // Nobody else drives the job, and its trainers are gone.
     coordinator.abandon(&job).await?;
     let status = client.resume(&job, args.step, Some(settings.world()), &args.weights).await?;
-    eprintln!("{job}: goes on with {} ranks on this machine", settings.world());
+    eprintln!("{job}: goes on with {} on this machine", ranks(settings.world()));
     drive(coordinator, client, &job, &status.output, &settings, common.format).await
 }
 

@@ -14,6 +14,10 @@ pub(super) fn explain(status: &JobStatus) -> Vec<String> {
         Phase::Stopping => format!("{job} writes a checkpoint, then stops"),
         Phase::Stopped => format!("{job} was stopped"),
         Phase::Succeeded => format!("{job} is done"),
+        // What is told below in full is not told twice.
+        Phase::Failed { exit_code, message } if status.failures.iter().any(|one| says(message, one)) => {
+            format!("{job} failed (exit code {exit_code})")
+        }
         Phase::Failed { exit_code, message } => format!("{job} failed (exit code {exit_code}): {message}"),
     }];
     lines.extend(status.alarm.as_ref().map(|alarm| format!("ALARM {}: {alarm}", rfc3339(alarm.since))));
@@ -21,18 +25,27 @@ pub(super) fn explain(status: &JobStatus) -> Vec<String> {
         lines.push("nothing was lost".to_owned());
     }
     // Of each generation the first loss is the cause; the others are peers that saw a connection end.
-    let mut shown = None;
+    let mut first: Option<&Failure> = None;
     for failure in &status.failures {
-        if shown != Some(failure.generation) {
-            lines.push(String::new());
-            lines.extend(cause(failure));
-            shown = Some(failure.generation);
-        } else {
-            lines.push(format!("  after it {}: {}", who(failure), failure.cause));
+        match first.filter(|first| first.generation == failure.generation) {
+            Some(first) if first.cause == failure.cause => {
+                lines.push(format!("  after it {}: the same", who(failure)));
+            }
+            Some(_) => lines.push(format!("  after it {}: {}", who(failure), failure.cause)),
+            None => {
+                lines.push(String::new());
+                lines.extend(cause(failure));
+                first = Some(failure);
+            }
         }
     }
     lines.extend(next(status));
     lines
+}
+
+/// Whether a text has what a failure's cause says.
+fn says(text: &str, failure: &Failure) -> bool {
+    text.contains(&failure.cause.to_string())
 }
 
 fn who(failure: &Failure) -> String {
@@ -47,9 +60,10 @@ fn cause(failure: &Failure) -> Vec<String> {
         format!("{}  generation {}, {at}", rfc3339(failure.at), failure.generation),
         format!("  {}: {}", who(failure), failure.cause),
     ];
-    if !failure.last_lines.is_empty() {
+    let last_lines: Vec<&String> = failure.last_lines.iter().filter(|line| !says(line, failure)).collect();
+    if !last_lines.is_empty() {
         lines.push("  last lines:".to_owned());
-        lines.extend(failure.last_lines.iter().map(|line| format!("    {line}")));
+        lines.extend(last_lines.into_iter().map(|line| format!("    {line}")));
     }
     if let Some(log) = &failure.log {
         lines.push(format!("  log: {}", log.display()));
@@ -97,28 +111,45 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_first_loss_is_told_in_full_and_its_followers_in_a_line() {
+    fn failed(message: &str, failures: Vec<Failure>) -> JobStatus {
         let stage =
             StageStatus { kind: "clip".into(), done: false, summary: None, checkpoint: Some(Step(8)), progress: None };
-        let status = JobStatus {
+        JobStatus {
             job: "demo-1".parse().unwrap(),
-            phase: Phase::Failed { exit_code: 1, message: "rank 1 was lost".into() },
+            phase: Phase::Failed { exit_code: 1, message: message.into() },
             generation: Generation(2),
             stage: 0,
             stages: vec![stage],
             ranks: vec![],
             spares: 0,
             alarm: None,
-            failures: vec![
-                failure(1, FailureCause::Signal { signal: 9 }),
-                failure(0, FailureCause::Error { message: "rank 1 is gone".into() }),
-            ],
+            failures,
             output: "/out".into(),
             created: Timestamp(0),
             updated: Timestamp(0),
+        }
+    }
+
+    #[test]
+    fn what_every_rank_says_is_told_once() {
+        let no_folder = |rank| Failure {
+            last_lines: vec!["started".into(), "ERROR the stage failed error=no such folder".into()],
+            ..failure(rank, FailureCause::Error { message: "no such folder".into() })
         };
-        let text = explain(&status).join("\n");
+        let lines = explain(&failed("rank 0 on local-0: no such folder", vec![no_folder(0), no_folder(1)]));
+        assert_eq!(lines.iter().filter(|line| line.contains("no such folder")).count(), 1, "{lines:#?}");
+        assert_eq!(lines[0], "demo-1 failed (exit code 1)");
+        assert!(lines.contains(&"  after it rank 1 (worker local-0, pid 77): the same".to_owned()), "{lines:#?}");
+        assert!(lines.contains(&"    started".to_owned()), "{lines:#?}");
+    }
+
+    #[test]
+    fn the_first_loss_is_told_in_full_and_its_followers_in_a_line() {
+        let losses = vec![
+            failure(1, FailureCause::Signal { signal: 9 }),
+            failure(0, FailureCause::Error { message: "rank 1 is gone".into() }),
+        ];
+        let text = explain(&failed("rank 1 was lost", losses)).join("\n");
         for part in [
             "demo-1 failed (exit code 1): rank 1 was lost",
             "generation 2, after step 13",
