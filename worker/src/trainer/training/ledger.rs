@@ -89,6 +89,8 @@ pub(super) struct Ledger {
     all_stall: Duration,
     /// How long the ranks compared what they have.
     compared: Duration,
+    /// How long they told each other, after every step, what each must know of the others.
+    agreed: Duration,
     /// How long recent steps took without waits for other ranks.
     own: VecDeque<Duration>,
     skipped: u64,
@@ -129,6 +131,7 @@ impl Ledger {
             stall: Duration::ZERO,
             all_stall: Duration::ZERO,
             compared: Duration::ZERO,
+            agreed: Duration::ZERO,
             own: VecDeque::with_capacity(OWN),
             skipped: 0,
             skipped_steps: 0,
@@ -149,6 +152,11 @@ impl Ledger {
     /// The training stood still while the ranks compared what they have.
     pub(super) fn compared(&mut self, took: Duration) {
         self.compared += took;
+    }
+
+    /// The ranks told each other whether they go on. Who was done first waited in this for the last, as it would have in the next step.
+    pub(super) fn agreed(&mut self, took: Duration) {
+        self.agreed += took;
     }
 
     /// The training stood still for an evaluation, which is no part of any step.
@@ -310,6 +318,10 @@ impl Ledger {
         columns.push(("checkpoint stall", share(self.all_stall)));
         if self.compared > Duration::ZERO {
             columns.push(("comparing replicas", format!("{:.3} %", 100.0 * self.compared.as_secs_f64() / seconds)));
+        }
+        if run.context.world().0 > 1 {
+            // An upper bound: waits for slower ranks are in it.
+            columns.push(("fault tolerance", share(self.all_stall + self.compared + self.agreed)));
         }
         if self.evaluations.0 > 0 {
             // Beside the training's time, not in it.

@@ -39,7 +39,11 @@ use evaluations::Evaluations;
 use ledger::{Begun, Ledger};
 use resume::From;
 use saving::Saving;
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tally::Tally;
 
 /// A data set of a training.
@@ -272,7 +276,9 @@ impl<'a, 'b> Training<'a, 'b> {
             self.settle(ledger, begun.replace(this))?;
             let counts;
             let superseded;
+            let telling = Instant::now();
             (stopped, superseded, counts) = self.tell_peers(task.broken(&batch), &mut saving)?;
+            ledger.agreed(telling.elapsed());
             ledger.skipped(counts.iter().sum::<i64>().cast_unsigned());
             tally.add(&self.order.epochs(Step(self.step - 1)), &counts);
             for (source, count) in self.sources.iter().zip(tally.most()) {
