@@ -1,7 +1,7 @@
 //! The steps of `clip`, `contrast`, `distill` and `mntp` over several processes and chunks equal plain autograd on the full batch: loss,
 //! every gradient, ten optimizer steps. A step in which one rank's embeddings are NaN updates nothing on any of them.
 //!
-//! Each rank is a process of its own: this program again, told by its environment to be one.
+//! Each rank is a process of its own: this program again, told by its environment to be one, and by its input what to train.
 
 #![allow(clippy::unwrap_used, non_snake_case, reason = "a test; shapes in names")]
 
@@ -14,10 +14,10 @@ use common::{
 use std::{
     collections::BTreeMap,
     env,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Lines, Write as _},
     net::TcpListener,
     path::Path,
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::Duration,
 };
 use tch::{Device, Kind, Tensor};
@@ -40,8 +40,10 @@ use worker::{
 };
 
 const LIMITS: Deadlines = Deadlines { join: Duration::from_secs(60), operation: Duration::from_secs(60) };
-/// Set for a process that is to be a rank: what it is, as `RANK TASK KIND CHUNK OPTIMIZER FILE`.
+/// Set for a process that is to be a rank. It is told what to train by lines `GENERATION RANK TASK KIND CHUNK OPTIMIZER FILE PEER...`.
 const RANK_VARIABLE: &str = "LLM2CLIP_TEST_RANK";
+/// What a rank says when it has trained.
+const DONE: &str = "has trained";
 /// Before the address that a rank says.
 const ADDRESS: &str = "listens on ";
 
@@ -148,73 +150,96 @@ fn reference(task: Task, kind: Kind) -> Trace {
     trace(&losses, first.unwrap(), parameters.named(&Solo).unwrap())
 }
 
-/// Not a test: a rank. It says its address, is told those of all, trains, and leaves its trace in a file.
+/// Not a test: a rank. It says its address; then for each line that it is told it trains in a ring, and leaves its trace in a file.
 #[test]
 fn rank() {
-    let Ok(told) = env::var(RANK_VARIABLE) else { return };
-    let words: Vec<&str> = told.splitn(6, ' ').collect();
-    let [rank, task, kind, chunk, optimizer, file] = words[..] else { panic!("what rank is `{told}`?") };
+    if env::var_os(RANK_VARIABLE).is_none() {
+        return;
+    }
     tch::set_num_threads(1);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     println!("{ADDRESS}{}", listener.local_addr().unwrap());
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).unwrap();
-    let peers = line.split_whitespace().map(str::to_owned).collect();
-    let identity = Identity { generation: Generation(1), rank: Rank(rank.parse().unwrap()), peers };
-    let collective = join(&listener, identity, LIMITS, Device::Cpu).unwrap();
-    let kind = if kind == "fp64" { Kind::Double } else { Kind::Float };
-    let trace = train(collective.as_ref(), Task::of(task), kind, chunk.parse().unwrap(), optimizer == "sharded");
-    Tensor::write_safetensors(&trace.into_iter().collect::<Vec<_>>(), file).unwrap();
-    collective.barrier().unwrap();
+    for told in std::io::stdin().lines() {
+        let told = told.unwrap();
+        let words: Vec<&str> = told.split(' ').collect();
+        let [generation, rank, task, kind, chunk, optimizer, file, ref peers @ ..] = words[..] else {
+            panic!("what is `{told}`?")
+        };
+        let peers = peers.iter().map(|peer| (*peer).to_owned()).collect();
+        let identity =
+            Identity { generation: Generation(generation.parse().unwrap()), rank: Rank(rank.parse().unwrap()), peers };
+        let collective = join(&listener, identity, LIMITS, Device::Cpu).unwrap();
+        let kind = if kind == "fp64" { Kind::Double } else { Kind::Float };
+        let trace = train(collective.as_ref(), Task::of(task), kind, chunk.parse().unwrap(), optimizer == "sharded");
+        Tensor::write_safetensors(&trace.into_iter().collect::<Vec<_>>(), file).unwrap();
+        collective.barrier().unwrap();
+        println!("{DONE}");
+    }
 }
 
 /// A rank's process. It is killed if the test gives up.
 struct Process {
     child: Child,
-    /// Kept open: the test runner's last words go there.
-    _stdout: BufReader<ChildStdout>,
+    stdin: ChildStdin,
+    stdout: Lines<BufReader<ChildStdout>>,
+    address: String,
 }
 
 impl Process {
     /// Starts a rank, and waits for its address.
-    fn start(told: &str) -> (Self, String) {
+    fn start() -> Self {
         let mut command = Command::new(env::current_exe().unwrap());
-        command.args(["--exact", "rank", "--nocapture"]).env(RANK_VARIABLE, told);
+        command.args(["--exact", "rank", "--nocapture"]).env(RANK_VARIABLE, "");
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let stdin = child.stdin.take().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap()).lines();
         // The test runner's own words may stand before it, on the same line.
         let said = |line: String| line.split_once(ADDRESS).map(|(_, address)| address.to_owned());
-        let address = stdout.by_ref().lines().find_map(|line| said(line.unwrap())).unwrap();
-        (Self { child, _stdout: stdout }, address)
+        let address = stdout.find_map(|line| said(line.unwrap())).unwrap();
+        Self { child, stdin, stdout, address }
+    }
+
+    /// Waits until it has done what it was told.
+    fn done(&mut self) {
+        assert!(self.stdout.any(|line| line.unwrap() == DONE), "a rank has ended early");
     }
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // It has ended already unless the test gave up.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-fn ring(world: u32, task: Task, kind: &str, chunk: u64, optimizer: &str) -> Vec<Trace> {
-    let folder = tempfile::tempdir().unwrap();
-    let file = |rank: u32| folder.path().join(format!("{rank}.safetensors"));
-    let task = task.name();
-    let start =
-        |rank: u32| Process::start(&format!("{rank} {task} {kind} {chunk} {optimizer} {}", file(rank).display()));
-    let (mut ranks, addresses): (Vec<_>, Vec<_>) = (0..world).map(start).unzip();
-    for rank in &mut ranks {
-        writeln!(rank.child.stdin.take().unwrap(), "{}", addresses.join(" ")).unwrap();
-    }
-    for rank in &mut ranks {
-        assert!(rank.child.wait().unwrap().success());
-    }
-    let read = |file: &Path| Tensor::read_safetensors(file).unwrap().into_iter().collect();
-    (0..world).map(|rank| read(&file(rank))).collect()
+/// The processes that rings are made of: the first so many, in a new generation for every training.
+struct Ring {
+    processes: Vec<Process>,
+    generation: u64,
 }
 
-fn check(task: Task, kind: &str, relative: f64) {
+impl Ring {
+    fn start() -> Self {
+        Self { processes: (0..4).map(|_| Process::start()).collect(), generation: 0 }
+    }
+
+    fn train(&mut self, world: usize, training: &str) -> Vec<Trace> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |rank: usize| folder.path().join(format!("{rank}.safetensors"));
+        let ring = &mut self.processes[..world];
+        let peers: Vec<String> = ring.iter().map(|process| process.address.clone()).collect();
+        self.generation += 1;
+        for (rank, process) in ring.iter_mut().enumerate() {
+            let file = file(rank).display().to_string();
+            writeln!(process.stdin, "{} {rank} {training} {file} {}", self.generation, peers.join(" ")).unwrap();
+        }
+        ring.iter_mut().for_each(Process::done);
+        let read = |file: &Path| Tensor::read_safetensors(file).unwrap().into_iter().collect();
+        (0..world).map(|rank| read(&file(rank))).collect()
+    }
+}
+
+fn check(ring: &mut Ring, task: Task, kind: &str, relative: f64) {
     let expected = reference(task, if kind == "fp64" { Kind::Double } else { Kind::Float });
     let mut worst = 0f64;
     for (world, chunk, optimizer) in [
@@ -227,7 +252,7 @@ fn check(task: Task, kind: &str, relative: f64) {
         (4, 6, "whole"),
         (4, 1, "sharded"),
     ] {
-        for found in ring(world, task, kind, chunk, optimizer) {
+        for found in ring.train(world, &format!("{} {kind} {chunk} {optimizer}", task.name())) {
             for (name, expected) in &expected {
                 let what =
                     || format!("{task:?}, {world} ranks, chunks of {chunk}, {optimizer} optimizer, {kind}, {name}");
@@ -249,10 +274,12 @@ fn check(task: Task, kind: &str, relative: f64) {
 fn any_world_and_any_chunks_equal_one_process_on_the_full_batch_in_fp32() {
     // The others differ from these in what fp64 shows better.
     let tasks = [Task::Clip, Task::Sigmoid, Task::Contrast, Task::Taught, Task::Mntp];
-    tasks.into_iter().for_each(|task| check(task, "fp32", 1e-5));
+    let mut ring = Ring::start();
+    tasks.into_iter().for_each(|task| check(&mut ring, task, "fp32", 1e-5));
 }
 
 #[test]
 fn any_world_and_any_chunks_equal_one_process_on_the_full_batch_in_fp64() {
-    Task::ALL.into_iter().for_each(|task| check(task, "fp64", 1e-12));
+    let mut ring = Ring::start();
+    Task::ALL.into_iter().for_each(|task| check(&mut ring, task, "fp64", 1e-12));
 }
