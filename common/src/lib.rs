@@ -14,5 +14,7 @@ pub mod sampler;
 pub mod status;
 pub mod time;
 
+pub use recipe::settings;
+
 #[cfg(feature = "daemon")]
 pub mod daemon;
