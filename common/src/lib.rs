@@ -10,6 +10,7 @@ pub mod manifest;
 pub mod plan;
 pub mod pulse;
 pub mod recipe;
+pub mod refusal;
 pub mod sampler;
 pub mod status;
 pub mod time;
