@@ -12,14 +12,17 @@ use super::{
     why::explain,
 };
 use common::{
-    daemon::clock::rfc3339,
+    daemon::clock::{now, rfc3339},
     refusal::Refused,
     status::{Barred, JobStatus, Phase, WorkerStatus},
 };
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 /// Where `serve` listens unless told otherwise.
 pub(super) const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7070";
+
+/// How long people are shown who was refused; machines are shown all that is kept.
+const SHOWN: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct JobArg {
@@ -395,7 +398,8 @@ fn show_workers(found: &Workers, common: &Common) {
                 &["worker", "state", "trainers", "busy", "gpus", "cores", "memory", "host", "version"],
                 &rows,
             );
-            found.refused.iter().for_each(|refused| println!("\n{}", refusal(refused)));
+            let recent = found.refused.iter().filter(|refused| now().since(refused.seen) < SHOWN);
+            recent.for_each(|refused| println!("\n{}", refusal(refused)));
         }
     }
 }
