@@ -10,9 +10,12 @@ pub mod manifest;
 pub mod plan;
 pub mod pulse;
 pub mod recipe;
+pub mod refusal;
 pub mod sampler;
 pub mod status;
 pub mod time;
+
+pub use recipe::settings;
 
 #[cfg(feature = "daemon")]
 pub mod daemon;

@@ -3,6 +3,7 @@
 //! Prost types stop at the coordinator's `api/`, `cli/` and `store/etcd/`, and at the worker's `agent/`.
 
 pub mod leader;
+pub mod version;
 
 /// Generated from `proto/llm2clip.proto`.
 #[allow(missing_docs, clippy::all)]

@@ -40,6 +40,11 @@ impl<'a> Cluster<'a> {
         Self { job, url, coordinator: Some(coordinator), workers: BTreeMap::new() }
     }
 
+    /// Where its coordinator answers.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// Adds a worker with one trainer on one core.
     pub fn worker(&mut self, id: &str) {
         self.worker_with(id, &[], "");

@@ -5,11 +5,13 @@
 mod cluster;
 mod job;
 mod machines;
+mod manager;
 mod recipe;
 mod watch;
 
 pub use cluster::{Cluster, signal};
 pub use job::{Job, Step, family, losses};
 pub use machines::{Cable, Machines};
+pub use manager::Manager;
 pub use recipe::{Recipe, data};
 pub use watch::{wait_for, wait_for_line};

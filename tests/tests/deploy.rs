@@ -40,6 +40,7 @@ fn check(place: &str, words: &[String]) {
 #[test]
 fn units_and_manifests_name_flags_that_exist() {
     let mut lines = 0;
+    // Settings are parsed where they are read: coordinator/src/cli/serve/options.rs, worker/src/agent/config.rs.
     for unit in fs::read_dir(deploy().join("systemd")).unwrap() {
         let path = unit.unwrap().path();
         let text = fs::read_to_string(&path).unwrap();
@@ -63,7 +64,59 @@ fn units_and_manifests_name_flags_that_exist() {
             }
         }
     }
-    assert_eq!(lines, 5, "two units, and three containers");
+    let guide = fs::read_to_string(deploy().join("systemd/README.md")).unwrap();
+    // What stands between fences is typed.
+    let typed = guide.split("```").skip(1).step_by(2).flat_map(str::lines);
+    for line in typed.filter(|line| line.starts_with("llm2clip")) {
+        let typed = line.split('#').next().unwrap_or_default();
+        check("systemd/README.md", &typed.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
+        lines += 1;
+    }
+    assert_eq!(lines, 8, "two units, three containers, three lines to type");
+}
+
+/// The units with the programs where this build has them: `verify` looks for those. Absent, with a word, where systemd is not.
+fn units(folder: &Path) -> Option<Vec<PathBuf>> {
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no systemd-analyze on this machine");
+        return None;
+    }
+    let here = |name: &str| {
+        let text = fs::read_to_string(deploy().join("systemd").join(name)).unwrap();
+        let programs = Job::binary("llm2clip").parent().unwrap().display().to_string();
+        let path = folder.join(name);
+        fs::write(&path, text.replace("/usr/local/bin", &programs)).unwrap();
+        path
+    };
+    Some(["llm2clip-coordinator.service", "llm2clip-worker.service"].map(here).to_vec())
+}
+
+#[test]
+fn systemd_finds_no_fault_in_the_units_and_little_exposure() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(units) = units(folder.path()) else { return };
+    for (unit, most) in units.iter().zip(["13", "22"]) {
+        let verified = Command::new("systemd-analyze").arg("verify").arg(unit).output().unwrap();
+        let said = String::from_utf8_lossy(&verified.stderr);
+        assert!(verified.status.success() && said.is_empty(), "{said}");
+        let exposure = |most: &str| {
+            let mut analyze = Command::new("systemd-analyze");
+            analyze.args(["security", "--offline=true", "--no-pager", "--threshold", most]).arg(unit);
+            let output = analyze.output().unwrap();
+            (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let (below, said) = exposure(most);
+        assert!(below, "more than {most} tenths: {said}");
+        assert!(!exposure("5").0, "it is measured");
+    }
+}
+
+#[test]
+fn a_stop_of_the_workers_unit_spares_its_trainers_and_what_they_use() {
+    let text = fs::read_to_string(deploy().join("systemd/llm2clip-worker.service")).unwrap();
+    for line in ["KillMode=process", "OOMPolicy=continue", "PrivateTmp=no", "RemoveIPC=no"] {
+        assert!(text.lines().any(|found| found == line), "{line}");
+    }
 }
 
 /// Stand-ins: `srun` starts the command once a machine, and passes a signal on; `scontrol` names machines, and notes what is queued again.

@@ -158,7 +158,8 @@ async fn accept(sessions: &mut mpsc::Receiver<Session>, term: Option<u64>) -> (S
     assert_eq!(register.worker, "box");
     let inventory: Inventory = serde_json::from_str(&register.inventory).unwrap();
     assert_eq!((inventory.trainers, inventory.cores), (1, 2));
-    session.order(Ordered::Registered(v1::Registered { lease_ms: 600 })).await;
+    assert_eq!((register.lowest_protocol, register.protocol), proto::version::SPOKEN);
+    session.order(Ordered::Registered(v1::Registered { lease_ms: 600, protocol: register.protocol })).await;
     (session, register)
 }
 

@@ -23,12 +23,28 @@ pub(super) enum Place {
 
 /// Makes errors of one file.
 #[derive(Debug, Clone)]
-pub(super) struct File(pub String);
+pub(super) struct File {
+    name: String,
+    /// What it is, as in `no key of …`.
+    kind: &'static str,
+}
 
 impl File {
+    pub(super) fn of_recipe(name: &str) -> Self {
+        Self { name: name.to_owned(), kind: "a recipe" }
+    }
+
+    pub(super) fn of_settings(name: &str) -> Self {
+        Self { name: name.to_owned(), kind: "these settings" }
+    }
+
+    pub(super) fn kind(&self) -> &'static str {
+        self.kind
+    }
+
     pub(super) fn error(&self, place: &Place, message: impl fmt::Display) -> RecipeError {
         let place = match place {
-            Place::Line(line) => format!("{}:{line}", self.0),
+            Place::Line(line) => format!("{}:{line}", self.name),
             Place::Override(text) => format!("--set {text}"),
         };
         RecipeError { place, message: message.to_string() }

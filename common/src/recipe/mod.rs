@@ -2,8 +2,8 @@
 //!
 //! `raw` is the file as written, each value with its place; `read` and `stages` turn it into the types below, in which
 //! nothing that is required is optional and every path is absolute (URLs of data stay as typed); `validate` checks what
-//! spans several parts; `order` is the order of samples that a recipe means. This module reads no file: the caller hands
-//! over the text and the folder.
+//! spans several parts; `order` is the order of samples that a recipe means; `settings` reads other files in the same way. This
+//! module reads no file: the caller hands over the text and the folder.
 
 mod classes;
 mod data_path;
@@ -19,6 +19,7 @@ mod order;
 mod parts;
 mod raw;
 mod read;
+pub mod settings;
 mod stages;
 mod text_sets;
 mod training;

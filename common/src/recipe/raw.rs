@@ -230,7 +230,8 @@ impl<'f> Table<'f> {
     }
 
     fn unknown(&self, key: &str, hint: &str) -> String {
-        let place = if self.name.is_empty() { "of a recipe".to_owned() } else { format!("in `{}`", self.name) };
+        let whole = self.name.is_empty();
+        let place = if whole { format!("of {}", self.file.kind()) } else { format!("in `{}`", self.name) };
         format!("`{key}` is no key {place}; {hint}")
     }
 }

@@ -44,7 +44,7 @@ pub(super) fn parse_changed(
     overrides: &[String],
     change: impl FnOnce(&File, &mut Node) -> Result<(), RecipeError>,
 ) -> Result<Recipe, RecipeError> {
-    let file = File(source.file.to_owned());
+    let file = File::of_recipe(source.file);
     let mut root = raw::document(&file, source.text)?;
     for text in overrides {
         raw::apply(&file, &mut root, text)?;

@@ -1,4 +1,5 @@
-//! Who may call. The seam where TLS identities and join tokens belong; now everybody may.
+//! Who may call. The seam where TLS identities and join tokens belong; now everybody may. Which worker a caller may be is the
+//! runtime's to say: it knows who is there.
 
 use tonic::{Request, Status};
 

@@ -17,6 +17,8 @@ pub(super) fn status(error: &RuntimeError) -> Status {
         RuntimeError::NoRanks(_) | RuntimeError::Ranks { .. } => Code::InvalidArgument,
         RuntimeError::Refused(_) | RuntimeError::OutputInUse { .. } => Code::FailedPrecondition,
         RuntimeError::SessionOver(_) => Code::Aborted,
+        // A worker knows by this code that asking again soon is of no use.
+        RuntimeError::RefusedWorker(_) => Code::PermissionDenied,
         RuntimeError::Closed | RuntimeError::Deposed => Code::Unavailable,
         RuntimeError::Slow(_) => Code::DeadlineExceeded,
         RuntimeError::Store(_) | RuntimeError::Record { .. } => Code::Internal,

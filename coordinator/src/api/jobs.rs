@@ -13,6 +13,7 @@ use common::{
     daemon::shutdown::Shutdown,
     ids::{JobId, Step, WorldSize},
     recipe::Recipe,
+    status::WorkerStatus,
 };
 use proto::v1::{
     DrainRequest, EventReply, EventsRequest, JobRequest, ListReply, ListRequest, ListWorkersReply, ListWorkersRequest,
@@ -53,6 +54,12 @@ fn job_id(job: &str) -> Result<JobId, Status> {
 
 fn json<T: Serialize>(value: &T) -> Result<String, Status> {
     serde_json::to_string(value).map_err(|error| Status::internal(error.to_string()))
+}
+
+async fn workers(handle: &Handle, workers: &[WorkerStatus]) -> Result<Response<ListWorkersReply>, Status> {
+    let refused = handle.refused().await.map_err(|error| errors::status(&error))?;
+    let workers = workers.iter().map(json).collect::<Result<_, _>>()?;
+    Ok(Response::new(ListWorkersReply { workers, refused: refused.iter().map(json).collect::<Result<_, _>>()? }))
 }
 
 #[tonic::async_trait]
@@ -119,14 +126,16 @@ impl Jobs for JobsService {
     }
 
     async fn list_workers(&self, _: Request<ListWorkersRequest>) -> Result<Response<ListWorkersReply>, Status> {
-        let workers = self.handle()?.workers().await.map_err(|error| errors::status(&error))?;
-        Ok(Response::new(ListWorkersReply { workers: workers.iter().map(json).collect::<Result<_, _>>()? }))
+        let handle = self.handle()?;
+        let workers = handle.workers().await.map_err(|error| errors::status(&error))?;
+        self::workers(&handle, &workers).await
     }
 
     async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<ListWorkersReply>, Status> {
         let DrainRequest { worker, undo } = request.into_inner();
         let worker = worker.parse().map_err(|error| invalid("worker", error))?;
-        let workers = self.handle()?.drain(&worker, undo).await.map_err(|error| errors::status(&error))?;
-        Ok(Response::new(ListWorkersReply { workers: workers.iter().map(json).collect::<Result<_, _>>()? }))
+        let handle = self.handle()?;
+        let workers = handle.drain(&worker, undo).await.map_err(|error| errors::status(&error))?;
+        self::workers(&handle, &workers).await
     }
 }

@@ -75,14 +75,22 @@ async fn talk(mut inbound: Streaming<FromWorker>, outbox: &Outbox) -> Result<(),
     let first = timeout(REGISTER, inbound.message()).await;
     let first =
         first.map_err(|_| Status::deadline_exceeded("the first message did not come: it must be `register`"))??;
-    let (opening, newest) = wire::opening(first)?;
+    let register = wire::register(first)?;
+    let protocol = match wire::protocol(&register) {
+        Ok(protocol) => protocol,
+        Err((worker, host, refusal)) => {
+            let told = handle.refuse(worker, host, refusal).await;
+            return Err(errors::status(&told.map_or_else(|error| error, RuntimeError::RefusedWorker)));
+        }
+    };
+    let (opening, newest) = wire::opening(register)?;
     let mut seen = Terms::default();
     seen.admit(newest.map(Term)).and_then(|()| seen.admit(outbox.office.term)).map_err(errors::deposed)?;
     let worker = opening.worker.clone();
     let lease = handle.lease();
     let mut session = handle.open(opening).await.map_err(|error| errors::status(&error))?;
     let lease_ms = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
-    outbox.send(Message::Registered(Registered { lease_ms }), lease).await?;
+    outbox.send(Message::Registered(Registered { lease_ms, protocol }), lease).await?;
     let ended = loop {
         tokio::select! {
             biased; // Orders first: they are few, and what a worker says does not outrun them.

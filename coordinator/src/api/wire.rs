@@ -4,30 +4,55 @@ use super::errors::invalid;
 use crate::{
     job::{Command, Event, LivingTrainer, TrainerKey},
     rendezvous::Place,
-    runtime::{Opening, Report},
+    runtime::{Incarnation, Opening, Report},
 };
 use common::{
     ids::{Generation, JobId, Rank, Slot, Step, WorkerId},
+    refusal::Refusal,
     status::FailureCause,
 };
-use proto::v1::{
-    CommitManifest, EndTrainer, FromWorker, SendPlan, StartTrainer, StopTrainer, TrainerEnded, TrainerReady,
-    TrainerRef, from_worker, to_worker::Message,
+use proto::{
+    v1::{
+        CommitManifest, EndTrainer, FromWorker, Register, SendPlan, StartTrainer, StopTrainer, TrainerEnded,
+        TrainerReady, TrainerRef, from_worker, to_worker::Message,
+    },
+    version,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use tonic::Status;
 
-/// The first message, and the newest term of a leader that the worker has seen.
-pub(super) fn opening(message: Option<FromWorker>) -> Result<(Opening, Option<u64>), Status> {
-    let Some(FromWorker { message: Some(from_worker::Message::Register(register)) }) = message else {
-        return Err(Status::failed_precondition("the first message must be `register`"));
-    };
+/// The first message.
+pub(super) fn register(message: Option<FromWorker>) -> Result<Register, Status> {
+    match message.and_then(|message| message.message) {
+        Some(from_worker::Message::Register(register)) => Ok(register),
+        _ => Err(Status::failed_precondition("the first message must be `register`")),
+    }
+}
+
+/// The version of the protocol that both sides speak; or who is refused, on which machine, and why. Of another version's message
+/// nothing is read that this does not need.
+pub(super) fn protocol(register: &Register) -> Result<u32, (WorkerId, String, Refusal)> {
+    let theirs = (register.protocol != 0).then_some((register.lowest_protocol, register.protocol));
+    let spoken = theirs.and_then(|theirs| version::common(version::SPOKEN, theirs));
+    // One without a name that can be one is told by `opening`, and kept nowhere.
+    let Ok(worker) = register.worker.parse::<WorkerId>() else { return Ok(version::SPOKEN.1) };
+    spoken.ok_or_else(|| {
+        let inventory: serde_json::Value = serde_json::from_str(&register.inventory).unwrap_or_default();
+        let host: String =
+            inventory["host"].as_str().unwrap_or("a machine of unknown name").chars().take(255).collect();
+        (worker, host, Refusal::Protocol { theirs, ours: version::SPOKEN })
+    })
+}
+
+/// What it says; and the newest term of a leader that the worker has seen.
+pub(super) fn opening(register: Register) -> Result<(Opening, Option<u64>), Status> {
     let living = register.trainers.into_iter().map(|ready| {
         let (job, generation, slot) = reference(ready.trainer)?;
         Ok((job, LivingTrainer { generation, slot, pid: ready.pid, peer: ready.peer }))
     });
     let opening = Opening {
         worker: register.worker.parse().map_err(|error| invalid("worker", error))?,
+        incarnation: Incarnation { instance: register.instance, number: register.incarnation },
         inventory: parse("inventory", &register.inventory)?,
         living: living.collect::<Result<_, Status>>()?,
     };

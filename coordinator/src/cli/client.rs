@@ -4,13 +4,14 @@ use super::error::CliError;
 use common::{
     daemon::backoff::Backoff,
     recipe::Recipe,
+    refusal::Refused,
     status::{Event, JobStatus, WorkerStatus},
 };
 use proto::{
     leader::{self, Named, Search},
     v1::{
-        DrainRequest, EventsRequest, JobRequest, ListRequest, ListWorkersRequest, ResumeRequest, StatusReply,
-        SubmitRequest, jobs_client::JobsClient,
+        DrainRequest, EventsRequest, JobRequest, ListRequest, ListWorkersReply, ListWorkersRequest, ResumeRequest,
+        StatusReply, SubmitRequest, jobs_client::JobsClient,
     },
 };
 use serde::de::DeserializeOwned;
@@ -36,6 +37,21 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::fro
 pub(super) struct Client {
     search: Search,
     jobs: JobsClient<Channel>,
+}
+
+/// The workers, and who asked to be one and was refused.
+#[derive(Debug, serde::Serialize)]
+pub(super) struct Workers {
+    pub workers: Vec<WorkerStatus>,
+    pub refused: Vec<Refused>,
+}
+
+impl Workers {
+    fn read(reply: &ListWorkersReply) -> Result<Self, CliError> {
+        let workers = reply.workers.iter().map(|worker| read(worker)).collect::<Result<_, _>>()?;
+        let refused = reply.refused.iter().map(|refused| read(refused)).collect::<Result<_, _>>()?;
+        Ok(Self { workers, refused })
+    }
 }
 
 /// Whether a call may be made again when it is not known if it was carried out.
@@ -170,7 +186,7 @@ impl Client {
         )
     }
 
-    pub(super) async fn drain(&mut self, worker: &str, undo: bool) -> Result<Vec<WorkerStatus>, CliError> {
+    pub(super) async fn drain(&mut self, worker: &str, undo: bool) -> Result<Workers, CliError> {
         let request = DrainRequest { worker: worker.to_owned(), undo };
         let reply = self
             .call(Again::Yes, |mut jobs| {
@@ -178,13 +194,13 @@ impl Client {
                 async move { jobs.drain(request).await }
             })
             .await?;
-        reply.workers.iter().map(|worker| read(worker)).collect()
+        Workers::read(&reply)
     }
 
-    pub(super) async fn workers(&mut self) -> Result<Vec<WorkerStatus>, CliError> {
+    pub(super) async fn workers(&mut self) -> Result<Workers, CliError> {
         let reply =
             self.call(Again::Yes, |mut jobs| async move { jobs.list_workers(ListWorkersRequest {}).await }).await?;
-        reply.workers.iter().map(|worker| read(worker)).collect()
+        Workers::read(&reply)
     }
 
     /// The status now and after each change, until the job has ended.

@@ -31,6 +31,13 @@ impl CliError {
     }
 }
 
+#[cfg(test)]
+impl fmt::Display for CliError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 impl From<anyhow::Error> for CliError {
     fn from(error: anyhow::Error) -> Self {
         Self::new(1, format!("{error:#}"))

@@ -2,7 +2,7 @@
 
 use super::{
     Common,
-    client::Client,
+    client::{Client, Workers},
     error::CliError,
     follow::Screen,
     local::Coordinator,
@@ -12,13 +12,17 @@ use super::{
     why::explain,
 };
 use common::{
-    daemon::clock::rfc3339,
+    daemon::clock::{now, rfc3339},
+    refusal::Refused,
     status::{Barred, JobStatus, Phase, WorkerStatus},
 };
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 /// Where `serve` listens unless told otherwise.
 pub(super) const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7070";
+
+/// How long people are shown who was refused; machines are shown all that is kept.
+const SHOWN: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct JobArg {
@@ -385,17 +389,28 @@ pub(super) async fn drain(args: &WorkerArg, undo: bool, common: &Common) -> Resu
     Ok(0)
 }
 
-fn show_workers(workers: &[WorkerStatus], common: &Common) {
+fn show_workers(found: &Workers, common: &Common) {
     match common.format {
-        Format::Json => output::print_json(Some("workers"), &workers),
+        Format::Json => output::print_json(None, found),
         Format::Text => {
-            let rows: Vec<Vec<String>> = workers.iter().map(worker_row).collect();
+            let rows: Vec<Vec<String>> = found.workers.iter().map(worker_row).collect();
             output::print_table(
                 &["worker", "state", "trainers", "busy", "gpus", "cores", "memory", "host", "version"],
                 &rows,
             );
+            let recent = found.refused.iter().filter(|refused| now().since(refused.seen) < SHOWN);
+            recent.for_each(|refused| println!("\n{}", refusal(refused)));
         }
     }
+}
+
+/// Who was not taken in: when, how often, why.
+fn refusal(refused: &Refused) -> String {
+    let times = match refused.count {
+        1 => String::new(),
+        count => format!(" ({count} times since {})", rfc3339(refused.since)),
+    };
+    format!("{}{times}: {}", rfc3339(refused.seen), refused.message)
 }
 
 fn worker_state(worker: &WorkerStatus) -> String {

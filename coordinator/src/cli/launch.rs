@@ -87,7 +87,7 @@ pub(super) async fn ranks_of(client: &mut Client, nodes: Option<usize>, until: I
         return Err(CliError::usage("--nodes must be 1 or more"));
     }
     loop {
-        let workers = client.workers().await?;
+        let workers = client.workers().await?.workers;
         let connected = workers.iter().filter(|worker| worker.connected);
         let mut trainers: Vec<u32> = connected.map(|worker| worker.inventory.trainers).collect();
         trainers.sort_unstable_by_key(|count| std::cmp::Reverse(*count));

@@ -14,7 +14,7 @@ pub(super) enum Format {
 }
 
 /// Keys of our own types that hold a [`Timestamp`].
-const TIMES: [&str; 5] = ["at", "created", "updated", "seen", "until"];
+const TIMES: [&str; 6] = ["at", "created", "updated", "since", "seen", "until"];
 
 /// A value of ours as it is shown to machines: times as RFC 3339.
 pub(super) fn shown(value: &impl Serialize) -> Value {

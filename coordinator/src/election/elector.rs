@@ -93,6 +93,11 @@ impl<S: Store> Elector<S> {
             let event = tokio::select! {
                 biased; // An end, then time, then what is heard: nothing that comes too late goes before the clock.
                 () = token.cancelled() => break,
+                // Of a leader, the loop of its work says that it lives.
+                () = self.identity.runtime.manager.due(), if !self.works() => {
+                    self.identity.runtime.manager.alive();
+                    continue;
+                }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Event::Tick,
                 event = self.heard.recv() => match event {
                     Some(event) => event,
@@ -104,6 +109,10 @@ impl<S: Store> Elector<S> {
         // The token ended it, or will.
         observer.abort();
         self.leave().await;
+    }
+
+    fn works(&self) -> bool {
+        matches!(*self.seat.borrow(), Seat::Leading(_))
     }
 
     async fn handle(&mut self, event: Event) {

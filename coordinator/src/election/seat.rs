@@ -42,6 +42,17 @@ impl Seats {
         Self(seat)
     }
 
+    /// The seat now.
+    pub fn seat(&self) -> Seat {
+        self.0.borrow().clone()
+    }
+
+    /// The seat after the next change; nothing when there will be none.
+    pub async fn changed(&mut self) -> Option<Seat> {
+        self.0.changed().await.ok()?;
+        Some(self.0.borrow_and_update().clone())
+    }
+
     /// What to answer with.
     ///
     /// # Errors

@@ -57,6 +57,9 @@ pub enum RuntimeError {
         /// The steps there are.
         steps: Vec<Step>,
     },
+    /// A worker that is not taken in; see [`common::refusal`].
+    #[error("{0}")]
+    RefusedWorker(String),
     /// The session is no longer the worker's.
     #[error("worker {0} has another session, or its lease lapsed: register again")]
     SessionOver(WorkerId),

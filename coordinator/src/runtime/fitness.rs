@@ -3,10 +3,14 @@
 
 use super::RuntimeError;
 use crate::{
-    job::RecordError,
+    job::{Event, RecordError},
     store::{Put, Revision, Store},
 };
-use common::{ids::WorkerId, status::Barred, time::Timestamp};
+use common::{
+    ids::WorkerId,
+    status::{Barred, FailureCause},
+    time::Timestamp,
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -134,6 +138,18 @@ impl Fitness {
         let revision = store.put_if(Put { key: format!("{PREFIX}{worker}"), value, expected, lease: None }).await?;
         self.known.insert(worker.clone(), (record, Some(revision)));
         Ok(())
+    }
+}
+
+/// Whether it is a loss that the machine may be to blame for.
+pub(super) fn is_fault(event: &Event) -> bool {
+    use FailureCause::{Diverged, ExitCode, Hung, OutOfMemory, Signal};
+    let Event::TrainerEnded { cause: Some(cause), .. } = event else { return false };
+    match cause {
+        Signal { signal } => *signal != 15,
+        Diverged(diverged) => !diverged.ranks.is_empty(),
+        ExitCode { .. } | Hung(_) | OutOfMemory(_) => true,
+        FailureCause::Error { .. } | FailureCause::Spawn { .. } | FailureCause::WorkerLost => false,
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
 use crate::job::{Command, Event, Resume, Submission};
 use common::{
     ids::{JobId, WorkerId},
+    refusal::{Refusal, Refused},
     status::{self, JobStatus, WorkerStatus},
 };
 use std::{sync::Arc, time::Duration};
@@ -116,10 +117,26 @@ impl Handle {
         self.ask(|reply| Input::Drain(worker.clone(), undo, reply)).await
     }
 
-    /// Opens a worker's session; it replaces the one before.
+    /// Who asked to be taken in and was not, newest first.
     ///
     /// # Errors
     /// When the loop has ended.
+    pub async fn refused(&self) -> Result<Vec<Refused>, RuntimeError> {
+        self.ask(Input::Refused).await
+    }
+
+    /// Keeps that a worker of a machine `host` was refused; returns what to tell it.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub async fn refuse(&self, worker: WorkerId, host: String, refusal: Refusal) -> Result<String, RuntimeError> {
+        self.ask(|reply| Input::Refuse(worker, host, refusal, reply)).await
+    }
+
+    /// Opens a worker's session; it replaces the one before.
+    ///
+    /// # Errors
+    /// When the worker is refused, or the loop has ended.
     pub async fn open(&self, opening: Opening) -> Result<Session, RuntimeError> {
         let (sender, commands) = mpsc::channel(COMMANDS);
         let worker = opening.worker.clone();

@@ -12,6 +12,7 @@ mod input;
 mod jobs;
 mod outside;
 mod placing;
+mod refusals;
 mod run;
 mod storage;
 mod workers;
@@ -21,7 +22,7 @@ pub use self::{
     error::RuntimeError,
     fitness::Quarantine,
     handle::{Handle, Session},
-    input::{Opening, Report},
+    input::{Incarnation, Opening, Report},
     outside::{Answer, Outside, ThisMachine},
     run::{Decide, Runtime, RuntimeConfig},
 };

@@ -3,10 +3,12 @@
 use super::{
     Authority, Handle, Opening, Outside, Report, RuntimeError, ThisMachine,
     calendar::Calendar,
-    fitness::{Fitness, Quarantine},
+    fitness::{Fitness, Quarantine, is_fault},
     input::{Input, Reply, SessionId},
     jobs::Jobs,
-    placing, storage,
+    placing,
+    refusals::Refusals,
+    storage,
     workers::Workers,
 };
 use crate::{
@@ -15,8 +17,10 @@ use crate::{
     store::Store,
 };
 use common::{
+    daemon::notify::Manager,
     ids::{JobId, WorkerId},
-    status::{Barred, FailureCause, JobStatus, WorkerStatus},
+    refusal::Refusal,
+    status::{Barred, JobStatus, WorkerStatus},
     time::Timestamp,
 };
 use std::{sync::Arc, time::Duration};
@@ -46,6 +50,8 @@ pub struct RuntimeConfig {
     pub decide: Decide,
     /// When a machine gets no new trainers because too many were lost on it; absent means never.
     pub quarantine: Option<Quarantine>,
+    /// Who is told, by the loop itself, that it lives.
+    pub manager: Manager,
 }
 
 /// A decision: what an event makes of a job.
@@ -60,6 +66,7 @@ impl Default for RuntimeConfig {
             outside,
             decide: job::transition,
             quarantine: None,
+            manager: Manager::default(),
         }
     }
 }
@@ -81,6 +88,7 @@ pub struct Runtime<S> {
     /// The loop was held up, and has not listened since.
     hears_first: bool,
     fitness: Fitness,
+    refusals: Refusals,
 }
 
 impl<S: Store> Runtime<S> {
@@ -116,6 +124,7 @@ impl<S: Store> Runtime<S> {
                 listened: Instant::now(),
                 hears_first: false,
                 fitness,
+                refusals: Refusals::default(),
             },
         ))
     }
@@ -151,6 +160,7 @@ impl<S: Store> Runtime<S> {
             self.forgive();
         }
         self.authority.check()?;
+        self.refusals.flush(&self.store, true).await?;
         self.jobs.flush(&self.store, true).await
     }
 
@@ -173,6 +183,14 @@ impl<S: Store> Runtime<S> {
             Input::Workers(reply) => answer(reply, Ok(self.worker_statuses())),
             Input::Drain(worker, undo, reply) => {
                 let result = self.drain(&worker, undo).await;
+                answer(reply, result)
+            }
+            Input::Refused(reply) => {
+                let result = self.refusals.of(&self.store).await.map(|refusals| refusals.shown());
+                answer(reply, result)
+            }
+            Input::Refuse(worker, host, refusal, reply) => {
+                let result = self.refuse(&worker, &host, refusal).await;
                 answer(reply, result)
             }
             Input::Open(opening, outbox, reply) => {
@@ -243,8 +261,12 @@ impl<S: Store> Runtime<S> {
         opening: Opening,
         outbox: mpsc::Sender<Command>,
     ) -> Result<SessionId, RuntimeError> {
-        self.moved = true;
         let now = self.now();
+        if let Some(refusal) = self.workers.refuses(&opening) {
+            let message = self.refuse(&opening.worker, &opening.inventory.host, refusal).await?;
+            return Err(RuntimeError::RefusedWorker(message));
+        }
+        self.moved = true;
         let session = self.workers.open(&opening, outbox, now, Instant::now());
         let (worker, trainers) = (&opening.worker, opening.inventory.trainers);
         tracing::info!(worker = %worker, trainers, living = opening.living.len(), "a worker registered");
@@ -255,6 +277,12 @@ impl<S: Store> Runtime<S> {
             self.apply(&job, event).await?;
         }
         Ok(session)
+    }
+
+    /// Keeps that a worker was refused; what to tell it.
+    async fn refuse(&mut self, worker: &WorkerId, host: &str, refusal: Refusal) -> Result<String, RuntimeError> {
+        let now = self.now();
+        Ok(self.refusals.of(&self.store).await?.note(worker, host, refusal, now))
     }
 
     async fn report(&mut self, worker: WorkerId, session: SessionId, report: Report) -> Result<(), RuntimeError> {
@@ -363,6 +391,7 @@ impl<S: Store> Runtime<S> {
 
     async fn tick(&mut self) -> Result<(), RuntimeError> {
         self.authority.check()?;
+        self.config.manager.alive();
         self.forgive();
         if std::mem::take(&mut self.hears_first) {
             return Ok(());
@@ -381,6 +410,7 @@ impl<S: Store> Runtime<S> {
         }
         // What they do without places depends on how long they have waited.
         self.moved |= self.jobs.states().into_iter().any(|state| state.waits_for_places_or_time());
+        self.refusals.flush(&self.store, false).await?;
         self.jobs.flush(&self.store, false).await
     }
 
@@ -444,18 +474,6 @@ impl<S: Store> Runtime<S> {
 
     fn every_job(&self) -> Vec<JobId> {
         self.jobs.states().into_iter().map(|state| state.job.clone()).collect()
-    }
-}
-
-/// Whether it is a loss that the machine may be to blame for.
-fn is_fault(event: &Event) -> bool {
-    use FailureCause::{Diverged, ExitCode, Hung, OutOfMemory, Signal};
-    let Event::TrainerEnded { cause: Some(cause), .. } = event else { return false };
-    match cause {
-        Signal { signal } => *signal != 15,
-        Diverged(diverged) => !diverged.ranks.is_empty(),
-        ExitCode { .. } | Hung(_) | OutOfMemory(_) => true,
-        FailureCause::Error { .. } | FailureCause::Spawn { .. } | FailureCause::WorkerLost => false,
     }
 }
 

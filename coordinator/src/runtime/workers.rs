@@ -1,12 +1,13 @@
 //! The workers: their sessions, their leases, what runs on them.
 
-use super::input::{Opening, SessionId};
+use super::input::{Incarnation, Opening, SessionId};
 use crate::{
     job::Command,
     rendezvous::{Machine, Place},
 };
 use common::{
     ids::{Generation, JobId, Slot, WorkerId},
+    refusal::Refusal,
     status::{Barred, Inventory, WorkerStatus},
     time::Timestamp,
 };
@@ -28,6 +29,8 @@ pub(super) struct Workers {
 }
 
 struct Worker {
+    /// Absent for one that has not registered with this coordinator.
+    incarnation: Option<Incarnation>,
     /// Absent for one that only a job's record names.
     inventory: Option<Inventory>,
     session: Option<(SessionId, mpsc::Sender<Command>)>,
@@ -43,6 +46,7 @@ impl Workers {
     /// A job's record names this worker: it has one lease's time from `at` on to come back.
     pub(super) fn expect(&mut self, worker: &WorkerId, now: Timestamp, at: Instant) {
         self.known.entry(worker.clone()).or_insert_with(|| Worker {
+            incarnation: None,
             inventory: None,
             session: None,
             seen: now,
@@ -51,6 +55,20 @@ impl Workers {
             leaving: false,
             occupied: BTreeMap::new(),
         });
+    }
+
+    /// Why a daemon is not the worker that it says it is; absent when it may be. Two daemons under one id must not take the
+    /// session from each other in turns: each time the other one's trainers would count as gone.
+    pub(super) fn refuses(&self, opening: &Opening) -> Option<Refusal> {
+        let known = self.known.get(&opening.worker)?;
+        let (before, now) = (known.incarnation.as_ref()?, &opening.incarnation);
+        let holder = known.inventory.as_ref()?.host.clone();
+        if before.instance == now.instance {
+            return (now.number < before.number).then_some(Refusal::OldIncarnation { holder });
+        }
+        // One that has said farewell is replaced at once, as a pod is by its successor.
+        let gone = known.lost || (known.leaving && known.session.is_none());
+        (!gone).then_some(Refusal::Duplicate { holder })
     }
 
     /// A session begins; the one before ends.
@@ -65,6 +83,7 @@ impl Workers {
         let session = SessionId(self.sessions);
         let occupied = opening.living.iter().map(|(job, trainer)| (trainer.slot, (job.clone(), trainer.generation)));
         let worker = Worker {
+            incarnation: Some(opening.incarnation.clone()),
             inventory: Some(opening.inventory.clone()),
             session: Some((session, outbox)),
             seen: now,
@@ -194,5 +213,71 @@ impl Workers {
                 }
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT: Timestamp = Timestamp(1);
+
+    fn opening(instance: &str, number: u64) -> Opening {
+        let inventory = Inventory {
+            host: format!("host-of-{instance}"),
+            trainers: 1,
+            gpus: Vec::new(),
+            cores: 1,
+            memory_bytes: 1,
+            version: "0".into(),
+        };
+        let incarnation = Incarnation { instance: instance.to_owned(), number };
+        Opening { worker: "w".parse().unwrap(), incarnation, inventory, living: Vec::new() }
+    }
+
+    fn open(workers: &mut Workers, opening: &Opening) -> SessionId {
+        workers.open(opening, mpsc::channel(1).0, AT, Instant::now())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_daemons_under_one_id_the_living_one_keeps_it() {
+        let (lease, mut workers) = (Duration::from_secs(5), Workers::default());
+        let (a, b) = (opening("a", 7), opening("b", 9));
+        let duplicate = Some(Refusal::Duplicate { holder: "host-of-a".into() });
+        assert_eq!(workers.refuses(&a), None, "nobody has it");
+        let session = open(&mut workers, &a);
+        assert_eq!((workers.refuses(&a), workers.refuses(&b)), (None, duplicate.clone()));
+        workers.closed(&a.worker, session);
+        assert_eq!(workers.refuses(&b), duplicate, "it may be starting again");
+        tokio::time::advance(lease * 2).await;
+        assert_eq!(workers.lapsed(lease, Instant::now()), [a.worker.clone()]);
+        assert_eq!(workers.refuses(&b), None);
+        let session = open(&mut workers, &b);
+        assert!(matches!(workers.refuses(&a), Some(Refusal::Duplicate { .. })), "now it is the other one's");
+        workers.leaves(&b.worker);
+        assert!(workers.refuses(&a).is_some(), "it saves its checkpoint still");
+        workers.closed(&b.worker, session);
+        assert_eq!(workers.refuses(&a), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_a_later_one_of_its_folder_replaced_is_refused_for_ever() {
+        let (lease, mut workers) = (Duration::from_secs(5), Workers::default());
+        let (old, new) = (opening("a", 7), opening("a", 8));
+        open(&mut workers, &old);
+        assert_eq!(workers.refuses(&new), None, "a restart");
+        open(&mut workers, &new);
+        let refused = Some(Refusal::OldIncarnation { holder: "host-of-a".into() });
+        assert_eq!((workers.refuses(&old), workers.refuses(&new)), (refused.clone(), None));
+        tokio::time::advance(lease * 2).await;
+        workers.lapsed(lease, Instant::now());
+        assert_eq!(workers.refuses(&old), refused);
+    }
+
+    #[test]
+    fn whom_only_a_record_names_may_be_anybody() {
+        let (mut workers, a) = (Workers::default(), opening("a", 7));
+        workers.expect(&a.worker, AT, Instant::now());
+        assert_eq!(workers.refuses(&a), None);
     }
 }

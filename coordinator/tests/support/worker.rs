@@ -89,7 +89,11 @@ impl Trainers {
         };
         let inventory = serde_json::to_string(&inventory).unwrap();
         let trainers = self.living.values().cloned().collect();
-        self.say(Out::Register(Register { worker: self.id.clone(), inventory, trainers, term })).await;
+        let (worker, instance) = (self.id.clone(), self.id.clone());
+        let (lowest_protocol, protocol) = proto::version::SPOKEN;
+        let incarnation = 1;
+        let register = Register { worker, inventory, trainers, term, lowest_protocol, protocol, instance, incarnation };
+        self.say(Out::Register(register)).await;
     }
 
     pub async fn say(&self, message: Out) {

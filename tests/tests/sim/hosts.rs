@@ -8,7 +8,7 @@ use super::{
     world::{At, Shared},
 };
 use common::{
-    daemon::shutdown::Shutdown,
+    daemon::{notify::Manager, shutdown::Shutdown},
     ids::{Generation, Slot},
     status::Inventory,
     time::Timestamp,
@@ -158,7 +158,14 @@ pub async fn agent(shared: Shared, machine: usize, scenario: Arc<Scenario>) -> t
         preempt_grace: None,
     };
     let host = SimHost { shared, machine };
-    agent::run_in(config, Surroundings { network: SimNetwork, host, events }, std::future::pending()).await?;
+    // A machine is one state folder, and its agents follow each other in time.
+    let began = turmoil::sim_elapsed().unwrap_or_default().as_millis();
+    let identity = agent::Identity {
+        instance: format!("m{machine}"),
+        incarnation: began.try_into().expect("a simulation is short"),
+    };
+    let surroundings = Surroundings { identity, manager: Manager::default(), network: SimNetwork, host, events };
+    agent::run_in(config, surroundings, std::future::pending()).await?;
     Ok(())
 }
 

@@ -4,17 +4,17 @@ use super::inventory::Machine;
 use crate::supervisor::sharing;
 use common::{
     ids::{InvalidName, WorkerId},
+    recipe::RecipeError,
+    settings::{self, Settings},
     status::Inventory,
 };
-use serde::Deserialize;
 use std::{env, io, path::PathBuf, time::Duration};
 
 /// As written: on the command line, or under the same names, with `_` for `-`, in a TOML file.
-#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
 pub struct Options {
     /// The coordinator, such as http://10.0.0.1:7070; several with commas between when one of them leads
-    #[arg(long, value_name = "URL[,URL]")]
+    #[arg(long, env = "LLM2CLIP_COORDINATOR", value_name = "URL[,URL]")]
     pub coordinator: Option<String>,
     /// What this worker is called; the machine's name unless given
     #[arg(long)]
@@ -41,6 +41,9 @@ pub struct Options {
     /// jobs go on elsewhere. Without it trainers go on and wait for the next worker [minimum: 30]
     #[arg(long, value_name = "SECONDS")]
     pub preempt_grace_s: Option<u64>,
+    /// Log JSON lines
+    #[arg(long)]
+    pub log_json: bool,
 }
 
 /// Validated.
@@ -70,7 +73,7 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}, the file of --config: {source}")]
     Read {
         /// Which file.
         path: PathBuf,
@@ -78,13 +81,8 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// What is in the file.
-    #[error("{path}: {source}")]
-    Parse {
-        /// Which file.
-        path: PathBuf,
-        /// Where and what.
-        source: Box<toml::de::Error>,
-    },
+    #[error(transparent)]
+    Parse(#[from] RecipeError),
     /// Nothing says where the coordinator is.
     #[error("no coordinator: give --coordinator http://HOST:7070, or `coordinator` in the --config file")]
     NoCoordinator,
@@ -111,9 +109,26 @@ impl Options {
     /// When it cannot be read, or has a key that is none.
     pub fn read(path: PathBuf) -> Result<Self, ConfigError> {
         match std::fs::read_to_string(&path) {
-            Ok(text) => toml::from_str(&text).map_err(|source| ConfigError::Parse { path, source: Box::new(source) }),
+            Ok(text) => Ok(Self::parse(&path.display().to_string(), &text)?),
             Err(source) => Err(ConfigError::Read { path, source }),
         }
+    }
+
+    fn parse(file: &str, text: &str) -> Result<Self, RecipeError> {
+        settings::parse(file, text, |keys: &mut Settings<'_>| {
+            Ok(Self {
+                coordinator: keys.text("coordinator")?,
+                id: keys.text("id")?,
+                trainers: keys.number("trainers")?,
+                cores: keys.number("cores")?,
+                state: keys.path("state")?,
+                peer_host: keys.text("peer_host")?,
+                lease_s: keys.number("lease_s")?,
+                ranks_per_gpu: keys.number("ranks_per_gpu")?,
+                preempt_grace_s: keys.number("preempt_grace_s")?,
+                log_json: keys.truth("log_json")?.unwrap_or(false),
+            })
+        })
     }
 
     /// These options, and where they say nothing, those of `file`.
@@ -129,6 +144,7 @@ impl Options {
             lease_s: self.lease_s.or(file.lease_s),
             ranks_per_gpu: self.ranks_per_gpu.or(file.ranks_per_gpu),
             preempt_grace_s: self.preempt_grace_s.or(file.preempt_grace_s),
+            log_json: self.log_json || file.log_json,
         }
     }
 
@@ -188,7 +204,7 @@ mod tests {
     }
 
     fn options(text: &str) -> Options {
-        toml::from_str(text).unwrap()
+        Options::parse("worker.toml", text).unwrap()
     }
 
     #[test]
@@ -214,6 +230,21 @@ mod tests {
         check("lease_s = 0\nstate = '/s'\ncoordinator = 'http://a:1'", "--lease-s must be 1 or more");
         check("id = 'my box'", "--id");
         check("preempt_grace_s = 5\nstate = '/s'\ncoordinator = 'http://a:1'", "--preempt-grace-s is 5");
-        assert!(toml::from_str::<Options>("trainer = 1").is_err());
+        let error = Options::parse("worker.toml", "id = 'a'\ntrainer = 1").unwrap_err().to_string();
+        assert_eq!(error, "worker.toml:2: `trainer` is no key of these settings; did you mean `trainers`?");
+    }
+
+    /// The example, and the example with what it has behind `#` put in force.
+    #[test]
+    fn the_example_is_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/systemd/worker.toml");
+        let text = std::fs::read_to_string(path).unwrap();
+        let config = options(&text).resolve(machine(8), None).unwrap();
+        assert_eq!((config.state, config.inventory.trainers), ("/var/lib/llm2clip-worker".into(), 8));
+        let is_option = |line: &str| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+        let lines = text.lines().map(|line| line.strip_prefix('#').filter(|line| is_option(line)).unwrap_or(line));
+        let all = options(&lines.collect::<Vec<_>>().join("\n"));
+        assert!(all.preempt_grace_s.is_some() && all.id.is_some() && all.ranks_per_gpu.is_some(), "{all:?}");
+        all.resolve(machine(8), None).unwrap();
     }
 }

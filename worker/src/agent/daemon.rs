@@ -2,16 +2,22 @@
 
 use super::{
     config::Config,
+    identity::Identity,
     message::{Ended, TrainerRef, WorkerMessage, WorkerReport},
     network::{Network, Tcp},
     session::{Session, SessionEvent},
     state::{Action, State},
 };
 use crate::supervisor::{Assignment, Found, Host, Settings, Steer, Supervisor, SupervisorError, SupervisorEvent};
-use common::{daemon::shutdown::Shutdown, ids::Slot};
+use common::{
+    daemon::{notify::Manager, shutdown::Shutdown},
+    ids::Slot,
+};
 use proto::leader::Search;
 use std::{
     collections::{BTreeMap, VecDeque},
+    io,
+    path::PathBuf,
     time::Duration,
 };
 use tokio::{
@@ -34,6 +40,14 @@ pub enum AgentError {
     /// The worker's folder or its trainers.
     #[error(transparent)]
     Supervisor(#[from] SupervisorError),
+    /// The record of which daemon this is.
+    #[error("cannot write identity.json in {state}: {source}; choose another folder with --state")]
+    Identity {
+        /// The worker's folder.
+        state: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// No coordinator's address.
     #[error("{0}")]
     NoAddress(String),
@@ -69,6 +83,10 @@ enum Event {
 
 /// What an agent has around it.
 pub struct Surroundings<N, H> {
+    /// Which daemon of its id it is.
+    pub identity: Identity,
+    /// Who is told that it is ready, how it does and, by its one loop, that it lives.
+    pub manager: Manager,
     /// How it reaches coordinators.
     pub network: N,
     /// Where its trainers run.
@@ -81,7 +99,7 @@ pub struct Surroundings<N, H> {
 ///
 /// # Errors
 /// When it cannot begin.
-pub async fn run(config: Config, leave: impl Future<Output = Leaving>) -> Result<(), AgentError> {
+pub async fn run(config: Config, manager: Manager, leave: impl Future<Output = Leaving>) -> Result<(), AgentError> {
     search(&config)?;
     let (supervisor_events, events) = mpsc::channel(WAITING_EVENTS);
     let settings = Settings {
@@ -93,7 +111,10 @@ pub async fn run(config: Config, leave: impl Future<Output = Leaving>) -> Result
         ranks_per_gpu: config.ranks_per_gpu,
     };
     let host = Supervisor::open(settings, supervisor_events)?;
-    run_in(config, Surroundings { network: Tcp, host, events }, leave).await
+    // The supervisor holds the folder's lock.
+    let failed = |source| AgentError::Identity { state: config.state.clone(), source };
+    let identity = Identity::begin(&config.state).map_err(failed)?;
+    run_in(config, Surroundings { identity, manager, network: Tcp, host, events }, leave).await
 }
 
 fn search(config: &Config) -> Result<Search, AgentError> {
@@ -114,7 +135,7 @@ pub async fn run_in<N: Network, H: Host>(
     surroundings: Surroundings<N, H>,
     leave: impl Future<Output = Leaving>,
 ) -> Result<(), AgentError> {
-    let Surroundings { network, host, events: mut from_supervisor } = surroundings;
+    let Surroundings { identity, manager, network, host, events: mut from_supervisor } = surroundings;
     let search = search(&config)?;
     let found = host.adopt()?;
     let state = State::new(config.inventory.trainers);
@@ -125,27 +146,44 @@ pub async fn run_in<N: Network, H: Host>(
         let events = session_events.clone();
         async move { events.send(event).await.is_ok() }
     };
-    let mut agent = Agent { config, host, state, handles: BTreeMap::new(), outbox: None, left: false };
+    let session = "no session with a coordinator yet".to_owned();
+    let mut agent =
+        Agent { config, identity, host, state, handles: BTreeMap::new(), outbox: None, session, left: false };
     agent.take_up(found);
+    // A worker without a coordinator does what it is there for: it keeps its trainers, and nothing gets better by a restart of it.
+    let mut told = agent.standing();
+    manager.ready(&told);
     shutdown.spawn(Session { search, worker, hand_over, network, token: shutdown.token() }.run());
     tokio::pin!(leave);
     let mut asked = false;
     let mut grace_until = None;
     while !agent.left {
         let event = tokio::select! {
-            biased; // What became of a trainer goes before an order that may be about it.
+            biased; // A sign of life; then, what became of a trainer goes before an order that may be about it.
+            () = manager.due() => {
+                manager.alive();
+                continue;
+            }
             leaving = &mut leave, if !asked => Event::Leave(leaving),
             Some(event) = from_supervisor.recv() => Event::Supervisor(event),
             Some(event) = from_session.recv() => Event::Session(event),
             () = sleep_until(grace_until.unwrap_or_else(Instant::now)), if grace_until.is_some() => Event::GraceOver,
         };
         asked |= matches!(event, Event::Leave(_));
+        if matches!(event, Event::Leave(_)) {
+            manager.stopping();
+        }
         grace_until = match event {
             Event::Leave(Leaving::Preempted(grace)) => Some(Instant::now() + grace.saturating_sub(LAST)),
             Event::GraceOver => None,
             _ => grace_until,
         };
         agent.handle(event);
+        let standing = agent.standing();
+        if !asked && standing != told {
+            manager.status(&standing);
+            told = standing;
+        }
     }
     drop(agent);
     if !shutdown.finish(SHUTDOWN_DEADLINE).await {
@@ -156,11 +194,14 @@ pub async fn run_in<N: Network, H: Host>(
 
 struct Agent<H: Host> {
     config: Config,
+    identity: Identity,
     host: H,
     state: State,
     handles: BTreeMap<Slot, H::Handle>,
     /// The session's; absent while there is none.
     outbox: Option<(mpsc::Sender<WorkerMessage>, CancellationToken)>,
+    /// How it stands with the coordinator, in words.
+    session: String,
     left: bool,
 }
 
@@ -184,11 +225,24 @@ impl<H: Host> Agent<H> {
         }
     }
 
+    /// How it does, for whoever looks at the service.
+    fn standing(&self) -> String {
+        match self.handles.len() {
+            1 => format!("{}; 1 trainer", self.session),
+            count => format!("{}; {count} trainers", self.session),
+        }
+    }
+
     fn handle(&mut self, event: Event) {
         let actions = match event {
             Event::Session(SessionEvent::Opened(sender, token)) => self.opened(sender, token),
             Event::Session(SessionEvent::Order(order)) => self.state.order(*order),
-            Event::Session(SessionEvent::Closed) => {
+            Event::Session(SessionEvent::Registered(coordinator)) => {
+                self.session = format!("connected to {coordinator}");
+                Vec::new()
+            }
+            Event::Session(SessionEvent::Closed(why)) => {
+                self.session = format!("no session: {why}");
                 self.outbox = None;
                 self.state.disconnected();
                 Vec::new()
@@ -213,7 +267,7 @@ impl<H: Host> Agent<H> {
     fn opened(&mut self, sender: mpsc::Sender<WorkerMessage>, token: CancellationToken) -> Vec<Action> {
         self.outbox = Some((sender, token));
         let (inventory, trainers) = (self.config.inventory.clone(), self.state.living());
-        self.tell(WorkerMessage::Register { inventory, trainers });
+        self.tell(WorkerMessage::Register { identity: self.identity.clone(), inventory, trainers });
         self.state.connected()
     }
 

@@ -1,5 +1,6 @@
 //! What the coordinator orders and what the worker reports, in the terms of crate `common`.
 
+use super::identity::Identity;
 use common::{
     alarm::StorageTrouble,
     cause::Stuck,
@@ -86,7 +87,7 @@ pub struct Ended {
 #[derive(Debug, Clone, PartialEq)]
 pub enum WorkerMessage {
     /// Who this is, and the trainers that live; the first.
-    Register { inventory: Inventory, trainers: Vec<Ready> },
+    Register { identity: Identity, inventory: Inventory, trainers: Vec<Ready> },
     /// The worker lives.
     Heartbeat,
     /// Its machine is being taken away.

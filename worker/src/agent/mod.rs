@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod daemon;
+mod identity;
 mod inventory;
 mod message;
 mod network;
@@ -14,5 +15,6 @@ mod wire;
 
 pub use config::{Config, ConfigError, Options};
 pub use daemon::{AgentError, Leaving, Surroundings, run, run_in};
+pub use identity::Identity;
 pub use inventory::Machine;
 pub use network::Network;

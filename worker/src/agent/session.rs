@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, Streaming, transport::Endpoint};
+use tonic::{Code, Status, Streaming, transport::Endpoint};
 
 /// How many messages may wait for the network.
 const WAITING_MESSAGES: usize = 256;
@@ -46,8 +46,10 @@ pub enum SessionEvent {
     Opened(mpsc::Sender<WorkerMessage>, CancellationToken),
     /// The coordinator orders something.
     Order(Box<WorkerOrder>),
-    /// The session is gone.
-    Closed,
+    /// The session is open, with this coordinator.
+    Registered(String),
+    /// There is no session, for this reason.
+    Closed(String),
 }
 
 /// Why a session ended.
@@ -55,7 +57,7 @@ pub enum SessionEvent {
 enum SessionError {
     #[error("cannot reach the coordinator: {}", deepest(.0))]
     Connect(#[from] tonic::transport::Error),
-    #[error("the coordinator ended the session: {}", .0.message())]
+    #[error("{}", ended(.0))]
     Status(#[from] Status),
     #[error(transparent)]
     Deposed(#[from] Deposed),
@@ -72,12 +74,27 @@ enum SessionError {
 }
 
 impl SessionError {
+    /// The coordinator knows this worker, and wants none of it: to ask again soon is of no use.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Status(status) if status.code() == Code::PermissionDenied)
+    }
+
     /// What it says about who leads.
     fn named(&self) -> Named {
         match self {
             Self::Status(status) => leader::named(status),
             _ => Named::Unsaid,
         }
+    }
+}
+
+fn ended(status: &Status) -> String {
+    let message = status.message();
+    // A refusal is a whole paragraph.
+    if status.code() == Code::PermissionDenied {
+        message.to_owned()
+    } else {
+        format!("the coordinator ended the session: {message}")
     }
 }
 
@@ -114,7 +131,7 @@ where
         let longest = if self.search.has_choice() { ELECTION } else { BACKOFF.1 };
         let mut backoff = Backoff::new(BACKOFF.0, longest);
         let spread = spread_of(self.worker.as_str());
-        let mut told = false;
+        let mut told = String::new();
         let mut terms = Terms::default();
         while !self.token.is_cancelled() {
             let mut registered = false;
@@ -124,24 +141,26 @@ where
                 () = self.token.cancelled() => SessionError::Leaving,
             };
             let leaving = self.token.is_cancelled() || matches!(error, SessionError::Leaving);
-            if leaving || !(self.hand_over)(SessionEvent::Closed).await {
+            if leaving || !(self.hand_over)(SessionEvent::Closed(error.to_string())).await {
                 return;
             }
             if registered {
                 backoff.reset();
                 self.search.found();
             }
-            if registered || !told || matches!(error, SessionError::Deposed(_)) {
+            let news = told.is_empty() || (error.is_refusal() && told != error.to_string());
+            if registered || news || matches!(error, SessionError::Deposed(_)) {
                 let coordinator = self.search.current();
                 tracing::warn!(coordinator, %error, "no session, trying again until there is one; trainers go on");
-                told = true;
+                told = error.to_string();
             }
-            if self.search.failed(error.named()) {
+            if self.search.failed(error.named()) && !error.is_refusal() {
                 continue;
             }
+            let wait = if error.is_refusal() { BACKOFF.1 } else { backoff.next(spread) };
             tokio::select! {
                 biased;
-                () = sleep(backoff.next(spread)) => {}
+                () = sleep(wait) => {}
                 () = self.token.cancelled() => return,
             }
         }
@@ -174,6 +193,9 @@ where
         *registered = true;
         let (coordinator, term) = (self.search.current(), terms.newest().map(|term| term.0));
         tracing::info!(coordinator, term, lease_s = lease.as_secs_f64(), "the session is open");
+        if !(self.hand_over)(SessionEvent::Registered(coordinator.to_owned())).await {
+            return Err(SessionError::Leaving);
+        }
         tokio::select! {
             biased;
             result = self.obey(&mut incoming, terms) => result,

@@ -5,6 +5,7 @@ use common::ids::{Generation, InvalidName, Slot, Step, WorkerId};
 use proto::{
     leader::Term,
     v1::{self, from_worker, to_worker},
+    version,
 };
 use serde::Serialize;
 use std::time::Duration;
@@ -91,12 +92,19 @@ fn trainer(reference: Option<v1::TrainerRef>) -> Result<TrainerRef, WireError> {
 pub fn encode(worker: &WorkerId, newest: Option<Term>, message: WorkerMessage) -> v1::FromWorker {
     use from_worker::Message;
     let message = match message {
-        WorkerMessage::Register { inventory, trainers } => Message::Register(v1::Register {
-            worker: worker.to_string(),
-            inventory: json(&inventory),
-            trainers: trainers.into_iter().map(ready).collect(),
-            term: newest.map(|term| term.0),
-        }),
+        WorkerMessage::Register { identity, inventory, trainers } => {
+            let (lowest_protocol, protocol) = version::SPOKEN;
+            Message::Register(v1::Register {
+                worker: worker.to_string(),
+                inventory: json(&inventory),
+                trainers: trainers.into_iter().map(ready).collect(),
+                term: newest.map(|term| term.0),
+                lowest_protocol,
+                protocol,
+                instance: identity.instance,
+                incarnation: identity.incarnation,
+            })
+        }
         WorkerMessage::Heartbeat => Message::Heartbeat(v1::Heartbeat {}),
         WorkerMessage::Leaving => Message::Leaving(v1::Leaving {}),
         WorkerMessage::Report(report) => encode_report(report),

@@ -10,7 +10,7 @@ mod supervisor;
 
 use agent::{Config, ConfigError, Leaving, Machine, Options, config};
 use clap::Parser;
-use common::daemon::{shutdown, telemetry};
+use common::daemon::{notify::Manager, shutdown, telemetry};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -23,15 +23,12 @@ const USAGE: u8 = 2;
 struct Cli {
     #[command(flatten)]
     options: Options,
-    /// TOML file of the same options, with `_` for `-`; flags win
+    /// TOML file of these options, with `_` for `-`; flags and the environment win
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// End, and all trainers with it, when the process that started this one ends
     #[arg(long)]
     with_parent: bool,
-    /// Log JSON lines
-    #[arg(long)]
-    log_json: bool,
 }
 
 fn main() -> ExitCode {
@@ -40,7 +37,6 @@ fn main() -> ExitCode {
         return supervisor::hold::main(arguments);
     }
     let cli = Cli::parse();
-    telemetry::init(cli.log_json);
     let parent = getppid();
     if cli.with_parent && set_parent_process_death_signal(Some(Signal::TERM)).is_err() {
         return fail(1, &"the system cannot tell when the parent process ends");
@@ -49,24 +45,30 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS; // It ended before the system was asked to tell.
     }
     let with_parent = cli.with_parent;
-    let config = match resolve(cli) {
-        Ok(config) => config,
+    let (config, log_json) = match resolve(cli) {
+        Ok(resolved) => resolved,
         Err(error) => return fail(USAGE, &error),
     };
+    telemetry::init(log_json);
+    // One that another process started is not the service itself.
+    let manager = if with_parent { Manager::default() } else { Manager::of_environment() };
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &format_args!("cannot start: {error}")),
     };
     let grace = config.preempt_grace;
-    match runtime.block_on(agent::run(config, leave(with_parent, grace))) {
+    match runtime.block_on(agent::run(config, manager, leave(with_parent, grace))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(1, &error),
     }
 }
 
-fn resolve(cli: Cli) -> Result<Config, ConfigError> {
+/// The settings, and whether to log JSON.
+fn resolve(cli: Cli) -> Result<(Config, bool), ConfigError> {
     let file = cli.config.map(Options::read).transpose()?.unwrap_or_default();
-    cli.options.over(file).resolve(Machine::look(), config::state_home())
+    let options = cli.options.over(file);
+    let log_json = options.log_json;
+    Ok((options.resolve(Machine::look(), config::state_home())?, log_json))
 }
 
 /// Waits for SIGTERM or SIGINT. Without a parent to follow, trainers are left to the next daemon, unless the machine is taken

@@ -6,6 +6,7 @@
 //! output; what the trainer prints goes where this process's standard error does.
 
 use super::process::Exit;
+use common::daemon::notify;
 use serde::{Deserialize, Serialize};
 use std::{
     ffi::OsString,
@@ -78,6 +79,10 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
 fn hold(path: &Path, command: &mut Command) -> io::Result<()> {
     let output = || io::stderr().as_fd().try_clone_to_owned().map(Stdio::from);
     command.stdin(Stdio::null()).stdout(output()?).stderr(output()?).process_group(0);
+    // The service is the daemon: nobody else speaks for it.
+    for name in notify::VARIABLES {
+        command.env_remove(name);
+    }
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {

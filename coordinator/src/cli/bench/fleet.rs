@@ -199,7 +199,10 @@ impl Worker {
         let trainers = self.trainer.clone().map(|trainer| self.ready(trainer)).into_iter().collect();
         let inventory = serde_json::to_string(&inventory).expect("an inventory is JSON");
         let worker = format!("bench-{:05}", self.number);
-        let register = Register { worker, inventory, trainers, term: None };
+        let (lowest_protocol, protocol) = proto::version::SPOKEN;
+        let (instance, incarnation) = (worker.clone(), 1);
+        let register =
+            Register { worker, inventory, trainers, term: None, lowest_protocol, protocol, instance, incarnation };
         // There is room: nothing was sent yet.
         let _ = told.try_send(FromWorker { message: Some(Out::Register(register)) });
         let mut client = WorkersClient::new(self.channel.clone()).max_decoding_message_size(64 << 20);
