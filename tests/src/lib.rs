@@ -6,10 +6,12 @@ mod cluster;
 mod job;
 mod machines;
 mod recipe;
+mod rng;
 mod watch;
 
 pub use cluster::{Cluster, signal};
 pub use job::{Job, Step, family, losses};
 pub use machines::{Cable, Machines};
 pub use recipe::{Recipe, data};
+pub use rng::Rng;
 pub use watch::{wait_for, wait_for_line};
