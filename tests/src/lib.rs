@@ -8,10 +8,12 @@ mod machines;
 mod recipe;
 mod rng;
 mod watch;
+mod weather;
 
 pub use cluster::{Cluster, signal};
 pub use job::{Job, Step, family, losses};
-pub use machines::{Cable, Machines};
+pub use machines::{Cable, Machines, Setting};
 pub use recipe::{Recipe, data};
 pub use rng::Rng;
 pub use watch::{wait_for, wait_for_line};
+pub use weather::Weather;
