@@ -7,11 +7,15 @@ mod job;
 mod machines;
 mod manager;
 mod recipe;
+mod rng;
 mod watch;
+mod weather;
 
 pub use cluster::{Cluster, signal};
 pub use job::{Job, Step, family, losses};
-pub use machines::{Cable, Machines};
+pub use machines::{Cable, Machines, Setting};
 pub use manager::Manager;
 pub use recipe::{Recipe, data};
+pub use rng::Rng;
 pub use watch::{wait_for, wait_for_line};
+pub use weather::Weather;

@@ -1,7 +1,7 @@
 //! Machines of their own on one: network namespaces on two bridges, one for control and one for the data of trainers, whose cables
 //! can be pulled.
 
-use crate::{Job, family, signal};
+use crate::{Job, Weather, family, signal, weather::Air};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::{
@@ -20,12 +20,21 @@ const CONTROL: (&str, &str) = ("ctl", "10.77.0");
 const DATA: (&str, &str) = ("data", "10.78.0");
 
 /// Which cable of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cable {
     /// To coordinators and etcd.
     Control,
     /// To the other trainers.
     Data,
+}
+
+/// What is other than usual.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Setting<'s> {
+    /// These cables have weather.
+    pub weather: &'s [(usize, Cable)],
+    /// Machines are far from each other: etcd's times and the leader's lease are as etcd's manual asks for a round trip of a second.
+    pub far: bool,
 }
 
 /// Three machines, each with an etcd and a worker; the first two with a coordinator as well.
@@ -35,8 +44,12 @@ pub struct Machines<'a> {
     etcd: PathBuf,
     /// By machine and program.
     running: BTreeMap<(usize, &'static str), Child>,
+    far: bool,
+    airs: BTreeMap<(usize, Cable), Air>,
 }
 
+/// Jumbo frames, as in such networks.
+const MTU: u32 = 9_000;
 /// How many machines there are.
 const COUNT: usize = 3;
 /// How many clusters this process has made.
@@ -45,16 +58,17 @@ static NUMBER: AtomicU32 = AtomicU32::new(0);
 impl<'a> Machines<'a> {
     /// Builds and starts them. Absent, with a word why, where there is no etcd or no right to make namespaces.
     pub fn start(job: &'a Job) -> Option<Self> {
-        let ours = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/etcd-3.4.23/bin/etcd");
-        let etcd = std::env::var_os("LLM2CLIP_ETCD").map_or_else(ours, PathBuf::from);
-        if !etcd.is_file() {
-            eprintln!("skipped: {} is missing; `make etcd` fetches it, or LLM2CLIP_ETCD names one", etcd.display());
-            return None;
-        }
+        Self::start_in(job, Setting::default())
+    }
+
+    /// The same with what is other than usual.
+    pub fn start_in(job: &'a Job, setting: Setting<'_>) -> Option<Self> {
+        let etcd = etcd()?;
         // Tests run beside each other.
         let prefix = format!("lc{}x{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let mut machines = Self { job, prefix, etcd, running: BTreeMap::new() };
-        if let Err(error) = machines.wire() {
+        let (running, airs) = (BTreeMap::new(), BTreeMap::new());
+        let mut machines = Self { job, prefix, etcd, running, far: setting.far, airs };
+        if let Err(error) = machines.wire(setting.weather) {
             eprintln!("skipped: network namespaces cannot be made here: {error}");
             return None;
         }
@@ -71,7 +85,7 @@ impl<'a> Machines<'a> {
         Some(machines)
     }
 
-    fn wire(&self) -> Result<(), String> {
+    fn wire(&mut self, weather: &[(usize, Cable)]) -> Result<(), String> {
         let hub = self.name("hub");
         ip(&format!("netns add {hub}"))?;
         for (bridge, _) in [CONTROL, DATA] {
@@ -82,10 +96,18 @@ impl<'a> Machines<'a> {
             let own = self.machine(machine);
             ip(&format!("netns add {own}"))?;
             ip(&format!("-n {own} link set lo up"))?;
-            for (bridge, net) in [CONTROL, DATA] {
+            for ((bridge, net), cable) in [(CONTROL, Cable::Control), (DATA, Cable::Data)] {
                 let port = port(bridge, machine);
-                ip(&format!("-n {own} link add {bridge} type veth peer name {port} netns {hub}"))?;
-                ip(&format!("-n {hub} link set {port} master {bridge} up"))?;
+                if weather.contains(&(machine, cable)) {
+                    let end = format!("end-{port}");
+                    self.airs.insert((machine, cable), Air::lay(&hub, &end, &port)?);
+                    ip(&format!("-n {hub} link set {end} netns {own}"))?;
+                    ip(&format!("-n {own} link set {end} name {bridge}"))?;
+                } else {
+                    ip(&format!("-n {own} link add {bridge} type veth peer name {port} netns {hub}"))?;
+                }
+                ip(&format!("-n {hub} link set {port} master {bridge} mtu {MTU} up"))?;
+                ip(&format!("-n {own} link set {bridge} mtu {MTU}"))?;
                 ip(&format!("-n {own} addr add {net}.{}/24 dev {bridge}", machine + 1))?;
                 ip(&format!("-n {own} link set {bridge} up"))?;
             }
@@ -127,6 +149,9 @@ impl<'a> Machines<'a> {
             .args(["--initial-cluster", &cluster.join(",")])
             .arg("--data-dir")
             .arg(self.job.folder().join(format!("etcd-{machine}")));
+        if self.far {
+            command.args(["--heartbeat-interval", "1000", "--election-timeout", "10000"]);
+        }
         self.spawn(machine, "etcd", command);
     }
 
@@ -137,7 +162,8 @@ impl<'a> Machines<'a> {
             let store = format!("etcd://{}/team", members.join(","));
             let mut command = self.on(machine, &Job::binary("llm2clip"));
             let listen = format!("{}:7070", address(CONTROL.1));
-            command.args(["serve", "--listen", &listen, "--store", &store, "--leader-lease-s", "4"]);
+            let lease = if self.far { "15" } else { "4" };
+            command.args(["serve", "--listen", &listen, "--store", &store, "--leader-lease-s", lease]);
             self.spawn(machine, "coordinator", command);
         }
         let mut command = self.on(machine, &Job::binary("llm2clip-worker"));
@@ -154,6 +180,11 @@ impl<'a> Machines<'a> {
         let bridge = if cable == Cable::Control { CONTROL.0 } else { DATA.0 };
         let state = if there { "up" } else { "down" };
         ip(&format!("-n {} link set {} {state}", self.name("hub"), port(bridge, machine))).unwrap();
+    }
+
+    /// What becomes of the packets on a cable that has weather.
+    pub fn weather(&mut self, machine: usize, cable: Cable, weather: &Weather) {
+        self.airs.get_mut(&(machine, cable)).expect("the setting names it").set(weather);
     }
 
     /// Takes a machine's power: its cables first, so that nobody hears of the end of its connections.
@@ -272,6 +303,17 @@ impl Drop for Machines<'_> {
         }
         let _ = ip(&format!("netns del {}", self.name("hub")));
     }
+}
+
+/// The program. Absent, with a word, where there is none.
+pub(crate) fn etcd() -> Option<PathBuf> {
+    let ours = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/etcd-3.4.23/bin/etcd");
+    let etcd = std::env::var_os("LLM2CLIP_ETCD").map_or_else(ours, PathBuf::from);
+    if !etcd.is_file() {
+        eprintln!("skipped: {} is missing; `make etcd` fetches it, or LLM2CLIP_ETCD names one", etcd.display());
+        return None;
+    }
+    Some(etcd)
 }
 
 fn port(bridge: &str, machine: usize) -> String {

@@ -15,7 +15,6 @@ mod hosts;
 mod life;
 mod network;
 mod records;
-mod rng;
 mod run;
 mod scenario;
 mod storage;

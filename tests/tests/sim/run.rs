@@ -6,7 +6,6 @@ use super::{
     faults::Nemesis,
     hosts,
     records::Records,
-    rng::Rng,
     scenario::{Class, Scenario},
     storage::Storage,
     trace::Trace,
@@ -15,6 +14,7 @@ use super::{
 };
 use common::ids::JobId;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tests::Rng;
 use turmoil::{Builder, Sim};
 
 /// The step of simulated time.

@@ -1,8 +1,8 @@
 //! What a seed makes: how large the cluster is, what it trains, what goes wrong and when.
 
-use super::rng::Rng;
 use common::{ids::WorldSize, recipe::Recipe};
 use std::time::Duration;
+use tests::Rng;
 
 /// Faults begin after this.
 const BEGIN: u64 = 4_000;

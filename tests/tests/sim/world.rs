@@ -5,7 +5,6 @@ use super::{
     bugs::Bug,
     check::History,
     records::Records,
-    rng::Rng,
     storage::Storage,
     trace::Trace,
     trainer::{Link, Phase, Process, Signals},
@@ -16,6 +15,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
+use tests::Rng;
 use tokio::sync::mpsc::Sender;
 use worker::supervisor::{Assignment, End, Exit, SupervisorEvent, TrainerRecord, ipc::Report};
 

@@ -7,6 +7,7 @@
 
 use super::process::Exit;
 use common::daemon::notify;
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 use std::{
     ffi::OsString,
@@ -37,6 +38,17 @@ struct EndRecord {
 /// Where the end of a trainer is written, among the records in `folder`.
 pub fn path(folder: &Path, slot: u32) -> PathBuf {
     folder.join(format!("{slot}.end"))
+}
+
+/// What a holder keeps locked as long as it lives.
+fn held(path: &Path) -> PathBuf {
+    path.with_extension("held")
+}
+
+/// Whether nobody will write to `path` any more: its holder is gone. One of a version before this lock is never known to be.
+pub fn is_gone(path: &Path) -> bool {
+    let Ok(file) = File::open(held(path)) else { return false };
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_ok()
 }
 
 /// How the process ended; absent while that is not written.
@@ -83,6 +95,9 @@ fn hold(path: &Path, command: &mut Command) -> io::Result<()> {
     for name in notify::VARIABLES {
         command.env_remove(name);
     }
+    // Let go by the system when this process is gone. Without it, where there is no space, whoever asks waits a little longer.
+    let held = File::create(held(path)).ok();
+    let _ = held.as_ref().map(|file| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive));
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
@@ -98,7 +113,9 @@ fn hold(path: &Path, command: &mut Command) -> io::Result<()> {
     let mut file = File::create(&temporary)?;
     file.write_all(&serde_json::to_vec(&record)?)?;
     file.sync_all()?;
-    fs::rename(&temporary, path)
+    fs::rename(&temporary, path)?;
+    drop(held);
+    Ok(())
 }
 
 #[cfg(test)]
@@ -118,6 +135,20 @@ mod tests {
         check("exit 7", Exit::Code(7));
         check("kill -9 $$", Exit::Signal(9));
         assert_eq!(read(&folder.path().join("none"), 1), None);
+    }
+
+    #[test]
+    fn a_holder_that_is_gone_is_told_from_one_that_may_still_write() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = path(folder.path(), 0);
+        assert!(!is_gone(&path), "one of an earlier version");
+        let file = File::create(held(&path)).unwrap();
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).unwrap();
+        assert!(!is_gone(&path));
+        drop(file);
+        assert!(is_gone(&path));
+        hold(&path, Command::new("sh").args(["-c", "exit 0"])).unwrap();
+        assert!(is_gone(&path) && path.exists());
     }
 
     #[test]

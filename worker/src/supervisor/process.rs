@@ -46,11 +46,9 @@ impl Exit {
             (Exit::Signal(signal), None) => Some(FailureCause::Signal { signal }),
             (Exit::Code(0), None) => None,
             (Exit::Code(code), None) => Some(FailureCause::ExitCode { code }),
-            (Exit::Unknown, None) => Some(FailureCause::Error {
-                message: "it ended without a word; how is not known, because its worker daemon was restarted meanwhile and the \
-                          process that held it was lost"
-                    .to_owned(),
-            }),
+            // Its daemon and what held it went as well: the machine did, or as good as. It said nothing of a fault of its own,
+            // which another one would find again.
+            (Exit::Unknown, None) => Some(FailureCause::WorkerLost),
         }
     }
 }
@@ -60,8 +58,10 @@ impl Exit {
 pub struct Process {
     pid: Pid,
     kind: Kind,
-    /// Where its holder writes how it ended; absent when it has none.
+    /// Where its holder writes how it ended; absent when it has none, or none any more.
     end: Option<PathBuf>,
+    /// Until when that is waited for, once the process is gone.
+    until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -78,7 +78,7 @@ impl Process {
         let child = tokio::process::Command::from(command).process_group(0).spawn()?;
         let raw = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let pid = raw.ok_or_else(|| io::Error::other("the system gave the process no id"))?;
-        Ok(Self { pid, kind: Kind::Child(child), end: None })
+        Ok(Self { pid, kind: Kind::Child(child), end: None, until: None })
     }
 
     /// Starts a program in a process group of its own, as the child of a `holder` (see [`hold`]) that writes to `end` how it
@@ -100,7 +100,7 @@ impl Process {
         let pid = hold::parse(&first_line(File::from(out.into_owned_fd()?))?)?;
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let pid = pid.ok_or_else(|| io::Error::other("the system gave the process no id"))?;
-        Ok(Self { pid, kind: Kind::Child(child), end: Some(end) })
+        Ok(Self { pid, kind: Kind::Child(child), end: Some(end), until: None })
     }
 
     /// Takes up a process that began at `started_ticks`, whose holder writes to `end`; `None` when it is gone.
@@ -121,7 +121,7 @@ impl Process {
         }
         #[expect(deprecated, reason = "what replaces it is unsafe; an owned descriptor is neither closed nor replaced")]
         let descriptor = AsyncFd::with_interest(descriptor, Interest::READABLE)?;
-        Ok(Some(Self { pid, kind: Kind::Adopted(descriptor), end }))
+        Ok(Some(Self { pid, kind: Kind::Adopted(descriptor), end, until: None }))
     }
 
     /// Its id.
@@ -156,14 +156,14 @@ impl Process {
             return exit;
         }
         if matches!(self.kind, Kind::Child(_))
-            && let Some(orphan) =
-                started(pid).ok().and_then(|ticks| Self::adopt(pid, ticks, Some(end.clone())).ok().flatten())
+            && let Some(orphan) = started(pid).ok().and_then(|ticks| Self::adopt(pid, ticks, None).ok().flatten())
         {
             tracing::warn!(pid, "the process that holds a trainer is gone: how the trainer ends will not be known");
             *self = orphan;
             return Box::pin(self.wait()).await;
         }
-        ended(&end, pid).await
+        // Kept across calls: who waits for other things as well calls again and again.
+        ended(&end, pid, *self.until.get_or_insert_with(|| Instant::now() + END_DEADLINE)).await
     }
 
     /// Sends a signal to its process group.
@@ -175,12 +175,13 @@ impl Process {
 }
 
 /// How a process that is gone ended, by its holder's word, which may come a moment later.
-pub async fn ended(end: &Path, pid: u32) -> Exit {
-    let until = Instant::now() + END_DEADLINE;
+async fn ended(end: &Path, pid: u32, until: Instant) -> Exit {
     loop {
+        // Looked at before: the last thing a holder does is to write.
+        let gone = hold::is_gone(end);
         match hold::read(end, pid) {
             Some(exit) => return exit,
-            None if Instant::now() >= until => return Exit::Unknown,
+            None if gone || Instant::now() >= until => return Exit::Unknown,
             None => sleep(LOOK).await,
         }
     }
@@ -190,9 +191,10 @@ pub async fn ended(end: &Path, pid: u32) -> Exit {
 pub fn ended_before(end: &Path, pid: u32) -> Exit {
     let until = std::time::Instant::now() + END_DEADLINE;
     loop {
+        let gone = hold::is_gone(end);
         match hold::read(end, pid) {
             Some(exit) => return exit,
-            None if std::time::Instant::now() >= until => return Exit::Unknown,
+            None if gone || std::time::Instant::now() >= until => return Exit::Unknown,
             None => std::thread::park_timeout(LOOK),
         }
     }
@@ -266,7 +268,24 @@ mod tests {
         assert_eq!(Exit::Code(0).cause(None), None);
         assert_eq!(Exit::Code(101).cause(None), Some(FailureCause::ExitCode { code: 101 }));
         assert_eq!(Exit::Signal(9).cause(None), Some(FailureCause::Signal { signal: 9 }));
-        assert!(Exit::Unknown.cause(None).unwrap().to_string().contains("not known"));
+        assert_eq!(Exit::Unknown.cause(None), Some(FailureCause::WorkerLost), "its machine went with it");
+    }
+
+    #[tokio::test]
+    async fn an_end_that_nobody_wrote_down_is_known_however_often_the_wait_begins_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        let mut child = Process::spawn(command).unwrap();
+        let ticks = started(child.id()).unwrap();
+        let mut adopted = Process::adopt(child.id(), ticks, Some(folder.path().join("0.end"))).unwrap().unwrap();
+        child.signal(Signal::KILL);
+        child.wait().await;
+        let began = Instant::now();
+        // As a daemon does that looks at its trainers meanwhile.
+        while tokio::time::timeout(END_DEADLINE / 4, adopted.wait()).await != Ok(Exit::Unknown) {
+            assert!(began.elapsed() < END_DEADLINE * 2, "the wait has no end");
+        }
     }
 
     #[tokio::test]
