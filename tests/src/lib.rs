@@ -8,6 +8,7 @@ mod machines;
 mod manager;
 mod recipe;
 mod rng;
+mod soak;
 mod watch;
 mod weather;
 
@@ -17,5 +18,6 @@ pub use machines::{Cable, Machines, Setting};
 pub use manager::Manager;
 pub use recipe::{Recipe, data};
 pub use rng::Rng;
+pub use soak::Soak;
 pub use watch::{wait_for, wait_for_line};
 pub use weather::Weather;
