@@ -10,7 +10,7 @@ use super::{
     join::{self, From, Joined, OwnFields, Plan, RowColumns, TablePlan, TarMetadata, Wanted},
     select::{Column, Select, Source},
     selection::Selection,
-    storage::{Location, Storage},
+    storage::{Block, Location, Storage},
 };
 use common::{
     ids::SampleIndex,
@@ -225,6 +225,17 @@ impl Dataset {
     fn place(&self, sample: SampleIndex) -> (u32, u32) {
         let shard = self.shards.partition_point(|shard| shard.samples.end <= sample.0);
         assert!(shard < self.shards.len(), "data set `{}` has no sample {}", self.name, sample.0);
+    /// What the images are read through, when any of them lies in object storage.
+    pub fn object_storage(&self) -> Option<Arc<Storage>> {
+        self.images.in_objects(&self.files).then(|| self.files.storage().clone())
+    }
+
+    /// Hands on the blocks of object storage that a sample's image lies in; none when it lies in a file.
+    pub fn image_blocks(&self, sample: SampleIndex, each: &mut dyn FnMut(Block)) -> Result<(), DataError> {
+        let (shard, row) = self.place(sample);
+        self.images.blocks(&self.files, shard, &self.indices[shard as usize], row, each)
+    }
+
         let number = (sample.0 - self.shards[shard].samples.start) as u32;
         (shard as u32, self.selections[shard].row(number))
     }

@@ -39,6 +39,7 @@ pub(super) fn limits() -> Limits {
         requests: 16,
         block: 1 << 16,
         cache: 8 << 20,
+        ahead: 6 << 20,
         attempt: Duration::from_secs(10),
         deadline: Duration::from_secs(30),
         first_wait: Duration::from_millis(10),
@@ -46,7 +47,7 @@ pub(super) fn limits() -> Limits {
 }
 
 /// A server that holds the tars of a folder of emojis in `s3://bucket/tars`.
-fn server(of: &str) -> Server {
+pub(super) fn server(of: &str) -> Server {
     let server = Server::start();
     let storage = server.storage(limits());
     for file in std::fs::read_dir(emoji(of)).unwrap() {
@@ -57,7 +58,7 @@ fn server(of: &str) -> Server {
     server
 }
 
-fn emoji(of: &str) -> std::path::PathBuf {
+pub(super) fn emoji(of: &str) -> std::path::PathBuf {
     fixtures().join("data/emoji/emoji-wds").join(of)
 }
 
@@ -73,12 +74,12 @@ fn remote(index: &Path) -> DataSet {
     spec
 }
 
-fn open(storage: &Arc<Storage>, index: &Path) -> Arc<Dataset> {
+pub(super) fn open(storage: &Arc<Storage>, index: &Path) -> Arc<Dataset> {
     Arc::new(Dataset::open(storage, "emoji", &remote(index)).unwrap())
 }
 
 /// Requests for one epoch in a shuffled order, `size` samples each.
-fn epoch(shuffle: Shuffle, samples: u64, size: u64) -> Vec<BatchRequest> {
+pub(super) fn epoch(shuffle: Shuffle, samples: u64, size: u64) -> Vec<BatchRequest> {
     let mut order = Shuffled::new(shuffle, 7, 0, Epoch(0), samples);
     let places: Vec<u64> = (0..samples).map(|place| order.at(place).0).collect();
     (0..).zip(places.chunks(size as usize)).map(|(tag, batch)| request(tag, batch.iter().copied(), 0)).collect()
@@ -90,7 +91,7 @@ fn error(dataset: &Arc<Dataset>) -> DataError {
     std::iter::from_fn(|| loader.next()).find_map(Result::err).expect("an error")
 }
 
-fn blocks(of: &str) -> u64 {
+pub(super) fn blocks(of: &str) -> u64 {
     let sizes = std::fs::read_dir(emoji(of)).unwrap().map(|file| file.unwrap().metadata().unwrap().len());
     sizes.map(|size| size.div_ceil(limits().block)).sum()
 }
