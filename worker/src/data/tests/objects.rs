@@ -253,6 +253,12 @@ fn a_folder_of_a_store_is_looked_at_as_one_of_files_is() {
         let seen = survey.look(0, &Done::new(&line, survey.rows())).unwrap();
         assert!(seen.iter().all(|seen| seen.text.is_ok() && seen.image.as_ref().unwrap().size.is_ok()), "{given}");
     }
+    let folder = DataSet { shards: vec!["s3://bucket/tars".into()], ..remote(folder.path()) };
+    let error = Dataset::open(&storage, "emoji", &folder).unwrap_err().to_string();
+    assert!(
+        error.contains("s3://bucket/tars is a folder of objects") && error.contains("s3://bucket/tars/*.tar"),
+        "{error}"
+    );
     for none in ["s3://bucket/other", "s3://bucket/tars/*.zip", "s3://bucket/tars/1.tar"] {
         let error = open(none).err().expect("there is nothing").to_string();
         assert!(error.contains("nothing matches s3://bucket/") && error.contains("check the path or URL"), "{error}");
