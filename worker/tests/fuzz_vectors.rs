@@ -136,7 +136,7 @@ fn limit_memory() {
 }
 
 #[test]
-fn damaged_files_give_errors_or_what_was_written() {
+fn fuzz_damaged_files_give_errors_or_what_was_written() {
     let variable = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let length = Duration::from_secs(variable("LLM2CLIP_FUZZ_SECONDS").unwrap_or(2));
     let first = variable("LLM2CLIP_FUZZ_SEED").unwrap_or(1);

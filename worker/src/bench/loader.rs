@@ -150,6 +150,7 @@ fn config(args: &LoaderArgs, dataset: &Arc<Dataset>, threads: usize) -> LoaderCo
         seed: 0,
         threads,
         prefetch_batches: 4,
+        beside: None,
     }
 }
 

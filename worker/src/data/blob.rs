@@ -11,6 +11,7 @@ use super::{
 use std::{
     fs::File,
     io::{self, BufReader, Read},
+    ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -124,6 +125,27 @@ impl Blob {
     /// Its bytes from a position on.
     pub fn read_from(&self, at: u64) -> Stream {
         Stream { blob: self.clone(), at }
+    }
+
+    /// Begins to fetch the next blocks of an object that will be read from `at` on; `planned` are the ranges that will be read, in
+    /// their order. Of files nothing is asked: the system reads them ahead.
+    pub fn read_ahead(&self, at: u64, planned: &[Range<u64>]) {
+        let Open::Object(storage, entry) = &*self.0 else { return };
+        if storage.ahead() < AHEAD * storage.block() {
+            return;
+        }
+        let first = planned.partition_point(|range| range.end <= at);
+        let blocks = planned[first..].iter().flat_map(|range| storage.blocks_of(entry, range.start.max(at)..range.end));
+        let mut begun = Vec::new();
+        for block in blocks {
+            if begun.last() != Some(&block) {
+                storage.fetch_ahead(&block, ());
+                begun.push(block);
+            }
+            if begun.len() as u64 > AHEAD {
+                return;
+            }
+        }
     }
 
     /// The error of an operation on it.

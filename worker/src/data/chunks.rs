@@ -6,11 +6,16 @@ use super::{
 };
 use bytes::Bytes;
 use parquet::{
+    arrow::{ProjectionMask, arrow_reader::ArrowReaderMetadata},
     errors::ParquetError,
-    file::reader::{ChunkReader, Length},
+    file::{
+        metadata::ColumnChunkMetaData,
+        reader::{ChunkReader, Length},
+    },
 };
 use std::{
     io::{self, BufReader},
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -21,6 +26,7 @@ const HEADER: usize = 1024;
 pub struct Chunks {
     blob: Blob,
     failure: Failure,
+    planned: Vec<Range<u64>>,
 }
 
 /// Why bytes could not be read, which the parquet reader would turn into a text.
@@ -43,8 +49,25 @@ impl Failure {
 impl Chunks {
     /// Of an open file or object; `failure` is told why bytes could not be read.
     pub fn new(blob: Blob, failure: &Failure) -> Self {
-        Self { blob, failure: failure.clone() }
+        Self { blob, failure: failure.clone(), planned: Vec::new() }
     }
+
+    /// To be read from its first row to its last, these columns of it: blocks of an object are fetched ahead.
+    pub fn in_order(mut self, metadata: &ArrowReaderMetadata, columns: &ProjectionMask) -> Self {
+        let groups = metadata.metadata().row_groups().iter();
+        let chunks = groups.flat_map(|group| group.columns().iter().enumerate());
+        let wanted = chunks.filter(|(leaf, _)| columns.leaf_included(*leaf));
+        self.planned = wanted.filter_map(|(_, chunk)| bytes_of(chunk)).collect();
+        self.planned.sort_by_key(|range| range.start);
+        self
+    }
+}
+
+/// The bytes of a column of a row group; `None` when a damaged footer says what cannot be.
+pub fn bytes_of(chunk: &ColumnChunkMetaData) -> Option<Range<u64>> {
+    let start = chunk.dictionary_page_offset().filter(|at| *at > 0).unwrap_or_else(|| chunk.data_page_offset());
+    let (start, length) = (u64::try_from(start).ok()?, u64::try_from(chunk.compressed_size()).ok()?);
+    Some(start..start.checked_add(length)?)
 }
 
 impl Length for Chunks {
@@ -65,6 +88,7 @@ impl ChunkReader for Chunks {
         if start.checked_add(length as u64).is_none_or(|end| end > self.len()) {
             return Err(ParquetError::EOF(format!("{length} bytes at {start} are beyond the end of the file")));
         }
+        self.blob.read_ahead(start, &self.planned);
         let mut bytes = vec![0; length];
         self.blob.read_at(&mut bytes, start).map_err(|error| self.failure.keep(error))?;
         Ok(bytes.into())

@@ -7,10 +7,10 @@ use super::{
     glob,
     images::{Images, Lists, ParquetImages, Parquets},
     index::{Places, Progress, ShardIndex, ShardReader, Tars, open_all},
-    join::{self, From, Joined, OwnFields, Plan, RowColumns, TablePlan, TarMetadata, Wanted},
+    join::{self, From, Gathered, GatheringTars, Joined, OwnFields, Plan, RowColumns, TablePlan, TarMetadata, Wanted},
     select::{Column, Select, Source},
     selection::Selection,
-    storage::{Location, Storage},
+    storage::{Block, Location, Storage},
 };
 use common::{
     ids::SampleIndex,
@@ -69,10 +69,14 @@ impl Dataset {
         let found = glob::expand_all(storage, &spec.shards)?;
         let columns = sources(name, spec)?;
         let places = Places::new(&spec.index);
-        let indices = open_all(storage, &found, reader(spec).as_ref(), &places, progress)?;
+        let gathered = gathered(spec, &columns, &found, &places);
+        let indices = match &gathered {
+            Some(gathered) => open_all(storage, &found, &GatheringTars(gathered), &places, progress)?,
+            None => open_all(storage, &found, reader(spec).as_ref(), &places, progress)?,
+        };
         let stats = indices.iter().map(|index| index.footer().shard.clone());
         let files = Files::new(storage, found.iter().cloned().zip(stats).collect());
-        let joined = joined(name, spec, &columns, &indices, &files, &places)?;
+        let joined = joined(name, spec, &columns, (&indices, gathered.as_ref()), &files, &places)?;
         let joined_to = joined.as_ref();
         let select = Select { name, spec, columns: &columns, indices: &indices, joined: joined_to, found: &found };
         let selected = select.run()?;
@@ -221,6 +225,17 @@ impl Dataset {
         self.images.read(&self.files, shard, &self.indices[shard as usize], row, bytes)
     }
 
+    /// What the images are read through, when any of them lies in object storage.
+    pub fn object_storage(&self) -> Option<Arc<Storage>> {
+        self.images.in_objects(&self.files).then(|| self.files.storage().clone())
+    }
+
+    /// Hands on the blocks of object storage that a sample's image lies in; none when it lies in a file.
+    pub fn image_blocks(&self, sample: SampleIndex, each: &mut dyn FnMut(Block)) -> Result<(), DataError> {
+        let (shard, row) = self.place(sample);
+        self.images.blocks(&self.files, shard, &self.indices[shard as usize], row, each)
+    }
+
     /// A sample's shard, and its row there.
     fn place(&self, sample: SampleIndex) -> (u32, u32) {
         let shard = self.shards.partition_point(|shard| shard.samples.end <= sample.0);
@@ -300,12 +315,24 @@ fn own_field(name: &str) -> &str {
     name.strip_prefix("json:").unwrap_or(name)
 }
 
+/// Where the fields that a join reads in the metadata of tars are kept while these are indexed; `None` when no tar is an object, or
+/// nothing is read in their metadata.
+fn gathered(spec: &DataSet, columns: &[Column], found: &[Found], places: &Places) -> Option<Gathered> {
+    if spec.kind != DataKind::Webdataset || !found.iter().any(|found| matches!(found, Found::Object(_))) {
+        return None;
+    }
+    let own = columns.iter().filter(|column| matches!(column.source, Source::Own(_)));
+    let join = spec.captions.table.as_ref().map(|table| table.join.as_str());
+    let fields = join::own_fields(own.map(|column| own_field(&column.name)), &spec.only, join);
+    if fields.is_empty() { None } else { Gathered::new(fields, places) }
+}
+
 /// What is joined to the samples; `None` when all captions are members.
 fn joined(
     name: &str,
     spec: &DataSet,
     columns: &[Column],
-    indices: &[ShardIndex],
+    (indices, gathered): (&[ShardIndex], Option<&Gathered>),
     files: &Files,
     places: &Places,
 ) -> Result<Option<Joined>, DataError> {
@@ -329,7 +356,7 @@ fn joined(
         return Ok(None);
     }
     let fields: Box<dyn OwnFields> = match spec.kind {
-        DataKind::Webdataset => Box::new(TarMetadata { files, indices }),
+        DataKind::Webdataset => Box::new(TarMetadata { files, indices, gathered }),
         DataKind::Parquet | DataKind::List => Box::new(RowColumns { files }),
     };
     let plan = Plan { name, indices, own, only: &spec.only, table };

@@ -28,6 +28,17 @@ pub enum DataError {
         /// The pattern.
         pattern: Location,
     },
+    /// A folder of objects where shards are due.
+    #[error(
+        "{folder} is a folder of objects, not a shard: name its shards by a pattern, such as {folder}/*.tar. Images that lie \
+         there one by one are not looked for, because a bucket would have to be listed at every start, a thousand names a \
+         request: pack them into tars (`kind = \"webdataset\"`), or name them once in a table with a column `image` \
+         (`kind = \"list\"`, `shards = \"names.csv\"`, `images = \"{folder}\"`)"
+    )]
+    FolderOfObjects {
+        /// The folder.
+        folder: Location,
+    },
     /// A shard is something else than a tar.
     #[error("{path} is no tar: its first 512 bytes are no tar header; remove it from `shards` or fetch it again")]
     NotATar {

@@ -5,11 +5,12 @@ use super::{
     DataError,
     blob::{Blob, Found},
     source::{ReadAt as _, Stat},
-    storage::{Location, Storage, StorageError},
+    storage::{Block, Location, Storage, StorageError},
 };
 use std::{
     collections::HashMap,
     io,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -33,6 +34,18 @@ impl Files {
     /// What they are read through.
     pub fn storage(&self) -> &Arc<Storage> {
         &self.storage
+    }
+
+    /// Whether any of them is an object.
+    pub fn has_objects(&self) -> bool {
+        self.shards.iter().any(|(found, _)| matches!(found, Found::Object(_)))
+    }
+
+    /// Hands on the blocks of object storage that a range of a shard lies in; none when it is a file.
+    pub fn blocks(&self, shard: u32, range: Range<u64>, each: &mut dyn FnMut(Block)) {
+        if let Found::Object(entry) = &self.shards[shard as usize].0 {
+            self.storage.blocks_of(entry, range).for_each(each);
+        }
     }
 
     /// Where a shard lies.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// The files or objects that match a pattern, sorted by name.
 ///
-/// A pattern without `*` and `?` names one file, one object, or one folder: who wants no folder notices when it is read.
+/// A pattern without `*` and `?` names one file, one object, or one folder of files: who wants no folder notices when it is read.
 ///
 /// # Errors
 /// When the folder or the store cannot be read or nothing matches.
@@ -18,6 +18,11 @@ pub fn expand(storage: &Storage, pattern: &DataPath) -> Result<Vec<Found>, DataE
     let location = Location::try_from(pattern)?;
     if let Location::Local(path) = &location {
         return Ok(files(path)?.into_iter().map(Found::File).collect());
+    }
+    // A name without an ending may be a folder's. Those of objects have none to be looked at, and some servers fail when it is tried.
+    let has_no_ending = |location: &Location| !location.name().contains(['.', '*', '?']);
+    if has_no_ending(&location) && storage.is_folder_of_objects(&location)? {
+        return Err(DataError::FolderOfObjects { folder: location });
     }
     match storage.list(&location) {
         Ok(found) => Ok(found.into_iter().map(Found::Object).collect()),

@@ -46,8 +46,8 @@ pub use error::DataError;
 pub use glob::LLM2CLIP_VECTORS;
 pub use index::Places;
 pub use loading::{
-    Bare, BareTimes, Batch, BatchRequest, BrokenLimit, BrokenSample, Loader, LoaderConfig, MEAN, Normalise, OnBroken,
-    Reserve, STD, SampleRequest, pixels_to_tensor,
+    Bare, BareTimes, Batch, BatchRequest, Beside, BrokenLimit, BrokenSample, Loader, LoaderConfig, MEAN, Normalise,
+    OnBroken, Reserve, STD, SampleRequest, pixels_to_tensor,
 };
 pub use pixels::{DecodeError, EvalImages, Transform};
 pub use report::{Report, ShardFault, SkipReason, Skipped};

@@ -21,6 +21,15 @@ const TAIL: u64 = 64;
 /// # Errors
 /// When it cannot be read, or is no tar from its first byte on. A tar that breaks off later is used up to there.
 pub fn scan(source: &dyn ReadAt, path: &Location) -> Result<Rows, DataError> {
+    scan_with(source, path, &mut |_, _| {})
+}
+
+/// As [`scan`]; `metadata` gets the `.json` of each row that has one.
+pub fn scan_with(
+    source: &dyn ReadAt,
+    path: &Location,
+    metadata: &mut dyn FnMut(u32, &[u8]),
+) -> Result<Rows, DataError> {
     let io = |source| DataError::io("read", path, source);
     if source.length().map_err(io)? == 0 {
         return Err(DataError::EmptyFile { path: path.clone() });
@@ -28,7 +37,7 @@ pub fn scan(source: &dyn ReadAt, path: &Location) -> Result<Rows, DataError> {
     let mut walk = Walk::new(source).map_err(io)?;
     let mut rows = Rows::default();
     while let Some(member) = walk.next().map_err(io)? {
-        add(&mut rows, &mut walk, &member).map_err(io)?;
+        add(&mut rows, &mut walk, &member, metadata).map_err(io)?;
     }
     let fault = |what: &str, used_bytes| Some(Fault { what: what.to_owned(), used_bytes });
     rows.fault = match walk.end() {
@@ -40,7 +49,7 @@ pub fn scan(source: &dyn ReadAt, path: &Location) -> Result<Rows, DataError> {
     Ok(rows)
 }
 
-fn add(rows: &mut Rows, walk: &mut Walk<'_>, member: &Member) -> io::Result<()> {
+fn add(rows: &mut Rows, walk: &mut Walk<'_>, member: &Member, metadata: &mut dyn FnMut(u32, &[u8])) -> io::Result<()> {
     let Some((key, extension)) = split(&member.name) else { return Ok(()) };
     // What an image really is its first bytes say.
     let slot = match extension.as_str() {
@@ -71,7 +80,10 @@ fn add(rows: &mut Rows, walk: &mut Walk<'_>, member: &Member) -> io::Result<()> 
         }
     };
     let flaw = flaw.or(if place.is_none() { Some(Flaw::Undecodable) } else { None });
-    rows.put(row, slot, place, content, flaw);
+    let first = rows.put(row, slot, place, content, flaw);
+    if first && slot == "json" && place.is_some() && member.size <= LONGEST_METADATA {
+        metadata(row, content);
+    }
     Ok(())
 }
 

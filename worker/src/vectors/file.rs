@@ -5,10 +5,11 @@ use super::{
     layout::{BLOCK, Head, Layout, PREFIX, has, head_length},
     v1,
 };
-use crate::data::storage::{Entry, Location, Storage, StorageError};
+use crate::data::storage::{Block, Entry, Location, Storage, StorageError};
 use half::bf16;
 use std::{
     cell::RefCell,
+    ops::Range,
     path::Path,
     sync::{
         Arc,
@@ -32,12 +33,12 @@ pub struct Expected<'a> {
     pub width: Option<usize>,
 }
 
-/// The vectors of one data shard, on disk. Opening reads what stands before the data; a row costs one read, and the
-/// first row of a MiB a checksum over it.
+/// The vectors of one data shard, a file or an object. Opening reads what stands before the data; a row costs one read,
+/// and the first row of a MiB a checksum over it. An object is read as it was when it was opened.
 #[derive(Debug)]
 pub struct ShardFile {
     storage: Arc<Storage>,
-    location: Location,
+    entry: Entry,
     rows: u64,
     width: u64,
     columns: Vec<Column>,
@@ -102,20 +103,20 @@ impl ShardFile {
             return Err(damaged(format!("it has {} bytes", entry.size)));
         }
         let mut prefix = [0; PREFIX];
-        storage.read_into(&entry.location, 0, &mut prefix)?;
+        storage.read_entry(entry, 0, &mut prefix)?;
         let length = head_length(&prefix, entry.size).map_err(damaged)?;
-        let mut head = Vec::new();
-        storage.read_range(&entry.location, 0, length, &mut head)?;
+        let mut head = vec![0; length];
+        storage.read_entry(entry, 0, &mut head)?;
         let Head { header, layout, present, digests } = Head::parse(&head, entry.size).map_err(damaged)?;
         let start = |column| layout.data + layout.row_start(column, 0);
         let columns = header.columns.into_iter().zip(present).enumerate();
         let columns =
             columns.map(|(at, (name, present))| Column { name, start: start(at), present: Some(present) }).collect();
         let passed = digests.iter().map(|_| AtomicBool::new(false)).collect();
-        let (storage, location) = (storage.clone(), entry.location.clone());
+        let (storage, entry) = (storage.clone(), entry.clone());
         let checks = Some(Checks { layout, digests, passed });
         let made_of = Provenance::from(header.provenance);
-        let opened = Self { storage, location, rows: header.rows, width: header.width, columns, made_of, checks };
+        let opened = Self { storage, entry, rows: header.rows, width: header.width, columns, made_of, checks };
         opened.expect(expected)
     }
 
@@ -125,21 +126,21 @@ impl ShardFile {
             return Err(damaged(format!("it has {} bytes", entry.size)));
         }
         let mut first = [0; 8];
-        storage.read_into(&entry.location, 0, &mut first)?;
+        storage.read_entry(entry, 0, &mut first)?;
         let length = v1::header_length(first, entry.size).map_err(damaged)?;
-        let mut header = Vec::new();
-        storage.read_range(&entry.location, 8, length, &mut header)?;
+        let mut header = vec![0; length];
+        storage.read_entry(entry, 8, &mut header)?;
         let rows = expected.rows as u64;
         let tensors = v1::parse(&header, entry.size, rows).map_err(damaged)?;
         let columns = tensors.columns.into_iter().map(|(name, start)| Column { name, start, present: None }).collect();
-        let (storage, location) = (storage.clone(), entry.location.clone());
+        let (storage, entry) = (storage.clone(), entry.clone());
         let made_of = Provenance::from(tensors.metadata);
-        let opened = Self { storage, location, rows, width: tensors.width, columns, made_of, checks: None };
+        let opened = Self { storage, entry, rows, width: tensors.width, columns, made_of, checks: None };
         opened.expect(expected)
     }
 
     fn expect(self, expected: Expected<'_>) -> Result<Self, VectorsError> {
-        let place = || self.location.to_string();
+        let place = || self.entry.location.to_string();
         if let Some((field, found, expected)) = expected.provenance.difference(&self.made_of) {
             return Err(VectorsError::Mismatch { place: place(), field, found, expected });
         }
@@ -180,17 +181,45 @@ impl ShardFile {
     /// When `out` has another width.
     pub fn read(&self, column: &str, row: u64, out: &mut [bf16]) -> Result<bool, VectorsError> {
         assert_eq!(out.len(), self.width(), "the buffer has the store's width");
-        let Some(column) = self.columns.iter().find(|found| found.name == column) else { return Ok(false) };
-        if row >= self.rows || column.present.as_ref().is_some_and(|bitmap| !has(bitmap, row)) {
-            return Ok(false);
-        }
-        let at = column.start + row * self.width * 2;
+        let Some(at) = self.start(column, row) else { return Ok(false) };
         let bytes = bytemuck::cast_slice_mut(out);
         match &self.checks {
             Some(checks) => self.read_checked(checks, at, bytes)?,
-            None => self.storage.read_into(&self.location, at, bytes)?,
+            None => self.storage.read_entry(&self.entry, at, bytes)?,
         }
         Ok(true)
+    }
+
+    /// Hands on the blocks of object storage that are read for a caption's vector; none when the shard is a file.
+    pub fn blocks(&self, column: &str, row: u64, each: &mut dyn FnMut(Block)) {
+        let Some(at) = self.start(column, row) else { return };
+        let end = at + self.width * 2;
+        let range = match &self.checks {
+            // Of a checksum that was not looked at yet, all that it covers.
+            Some(Checks { layout, passed, .. }) => {
+                let whole = |byte: u64| {
+                    let block = (byte - layout.data) / BLOCK;
+                    let Range { start, end } = layout.block(block);
+                    let seen = passed[block as usize].load(Ordering::Relaxed);
+                    if seen { byte..byte + 1 } else { layout.data + start..layout.data + end }
+                };
+                whole(at).start..whole(end - 1).end
+            }
+            None => at..end,
+        };
+        self.storage.blocks_of(&self.entry, range).for_each(each);
+    }
+
+    /// What it is read through, when it lies in object storage.
+    pub fn object_storage(&self) -> Option<&Arc<Storage>> {
+        matches!(self.entry.location, Location::Object(_)).then_some(&self.storage)
+    }
+
+    /// The first byte of a vector; `None` when there is no such column or row, or it is null.
+    fn start(&self, column: &str, row: u64) -> Option<u64> {
+        let column = self.columns.iter().find(|found| found.name == column)?;
+        let null = row >= self.rows || column.present.as_ref().is_some_and(|bitmap| !has(bitmap, row));
+        (!null).then_some(column.start + row * self.width * 2)
     }
 
     /// Checks every block again, whether or not it was read before, and lists those that are damaged. `progress` gets
@@ -220,7 +249,7 @@ impl ShardFile {
             let part = &mut out[done..done + count];
             done += count;
             if checks.passed[block as usize].load(Ordering::Relaxed) {
-                self.storage.read_into(&self.location, checks.layout.data + from, part)?;
+                self.storage.read_entry(&self.entry, checks.layout.data + from, part)?;
                 continue;
             }
             SCRATCH.with_borrow_mut(|bytes| {
@@ -230,7 +259,7 @@ impl ShardFile {
                         "the checksum of block {block}, rows {} to {} of `{column}`, is not that of what was written",
                         rows.start, rows.end
                     );
-                    return Err(VectorsError::Damaged { place: self.location.to_string(), reason });
+                    return Err(VectorsError::Damaged { place: self.entry.location.to_string(), reason });
                 }
                 part.copy_from_slice(&bytes[(from % BLOCK) as usize..][..count]);
                 checks.passed[block as usize].store(true, Ordering::Relaxed);
@@ -243,7 +272,9 @@ impl ShardFile {
     fn block_is_whole(&self, checks: &Checks, block: u64, bytes: &mut Vec<u8>) -> Result<bool, VectorsError> {
         let range = checks.layout.block(block);
         let length = (range.end - range.start) as usize;
-        self.storage.read_range(&self.location, checks.layout.data + range.start, length, bytes)?;
+        bytes.clear();
+        bytes.resize(length, 0);
+        self.storage.read_entry(&self.entry, checks.layout.data + range.start, bytes)?;
         Ok(blake3::hash(bytes) == checks.digests[block as usize])
     }
 

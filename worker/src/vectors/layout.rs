@@ -24,7 +24,7 @@ pub const BLOCK: u64 = 1 << 20;
 /// What the data and each column are aligned to: a page, and the sector of any drive.
 const ALIGNMENT: u64 = 4096;
 /// The widest vector that is believed; LLMs have 1,024 to 16,384.
-const WIDEST: u64 = 1 << 20;
+pub const WIDEST: u64 = 1 << 20;
 const DIGEST: usize = blake3::OUT_LEN;
 
 /// What the JSON says.

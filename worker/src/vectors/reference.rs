@@ -5,10 +5,10 @@
 //! named. The reference computes in bf16 and only stores in f32, so a number's lower half is zero and nothing is lost
 //! here; numbers for which that does not hold are rounded to the nearest bf16, ties to even, and counted.
 
-use super::{Provenance, ShardWriter, VectorsError};
+use super::{Provenance, ShardWriter, VectorsError, layout::WIDEST};
 use crate::data::{
-    Blob, ReadAt as _,
-    tar::{End, Walk},
+    Blob,
+    tar::{End, Member, Walk},
 };
 use half::bf16;
 use std::{
@@ -50,13 +50,6 @@ pub struct ImportReport {
     pub fault: Option<String>,
 }
 
-/// A member that is wanted.
-struct Found {
-    offset: u64,
-    column: usize,
-    row: usize,
-}
-
 /// Makes the vectors in `tar` a shard's file at `out`. `keys` are the shard's samples in the order of the index;
 /// `columns` the caption columns: of `.json:shortSV_captions` the members `KEY.shortSV_captions`, whatever the case of
 /// their letters.
@@ -71,83 +64,116 @@ pub fn import<'a>(
     out: &Path,
 ) -> Result<ImportReport, VectorsError> {
     let keys: Vec<&str> = keys.into_iter().collect();
-    let mut report = ImportReport::default();
-    let members = find(tar, &keys, columns, &mut report)?;
-    let width = report.width;
-    let mut writer = ShardWriter::create(out, provenance, [keys.len(), width], columns)?;
-    let (mut bytes, mut vector) = (vec![0u8; width * 4], vec![bf16::ZERO; width]);
-    for Found { offset, column, row } in members {
-        let name = || format!("{}.{}", keys[row], ending(columns[column]));
-        if writer.has(column, row) {
-            report.duplicates.add(name);
-            continue;
-        }
-        tar.read_at(&mut bytes, offset).map_err(|source| unread(tar, source))?;
-        match convert(&bytes, &mut vector) {
-            Some(rounded) => {
-                writer.put(column, row, &vector)?;
-                report.taken += 1;
-                report.rounded += rounded;
-            }
-            None => report.not_finite.add(name),
-        }
+    let rows: HashMap<&str, usize> = keys.iter().enumerate().map(|(row, key)| (*key, row)).collect();
+    let mut taking = Taking { tar, keys: &keys, rows, columns, report: ImportReport::default(), writer: None };
+    // One pass: each vector is taken when its member is met, so that an object is read once and in its order.
+    let io = |source| unread(tar, source);
+    let mut walk = Walk::new(tar).map_err(io)?;
+    while let Some(member) = walk.next().map_err(io)? {
+        taking.take(&member, &mut walk, (provenance, out))?;
     }
-    for (row, key) in keys.iter().enumerate() {
-        for (_, name) in columns.iter().enumerate().filter(|(column, _)| !writer.has(*column, row)) {
-            report.missing.add(|| format!("{key}.{}", ending(name)));
-        }
-    }
-    writer.finish()?;
-    if !report.is_clean() {
-        tracing::warn!(tar = %tar.location(), "not all text vectors could be taken as they are\n{report}");
-    }
-    Ok(report)
+    taking.finish(walk.end())
 }
 
-/// The members that belong to a sample and a column, in the tar's order. Their size is the report's width.
-fn find(tar: &Blob, keys: &[&str], columns: &[&str], report: &mut ImportReport) -> Result<Vec<Found>, VectorsError> {
-    let unusable = |reason: String| VectorsError::Reference { path: place(tar), reason };
-    let io = |source| unread(tar, source);
-    let rows: HashMap<&str, usize> = keys.iter().enumerate().map(|(row, key)| (*key, row)).collect();
-    let endings: HashMap<String, usize> =
-        columns.iter().enumerate().map(|(column, name)| (ending(name).to_ascii_lowercase(), column)).collect();
-    let mut walk = Walk::new(tar).map_err(io)?;
-    let mut found = Vec::new();
-    let mut size = None;
-    while let Some(member) = walk.next().map_err(io)? {
-        let Some((key, ending)) = split(&member.name) else { continue };
-        let Some(column) = endings.get(&ending.to_ascii_lowercase()).copied() else { continue };
-        let Some(row) = rows.get(key).copied() else {
-            report.unmatched.add(|| member.name.clone());
-            continue;
+/// A tar that is being read.
+struct Taking<'a> {
+    tar: &'a Blob,
+    keys: &'a [&'a str],
+    rows: HashMap<&'a str, usize>,
+    columns: &'a [&'a str],
+    report: ImportReport,
+    /// Begun by the first vector, which says how wide all are.
+    writer: Option<ShardWriter>,
+}
+
+impl Taking<'_> {
+    /// Takes a member, if it is a vector of a sample and a column.
+    fn take(
+        &mut self,
+        member: &Member,
+        walk: &mut Walk<'_>,
+        (provenance, out): (&Provenance, &Path),
+    ) -> Result<(), VectorsError> {
+        let Some((key, end)) = split(&member.name) else { return Ok(()) };
+        let Some(column) = self.columns.iter().position(|name| ending(name).eq_ignore_ascii_case(end)) else {
+            return Ok(());
         };
-        let due = *size.get_or_insert(member.size);
-        if member.size != due || due == 0 || due % 4 != 0 {
-            let name = &member.name;
-            let reason =
-                format!("`{name}` has {} bytes; f32 vectors of one width are due, {due} bytes each", member.size);
-            return Err(unusable(reason));
+        let Some(row) = self.rows.get(key).copied() else {
+            self.report.unmatched.add(|| member.name.clone());
+            return Ok(());
+        };
+        let writer = match &mut self.writer {
+            Some(writer) if member.size == self.report.width as u64 * 4 => writer,
+            None if member.size > 0 && member.size % 4 == 0 && member.size / 4 <= WIDEST => {
+                self.report.width = (member.size / 4) as usize;
+                let size = [self.keys.len(), self.report.width];
+                self.writer.insert(ShardWriter::create(out, provenance, size, self.columns)?)
+            }
+            _ => return Err(self.unusable(self.misfit(member))),
+        };
+        let name = || format!("{key}.{}", ending(self.columns[column]));
+        if writer.has(column, row) {
+            self.report.duplicates.add(name);
+            return Ok(());
         }
-        found.push(Found { offset: member.offset, column, row });
+        let bytes = walk.bytes(member.offset, member.size).map_err(|source| unread(self.tar, source))?;
+        let mut vector = vec![bf16::ZERO; self.report.width];
+        match convert(bytes, &mut vector) {
+            Some(rounded) => {
+                writer.put(column, row, &vector)?;
+                self.report.taken += 1;
+                self.report.rounded += rounded;
+            }
+            None => self.report.not_finite.add(name),
+        }
+        Ok(())
     }
-    report.fault = match walk.end() {
-        Some(End::NotATar) => return Err(unusable("it is no tar".to_owned())),
-        Some(End::Truncated(at)) => Some(format!("it breaks off in the member at byte {at}")),
-        Some(End::Damaged(at)) => Some(format!("there is no member's header at byte {at}")),
-        Some(End::Whole) | None => None,
-    };
-    let no_match = || {
-        let example = report.unmatched.examples.first().map_or(String::new(), |name| format!(", such as `{name}`"));
-        unusable(format!(
+
+    /// Why a member's size is not that of a vector.
+    fn misfit(&self, member: &Member) -> String {
+        let (name, size) = (&member.name, member.size);
+        match self.report.width {
+            0 => format!("`{name}` has {size} bytes; a f32 vector has 4 to {}, a multiple of 4", WIDEST * 4),
+            width => format!("`{name}` has {size} bytes; f32 vectors of one width are due, {} bytes each", width * 4),
+        }
+    }
+
+    fn unusable(&self, reason: String) -> VectorsError {
+        VectorsError::Reference { path: place(self.tar), reason }
+    }
+
+    /// Counts what is missing, and gives the file its name.
+    fn finish(mut self, end: Option<End>) -> Result<ImportReport, VectorsError> {
+        self.report.fault = match end {
+            Some(End::NotATar) => return Err(self.unusable("it is no tar".to_owned())),
+            Some(End::Truncated(at)) => Some(format!("it breaks off in the member at byte {at}")),
+            Some(End::Damaged(at)) => Some(format!("there is no member's header at byte {at}")),
+            Some(End::Whole) | None => None,
+        };
+        let Some(writer) = self.writer.take() else { return Err(self.unusable(self.no_match())) };
+        for (row, key) in self.keys.iter().enumerate() {
+            for (_, name) in self.columns.iter().enumerate().filter(|(column, _)| !writer.has(*column, row)) {
+                self.report.missing.add(|| format!("{key}.{}", ending(name)));
+            }
+        }
+        writer.finish()?;
+        if !self.report.is_clean() {
+            let report = &self.report;
+            tracing::warn!(tar = %self.tar.location(), "not all text vectors could be taken as they are\n{report}");
+        }
+        Ok(self.report)
+    }
+
+    fn no_match(&self) -> String {
+        let unmatched = &self.report.unmatched;
+        let example = unmatched.examples.first().map_or(String::new(), |name| format!(", such as `{name}`"));
+        format!(
             "none of its members is `KEY.{}` of one of the shard's {} samples; {} have another key{example}",
-            columns.iter().map(|name| ending(name)).collect::<Vec<_>>().join("` or `KEY."),
-            keys.len(),
-            report.unmatched.count
-        ))
-    };
-    report.width = usize::try_from(size.ok_or_else(no_match)? / 4)
-        .map_err(|_| unusable("its members are too large".to_owned()))?;
-    Ok(found)
+            self.columns.iter().map(|name| ending(name)).collect::<Vec<_>>().join("` or `KEY."),
+            self.keys.len(),
+            unmatched.count
+        )
+    }
 }
 
 fn place(tar: &Blob) -> PathBuf {

@@ -1,7 +1,7 @@
 //! All vectors of one data set.
 
 use super::{Expected, Provenance, ShardFile, VectorsError, shard_name};
-use crate::data::storage::{Location, Storage};
+use crate::data::storage::{Block, Location, Storage};
 use half::bf16;
 use std::{ops::Range, sync::Arc};
 
@@ -59,10 +59,29 @@ impl VectorStore {
     /// # Errors
     /// As [`ShardFile::read`].
     pub fn read(&self, sample: u64, column: &str, out: &mut [bf16]) -> Result<bool, VectorsError> {
+        match self.place(sample) {
+            Some((shard, row)) => shard.read(column, row, out),
+            None => Ok(false),
+        }
+    }
+
+    /// Hands on the blocks of object storage that are read for the vector of a sample's caption; none when it lies in a file.
+    pub fn blocks(&self, sample: u64, column: &str, each: &mut dyn FnMut(Block)) {
+        if let Some((shard, row)) = self.place(sample) {
+            shard.blocks(column, row, each);
+        }
+    }
+
+    /// What the vectors are read through, when they lie in object storage.
+    pub fn object_storage(&self) -> Option<&Arc<Storage>> {
+        self.shards.iter().find_map(|(_, shard)| shard.object_storage())
+    }
+
+    /// The shard that has a sample, and the sample's row there.
+    fn place(&self, sample: u64) -> Option<(&ShardFile, u64)> {
         let at = self.shards.partition_point(|(range, _)| range.end <= sample);
-        let Some((range, shard)) = self.shards.get(at) else { return Ok(false) };
-        let Some(row) = sample.checked_sub(range.start) else { return Ok(false) };
-        shard.read(column, row, out)
+        let (range, shard) = self.shards.get(at)?;
+        Some((shard, sample.checked_sub(range.start)?))
     }
 
     /// The shards' files, in index order; those without samples have none.

@@ -13,7 +13,7 @@ use super::{
     DataError,
     files::Files,
     index::{IMAGE, Place, ShardIndex},
-    storage::Location,
+    storage::{Block, Location},
 };
 
 /// The images of a data set.
@@ -52,5 +52,43 @@ impl Images {
                 Ok(files.storage().read_all(&location, bytes)?)
             }
         }
+    }
+
+    /// Whether any image lies in object storage.
+    pub fn in_objects(&self, files: &Files) -> bool {
+        match self {
+            Self::Tars | Self::Parquets(_) => files.has_objects(),
+            // A row may name an object whatever the folder is.
+            Self::Folders(folders) => folders.iter().any(|folder| matches!(folder, Location::Object(_))),
+        }
+    }
+
+    /// Hands on the blocks of object storage that an image lies in; none when it lies in a file. Of an object of its own it is the first:
+    /// how long it is, is not known.
+    pub fn blocks(
+        &self,
+        files: &Files,
+        shard: u32,
+        index: &ShardIndex,
+        row: u32,
+        each: &mut dyn FnMut(Block),
+    ) -> Result<(), DataError> {
+        match self {
+            Self::Tars => {
+                if let Some(extent) = index.place(row, IMAGE)?.map(Place::extent) {
+                    files.blocks(shard, extent.offset..extent.offset + extent.length, each);
+                }
+            }
+            Self::Parquets(images) => {
+                if let Some(place) = index.place(row, IMAGE)? {
+                    files.blocks(shard, images.bytes_of(files, shard, place.row())?, each);
+                }
+            }
+            Self::Folders(folders) => {
+                let location = folders[shard as usize].join(&index.key(row)?)?;
+                files.storage().first_block(&location).into_iter().for_each(each);
+            }
+        }
+        Ok(())
     }
 }

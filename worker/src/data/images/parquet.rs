@@ -4,7 +4,7 @@
 use crate::data::{
     DataError,
     blob::Blob,
-    chunks::{Chunks, Failure},
+    chunks::{Chunks, Failure, bytes_of},
     files::Files,
     index::{Flaw, Place, Rows, ShardReader},
     storage::Location,
@@ -23,6 +23,7 @@ use parquet::{
 };
 use std::{
     collections::HashMap,
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -112,13 +113,14 @@ impl Parquets {
     fn rows(&self, shard: &Blob, failure: &Failure) -> Result<Rows, DataError> {
         let path = &shard.location();
         let source = Chunks::new(shard.clone(), failure);
-        let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(source, options())
-            .map_err(|error| failed(path, &error))?;
-        let schema = builder.schema().clone();
+        let metadata = ArrowReaderMetadata::load(&source, options()).map_err(|error| failed(path, &error))?;
+        let schema = metadata.schema().clone();
         let image = image_column(&schema, self.image_column.as_deref(), path)?;
         let is_text = |place: &usize| *schema.field(*place).data_type() == DataType::Utf8;
         let key = KEYS.iter().find_map(|name| schema.index_of(name).ok().filter(is_text));
-        let mask = projection(builder.parquet_schema(), image, key);
+        let mask = projection(metadata.parquet_schema(), image, key);
+        let source = source.in_order(&metadata, &mask);
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(source, metadata);
         let reader = builder.with_projection(mask).with_batch_size(BATCH).build();
         let reader = reader.map_err(|error| failed(path, &error))?;
         let mut rows = Rows::default();
@@ -153,7 +155,25 @@ struct Opened {
     /// The first row of each row group.
     groups: Vec<u64>,
     mask: ProjectionMask,
+    /// The leaf of the images' bytes.
+    leaf: usize,
     column: String,
+}
+
+impl Opened {
+    fn bytes_of(&self, row: u64) -> Range<u64> {
+        let group = self.groups.partition_point(|first| *first <= row).saturating_sub(1);
+        let metadata = self.metadata.metadata();
+        let chunk = metadata.row_groups().get(group).and_then(|group| group.columns().get(self.leaf));
+        let Some(chunk) = chunk.and_then(bytes_of) else { return 0..0 };
+        let before = (row - self.groups[group]) as i64;
+        let pages = metadata.offset_index().and_then(|index| Some(index.get(group)?.get(self.leaf)?.page_locations()));
+        let after = pages.map(|pages| (pages, pages.partition_point(|page| page.first_row_index <= before)));
+        match after.and_then(|(pages, after)| pages.get(after.checked_sub(1)?)) {
+            Some(page) => page.offset as u64..page.offset as u64 + page.compressed_page_size as u64,
+            None => chunk,
+        }
+    }
 }
 
 /// The rows of parquet files by number.
@@ -181,6 +201,16 @@ impl ParquetImages {
         let (blob, failure) = (files.blob(shard)?, Failure::default());
         let read = self.row(&blob, &failure, shard, row, bytes);
         read.map_err(|error| failure.take().map_or(error, |source| files.failed(shard, &blob, source)))
+    }
+
+    /// The bytes of a shard that are read for a row: those of its page where the file has an index of pages, else all of its row group's
+    /// images.
+    pub fn bytes_of(&self, files: &Files, shard: u32, row: u64) -> Result<Range<u64>, DataError> {
+        let (blob, failure) = (files.blob(shard)?, Failure::default());
+        let opened = self.opened(&blob, &failure, shard);
+        let opened =
+            opened.map_err(|error| failure.take().map_or(error, |source| files.failed(shard, &blob, source)))?;
+        Ok(opened.bytes_of(row))
     }
 
     fn row(&self, blob: &Blob, failure: &Failure, shard: u32, row: u64, bytes: &mut Vec<u8>) -> Result<(), DataError> {
@@ -225,7 +255,9 @@ impl ParquetImages {
         let groups = metadata.metadata().row_groups().iter().map(|group| group.num_rows()).map(start).collect();
         let mask = projection(metadata.parquet_schema(), image, None);
         let column = metadata.schema().field(image).name().clone();
-        let opened = Arc::new(Opened { path, metadata, groups, mask, column });
+        let leaves = metadata.parquet_schema().num_columns();
+        let leaf = (0..leaves).find(|leaf| mask.leaf_included(*leaf)).unwrap_or_default();
+        let opened = Arc::new(Opened { path, metadata, groups, mask, leaf, column });
         let chunks = |opened: &Opened| opened.groups.len() * opened.metadata.parquet_schema().num_columns();
         let mut held = lock();
         if held.values().map(|opened| chunks(opened)).sum::<usize>() + chunks(&opened) > HELD_CHUNKS {

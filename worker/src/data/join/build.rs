@@ -86,6 +86,16 @@ impl Plan<'_> {
     }
 }
 
+/// The fields of samples' own that a join reads, in their order: columns, those that decide, and the one that a table is joined by.
+pub fn own_fields<'a>(
+    columns: impl Iterator<Item = &'a str>,
+    only: &BTreeMap<String, String>,
+    join: Option<&str>,
+) -> Vec<String> {
+    let only = only.keys().map(String::as_str);
+    columns.map(str::to_owned).chain(only.chain(join.filter(|join| *join != "key")).map(str::to_owned)).collect()
+}
+
 /// Opens the join if it was computed before, else computes it and keeps it.
 ///
 /// Where no folder can be written it is held in memory, if it is no larger than 1 GiB.
@@ -205,10 +215,8 @@ impl<'a, W: Write> Build<'a, W> {
 
     /// Reads what the samples' metadata say.
     fn read_own(&mut self, plan: &Plan<'_>, fields: &dyn OwnFields) -> Result<(), DataError> {
-        let mut names: Vec<String> = plan.own.iter().map(|column| column.name.clone()).collect();
-        names.extend(plan.only.keys().cloned());
-        let join = plan.table.as_ref().filter(|table| table.join != "key").map(|table| table.join.clone());
-        names.extend(join);
+        let join = plan.table.as_ref().map(|table| table.join.as_str());
+        let names = own_fields(plan.own.iter().map(|column| column.name.as_str()), plan.only, join);
         if names.is_empty() {
             return Ok(());
         }

@@ -8,12 +8,14 @@
 
 mod build;
 mod coverage;
+mod gathered;
 mod own;
 #[cfg(test)]
 mod tests;
 
-pub use build::{Plan, TablePlan, Wanted, open};
+pub use build::{Plan, TablePlan, Wanted, open, own_fields};
 pub use coverage::Coverage;
+pub use gathered::{Gathered, GatheringTars};
 pub use own::{OwnFields, RowColumns, TarMetadata};
 
 use super::{

@@ -1,5 +1,6 @@
 //! The fields of samples' own metadata, shard by shard.
 
+use super::Gathered;
 use crate::data::{
     DataError,
     files::Files,
@@ -10,7 +11,7 @@ use crate::data::{
 use serde_json::Value;
 
 /// The longest metadata that are read, in bytes.
-const LONGEST: u64 = 1 << 24;
+pub const LONGEST: u64 = 1 << 24;
 
 /// Where a sample's own fields are.
 pub trait OwnFields: Sync {
@@ -27,10 +28,20 @@ pub struct TarMetadata<'a> {
     pub files: &'a Files,
     /// Their indices.
     pub indices: &'a [ShardIndex],
+    /// What was gathered when they were indexed.
+    pub gathered: Option<&'a Gathered>,
+}
+
+/// The texts of fields in metadata.
+pub fn texts_of(fields: &[Field], metadata: &Value) -> Vec<Option<String>> {
+    fields.iter().map(|field| field.text(metadata)).collect()
 }
 
 impl OwnFields for TarMetadata<'_> {
     fn read(&self, shard: u32, fields: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
+        if let Some(rows) = self.gathered.and_then(|gathered| gathered.of(&self.files.location(shard), fields)) {
+            return rows.iter().try_for_each(|texts| each(&texts.iter().map(Option::as_deref).collect::<Vec<_>>()));
+        }
         let index = &self.indices[shard as usize];
         let fields: Vec<Field> = fields.iter().map(|field| Field::new(field)).collect();
         let slot = index.slot("json");
@@ -45,7 +56,7 @@ impl OwnFields for TarMetadata<'_> {
                 }
                 None => Value::Null,
             };
-            let texts: Vec<Option<String>> = fields.iter().map(|field| field.text(&value)).collect();
+            let texts = texts_of(&fields, &value);
             each(&texts.iter().map(Option::as_deref).collect::<Vec<_>>())?;
         }
         Ok(())

@@ -1,7 +1,8 @@
 //! Threads that decode batches ahead of the training.
 
 use super::{
-    Batch, BatchRequest, OnBroken,
+    Batch, BatchRequest, Beside, OnBroken,
+    ahead::{Ahead, Requests},
     pipeline::Pipeline,
     queue::{Chunk, Part, Queue},
 };
@@ -38,12 +39,16 @@ pub struct LoaderConfig {
     pub threads: usize,
     /// Batches that may be decoded ahead; at least one.
     pub prefetch_batches: usize,
+    /// What is read of the samples besides their images, so that it is fetched together with them.
+    pub beside: Option<Arc<dyn Beside>>,
 }
 
 /// Gives batches in the order of their requests. A batch's pixels depend on its request, the seed and the data sets,
 /// never on threads. Dropping it ends its threads.
 pub struct Loader {
     queue: Arc<Queue>,
+    /// What is fetched before it is decoded; absent when all data are files.
+    ahead: Option<Arc<Ahead>>,
     threads: Vec<JoinHandle<()>>,
     waited: Duration,
 }
@@ -51,18 +56,31 @@ pub struct Loader {
 impl Loader {
     /// Starts to decode. `requests` is asked by the loader's threads, one at a time and in order.
     pub fn start(config: LoaderConfig, requests: impl Iterator<Item = BatchRequest> + Send + 'static) -> Self {
-        let queue = Arc::new(Queue::new(Box::new(requests), config.prefetch_batches, config.image_size));
+        let mut requests: Box<dyn Iterator<Item = BatchRequest> + Send> = Box::new(requests);
+        let ahead = Ahead::of(&config)
+            .map(|storage| Ahead::new(storage, std::mem::replace(&mut requests, Box::new(std::iter::empty()))));
+        if let Some(ahead) = &ahead {
+            requests = Box::new(Requests(ahead.clone()));
+        }
+        let queue = Arc::new(Queue::new(requests, config.prefetch_batches, config.image_size));
         let config = Arc::new(config);
-        let mut threads = Vec::new();
+        let mut work: Vec<(String, Box<dyn FnOnce() + Send>)> = Vec::new();
+        if let Some(ahead) = &ahead {
+            let (config, ahead, queue) = (config.clone(), ahead.clone(), queue.clone());
+            work.push(("loader-ahead".to_owned(), Box::new(move || guarded(&queue, || ahead.run(&config)))));
+        }
         for i in 0..config.threads.max(1) {
-            let (config, shared) = (config.clone(), queue.clone());
-            let spawned = std::thread::Builder::new().name(format!("loader-{i}")).spawn(move || work(&config, &shared));
-            match spawned {
+            let (config, queue) = (config.clone(), queue.clone());
+            work.push((format!("loader-{i}"), Box::new(move || guarded(&queue, || decode_all(&config, &queue)))));
+        }
+        let mut threads = Vec::new();
+        for (name, work) in work {
+            match std::thread::Builder::new().name(name).spawn(work) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => queue.fail(Box::new(format!("it could not start: {error}"))),
             }
         }
-        Self { queue, threads, waited: Duration::ZERO }
+        Self { queue, ahead, threads, waited: Duration::ZERO }
     }
 
     /// The next batch; `None` after the last one, and after an error.
@@ -74,6 +92,9 @@ impl Loader {
         let began = Instant::now();
         let batch = self.queue.next(PATIENCE);
         self.waited += began.elapsed();
+        if let (Some(ahead), Some(Ok(_))) = (&self.ahead, &batch) {
+            ahead.delivered();
+        }
         batch
     }
 
@@ -86,6 +107,7 @@ impl Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         self.queue.stop();
+        self.ahead.iter().for_each(|ahead| ahead.stop());
         for thread in self.threads.drain(..) {
             // A thread that panicked has said so through the queue.
             let _ = thread.join();
@@ -93,15 +115,17 @@ impl Drop for Loader {
     }
 }
 
-/// A thread: decodes chunks until there are none. Its panic becomes the consumer's error.
-fn work(config: &LoaderConfig, queue: &Queue) {
-    let run = || {
-        let mut pipeline = Pipeline::default();
-        while let Some(mut chunk) = queue.take() {
-            let part = decode(&mut pipeline, config, queue, &mut chunk);
-            queue.put(&chunk, part);
-        }
-    };
+/// Decodes chunks until there are none.
+fn decode_all(config: &LoaderConfig, queue: &Queue) {
+    let mut pipeline = Pipeline::default();
+    while let Some(mut chunk) = queue.take() {
+        let part = decode(&mut pipeline, config, queue, &mut chunk);
+        queue.put(&chunk, part);
+    }
+}
+
+/// A thread's work. Its panic becomes the consumer's error.
+fn guarded(queue: &Queue, run: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
         queue.fail(panic);
     }

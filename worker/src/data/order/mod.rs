@@ -2,6 +2,7 @@
 //! (`common/src/recipe/order.rs`), the one that training asks for; nothing is computed and no image is read.
 
 mod batch;
+mod history;
 mod sample;
 
 use super::{
@@ -10,17 +11,22 @@ use super::{
     progress::Line,
     storage::{Limits, Storage},
 };
-use crate::recipe_args::{RecipeArgs, RecipeArgsError};
+use crate::{
+    checkpoint::CheckpointError,
+    recipe_args::{RecipeArgs, RecipeArgsError},
+};
 use anyhow::Context as _;
 use batch::Listing;
 use common::{
     ids::WorldSize,
+    manifest::ResumeError,
     recipe::{Recipe, Stage, Training},
     sampler::{Order, OrderError},
 };
+use history::Checkpoints;
 use sample::Found;
 use serde::Serialize;
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 /// What is asked.
 #[derive(Debug, clap::Args)]
@@ -44,6 +50,10 @@ pub struct OrderArgs {
     /// Say which of W ranks has a slot
     #[arg(long, value_name = "W", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub workers: u32,
+    /// Take what this checkpoint says of steps that are done: weights of the mix that changed on the way. Without it the newest
+    /// of the recipe's output is asked, if there is one
+    #[arg(long, value_name = "FOLDER")]
+    pub checkpoint: Option<PathBuf>,
     /// Print every line, not the first and last of many
     #[arg(long)]
     pub all: bool,
@@ -65,6 +75,10 @@ enum OrderQuestionError {
     Data(#[from] DataError),
     #[error(transparent)]
     Order(#[from] OrderError),
+    #[error("--checkpoint: {source}")]
+    Checkpoint { source: CheckpointError },
+    #[error("the order of a job with the checkpoint {}: {source}", folder.display())]
+    History { folder: PathBuf, source: ResumeError },
     #[error("step {step} is beyond the end: the stage has {steps} steps, 0 to {}, and {samples} samples in all", steps.saturating_sub(1))]
     BeyondTheEnd { step: u64, steps: u64, samples: u64 },
     #[error("a global batch of {global_batch} cannot be shared by {workers} workers")]
@@ -139,6 +153,9 @@ impl Opened {
         let datasets = stage.data.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let samples: Vec<u64> = datasets.iter().map(Dataset::len).collect();
         let order = recipe.order(&stage, &samples)?;
+        let named = args.checkpoint.as_deref();
+        let checkpoints = Checkpoints { output: &recipe.output, stage: &args.stage, named };
+        let order = history::of_job(&checkpoints, &datasets, order)?;
         let steps = stage.length.steps(&order);
         Ok(Self { seed: recipe.seed, stage, datasets, order, steps, workers: WorldSize(args.workers) })
     }

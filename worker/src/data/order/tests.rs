@@ -4,7 +4,8 @@ use super::*;
 use crate::data::tests::{image, tar};
 use clap::Parser as _;
 use common::{
-    ids::{Epoch, Rank, SampleIndex, Step},
+    ids::{Epoch, Generation, Rank, SampleIndex, Step},
+    manifest::{DataCursor, FORMAT, Manifest, Part, paths},
     sampler::local_slots,
 };
 use serde_json::Value;
@@ -162,6 +163,68 @@ fn what_cannot_be_answered_says_why() {
     assert_eq!(refused(&["--workers", "6"]), "a global batch of 5 cannot be shared by 6 workers");
     assert!(Cli::try_parse_from(["order", "x.toml"]).is_err(), "one question is needed");
     assert!(Cli::try_parse_from(["order", "x.toml", "--step", "1", "--position", "1"]).is_err(), "and no two");
+}
+
+/// A checkpoint after `step` steps of an order, as a job with output `out` leaves one.
+fn checkpoint(folder: &tempfile::TempDir, opened: &Opened, step: u64) -> std::path::PathBuf {
+    let digest = |number: usize| opened.datasets[number].fingerprint();
+    let part = Part {
+        rank: Rank(0),
+        file: paths::part_file(Rank(0)),
+        bytes: 1,
+        blake3: "00".repeat(32),
+        tensors: Default::default(),
+    };
+    let manifest = Manifest {
+        format: FORMAT,
+        job: "two-1".parse().unwrap(),
+        generation: Generation(1),
+        step: Step(step),
+        world: WorldSize(1),
+        stage: "clip".to_owned(),
+        recipe_fingerprint: "ab".to_owned(),
+        data: DataCursor::new(opened.order.spec(), step * 5, digest),
+        parts: vec![part],
+    };
+    let place = folder.path().join("out/clip").join(paths::step_folder(Step(step)));
+    std::fs::create_dir_all(&place).unwrap();
+    std::fs::write(place.join(paths::MANIFEST_FILE), serde_json::to_string(&manifest).unwrap()).unwrap();
+    place
+}
+
+#[test]
+fn weights_that_changed_on_the_way_are_taken_from_the_newest_checkpoint_or_the_one_that_is_named() {
+    let folder = fixture();
+    let in_out = format!("output={}", folder.path().join("out").display());
+    let with = |weights: &str, more: &[&str]| {
+        let weights = format!("stage.clip.mix.weights={weights}");
+        open(&folder, &[&["--step", "0", "--set", &in_out, "--set", &weights], more].concat())
+    };
+    let batches = |opened: &Opened, steps: std::ops::Range<u64>| -> Vec<Vec<(usize, u64)>> {
+        let batch = |step| opened.order.draws(Step(step), 0..5).map(|draw| (draw.source, draw.index.0)).collect();
+        steps.map(batch).collect()
+    };
+    let old = with("{a=2,b=1}", &[]).unwrap();
+    let early = checkpoint(&folder, &old, 4);
+    checkpoint(&folder, &old, 7);
+    // The recipe has other weights now: they hold from the newest checkpoint on.
+    let new = with("{a=1,b=4}", &[]).unwrap();
+    assert_eq!(new.order.spec().segments.iter().map(|segment| segment.first.0).collect::<Vec<_>>(), [0, 7]);
+    assert_eq!(batches(&new, 0..7), batches(&old, 0..7));
+    assert_ne!(batches(&new, 7..14), batches(&old, 7..14));
+    // Its own checkpoints know both, and so does everything behind them.
+    checkpoint(&folder, &new, 9);
+    assert_eq!(batches(&with("{a=1,b=4}", &[]).unwrap(), 0..14), batches(&new, 0..14));
+    let named = with("{a=1,b=4}", &["--checkpoint", early.to_str().unwrap()]).unwrap();
+    assert_eq!(named.order.spec().segments[1].first, Step(4));
+    // Another seed's are of another job: said, and passed over, unless one is named.
+    let other = with("{a=1,b=4}", &["--set", "seed=6"]).unwrap();
+    assert_eq!(other.order.spec().segments.len(), 1);
+    let refused = |path: &str| with("{a=1,b=4}", &["--set", "seed=6", "--checkpoint", path]).err().unwrap().to_string();
+    let text = refused(early.to_str().unwrap());
+    assert!(text.contains("`seed` was 5") && text.contains("step-000000004"), "{text}");
+    let missing = refused("nowhere/step-000000004");
+    assert!(missing.starts_with("--checkpoint: ") && missing.contains("nowhere/step-000000004"), "{missing}");
 }
 
 #[test]

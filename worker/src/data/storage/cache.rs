@@ -29,7 +29,7 @@ pub struct Object {
 /// Which block.
 pub type Key = (Arc<Object>, u64);
 
-/// The least recently used blocks go when `capacity` bytes are exceeded.
+/// When `capacity` bytes are exceeded, blocks go that were said to be of no use any more, then the least recently used.
 #[derive(Debug)]
 pub struct BlockCache {
     capacity: u64,
@@ -40,44 +40,45 @@ pub struct BlockCache {
 #[derive(Debug, Default)]
 struct State {
     slots: HashMap<Key, Slot>,
-    // By age, oldest first.
-    ready: BTreeMap<u64, Key>,
+    // By age, oldest first; below zero are those that were let go.
+    ready: BTreeMap<i64, Key>,
     bytes: u64,
-    clock: u64,
+    clock: i64,
+    let_go: i64,
 }
 
 #[derive(Debug)]
 enum Slot {
     Loading,
-    Ready { block: Block, age: u64 },
+    Ready { block: Block, age: i64 },
 }
 
 /// What a thread that wants a block has to do.
 #[derive(Debug)]
-pub enum Claim<'a> {
+pub enum Claim {
     /// Nothing: here it is.
     Ready(Block),
     /// Load it, for all.
-    Mine(Ticket<'a>),
+    Mine(Ticket),
     /// Another thread loads it.
     Theirs,
 }
 
 /// The duty to load a block. Dropped without a block, the next thread that wants it gets the duty.
 #[derive(Debug)]
-pub struct Ticket<'a> {
-    cache: &'a BlockCache,
+pub struct Ticket {
+    cache: Arc<BlockCache>,
     key: Option<Key>,
 }
 
 impl BlockCache {
     /// An empty cache of `capacity` bytes. A single block that is larger is given out and not kept.
-    pub fn new(capacity: u64) -> Self {
-        Self { capacity, state: Mutex::default(), changed: Condvar::new() }
+    pub fn new(capacity: u64) -> Arc<Self> {
+        Arc::new(Self { capacity, state: Mutex::default(), changed: Condvar::new() })
     }
 
     /// Asks for a block.
-    pub fn claim(&self, key: &Key) -> Claim<'_> {
+    pub fn claim(self: &Arc<Self>, key: &Key) -> Claim {
         let mut state = self.lock();
         if let Some(slot) = state.slots.get(key) {
             return match slot {
@@ -86,7 +87,15 @@ impl BlockCache {
             };
         }
         state.slots.insert(key.clone(), Slot::Loading);
-        Claim::Mine(Ticket { cache: self, key: Some(key.clone()) })
+        Claim::Mine(Ticket { cache: self.clone(), key: Some(key.clone()) })
+    }
+
+    /// Nobody will want this block soon: it is the first to go.
+    pub fn let_go(&self, key: &Key) {
+        let mut state = self.lock();
+        state.let_go -= 1;
+        let age = state.let_go;
+        state.give_age(key, age);
     }
 
     /// Waits until nobody loads the block any more, or `longest` has passed. What then is, [`BlockCache::claim`] says.
@@ -110,11 +119,15 @@ impl State {
     /// A block that is there, which is young again.
     fn touch(&mut self, key: &Key) -> Block {
         self.clock += 1;
-        let Some(Slot::Ready { block, age }) = self.slots.get_mut(key) else { unreachable!("the caller looked") };
+        self.give_age(key, self.clock).expect("the caller looked")
+    }
+
+    fn give_age(&mut self, key: &Key, new: i64) -> Option<Block> {
+        let Some(Slot::Ready { block, age }) = self.slots.get_mut(key) else { return None };
         let key = self.ready.remove(age).expect("what is ready has an age");
-        *age = self.clock;
-        self.ready.insert(self.clock, key);
-        block.clone()
+        *age = new;
+        self.ready.insert(new, key);
+        Some(block.clone())
     }
 
     fn insert(&mut self, key: Key, block: Block, capacity: u64) {
@@ -131,7 +144,7 @@ impl State {
     }
 }
 
-impl Ticket<'_> {
+impl Ticket {
     /// The block has come.
     pub fn fulfil(mut self, block: Block) {
         if let Some(key) = self.key.take() {
@@ -141,7 +154,7 @@ impl Ticket<'_> {
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
             self.cache.lock().slots.remove(&key);
@@ -164,7 +177,7 @@ mod tests {
         Block { bytes: Bytes::from(vec![1; length]), object_size: 1000 }
     }
 
-    fn load(cache: &BlockCache, number: u64, length: usize) {
+    fn load(cache: &Arc<BlockCache>, number: u64, length: usize) {
         let Claim::Mine(ticket) = cache.claim(&key(number)) else { panic!("block {number} is there already") };
         ticket.fulfil(block(length));
     }
@@ -179,6 +192,20 @@ mod tests {
         assert_eq!(cache.kept(), (2, 20));
         assert!(matches!(cache.claim(&key(0)), Claim::Ready(_)));
         assert!(matches!(cache.claim(&key(1)), Claim::Mine(_)));
+    }
+
+    #[test]
+    fn a_block_that_was_let_go_goes_before_older_ones_unless_it_is_used_again() {
+        let cache = BlockCache::new(30);
+        (0..3).for_each(|number| load(&cache, number, 10));
+        cache.let_go(&key(1));
+        cache.let_go(&key(2));
+        cache.let_go(&key(9));
+        assert!(matches!(cache.claim(&key(1)), Claim::Ready(_)));
+        load(&cache, 3, 10);
+        assert!(matches!(cache.claim(&key(0)), Claim::Ready(_)));
+        assert!(matches!(cache.claim(&key(1)), Claim::Ready(_)));
+        assert!(matches!(cache.claim(&key(2)), Claim::Mine(_)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod local;
 mod location;
 mod pattern;
 mod remote;
+mod request;
 mod retry;
 mod scatter;
 #[cfg(test)]
@@ -23,10 +24,13 @@ pub use limits::Limits;
 pub use location::{Location, ObjectUrl, Scheme};
 pub(super) use pattern::{is_pattern, matches};
 
-use cache::Object;
+use cache::{Key, Object};
 use local::Local;
 use remote::Remote;
-use std::{ops::Range, sync::OnceLock};
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 /// A file or object, as it was when it was looked at.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,6 +42,10 @@ pub struct Entry {
     /// Changes when its contents do: the modification time in nanoseconds of a file, the ETag (or time) of an object.
     pub version: String,
 }
+
+/// A block of an object: what one request asks for, and what is kept as one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Block(Key);
 
 /// All storage that a process reads. Shared by reference; its methods block the calling thread, never longer than
 /// [`Limits::deadline`] a request. Not to be called on a thread of an async runtime.
@@ -94,6 +102,17 @@ impl Storage {
             Ok(_) => Ok(true),
             Err(StorageError::NotFound { .. }) => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Whether there are objects whose names begin with this one and a `/`. Of files it is false.
+    ///
+    /// # Errors
+    /// When the storage cannot be asked.
+    pub fn is_folder_of_objects(&self, location: &Location) -> Result<bool, StorageError> {
+        match location {
+            Location::Local(_) => Ok(false),
+            Location::Object(url) => self.remote()?.is_folder(url),
         }
     }
 
@@ -198,6 +217,53 @@ impl Storage {
     /// Bytes of an object that one request asks for: reads much shorter than this do not pay.
     pub fn block(&self) -> u64 {
         self.limits.block
+    }
+
+    /// The blocks that a range of an object as it was when it was looked at lies in; a file has none.
+    pub fn blocks_of(&self, entry: &Entry, range: Range<u64>) -> impl Iterator<Item = Block> + use<> {
+        let object = match &entry.location {
+            Location::Object(url) if !range.is_empty() => {
+                Some(Arc::new(Object { url: url.clone(), version: Some(entry.version.clone()) }))
+            }
+            _ => None,
+        };
+        let block = self.limits.block;
+        object.into_iter().flat_map(move |object| {
+            (range.start / block..range.end.div_ceil(block)).map(move |number| Block((object.clone(), number)))
+        })
+    }
+
+    /// The first block of an object in the version in which it is first read; a file has none.
+    pub fn first_block(&self, location: &Location) -> Option<Block> {
+        match location {
+            Location::Local(_) => None,
+            Location::Object(url) => Some(Block((Arc::new(any(url)), 0))),
+        }
+    }
+
+    /// Begins to fetch a block unless it is there or under way, and returns at once; `token` is dropped when that has ended. A failure is
+    /// not told: who reads the block asks for it again, and is told.
+    pub fn fetch_ahead(&self, block: &Block, token: impl Send + 'static) {
+        if let Ok(remote) = self.remote() {
+            remote.fetch_ahead(&block.0, token);
+        }
+    }
+
+    /// Nobody will want a block soon: it is the first that is not kept.
+    pub fn let_go(&self, block: &Block) {
+        if let Some(remote) = self.remote.get() {
+            remote.let_go(&block.0);
+        }
+    }
+
+    /// Bytes of the blocks of all samples that a loader has in sight, see [`Limits::ahead`].
+    pub fn ahead(&self) -> u64 {
+        self.limits.ahead.min(self.limits.cache)
+    }
+
+    /// Requests that may be under way for blocks that nobody waits for yet: half of all.
+    pub fn requests_ahead(&self) -> usize {
+        (self.limits.requests / 2).max(1)
     }
 
     fn remote(&self) -> Result<&Remote, StorageError> {

@@ -1,35 +1,30 @@
 //! Objects: requests on a runtime of their own, and threads that wait for them.
 
 use super::{
-    Entry, Limits, Location, ObjectUrl, Scheme, StorageError,
+    Entry, Limits, Location, ObjectUrl, StorageError,
     cache::{Block, BlockCache, Claim, Key, Object, Ticket},
     credentials::Environment,
     pattern,
-    retry::{Failure, GivenUp, Patience, Refusal, sort, until_it_works, within},
+    request::{Shared, anything_in, block_of, entry, list_after, lock},
+    retry::{Failure, Patience, Refusal, sort, until_it_works, within},
     scatter::{Piece, pieces},
 };
-use object_store::{
-    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, PutMode, PutOptions, PutPayload, path::Path,
-};
+use object_store::{ObjectMeta, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     time::Instant,
 };
 use tokio::{runtime::Runtime, sync::Semaphore};
-use tokio_stream::StreamExt as _;
 use tokio_util::sync::CancellationToken;
 
 /// Threads that drive requests. They only move bytes: decoding happens on the caller's.
 const THREADS: usize = 2;
 /// Blocks that one read asks for at a time.
 const GROUP: usize = 16;
-/// The most objects in one listing.
-const LISTED: usize = 10_000_000;
 
 /// All object stores that a process reads.
 #[derive(Debug)]
@@ -37,26 +32,8 @@ pub struct Remote {
     // Taken when dropped.
     runtime: Option<Runtime>,
     shared: Arc<Shared>,
-    cache: BlockCache,
+    cache: Arc<BlockCache>,
     cancelled: CancellationToken,
-    /// The versions of objects of several blocks of which any was wanted: what they had when they were first read.
-    versions: Mutex<HashMap<ObjectUrl, String>>,
-}
-
-/// What requests under way need.
-#[derive(Debug)]
-struct Shared {
-    limits: Limits,
-    environment: Environment,
-    clients: Mutex<HashMap<(Scheme, String), Arc<dyn ObjectStore>>>,
-    slots: Semaphore,
-    requests: AtomicU64,
-}
-
-/// A block and the version of the object that it is of.
-struct Loaded {
-    block: Block,
-    version: String,
 }
 
 impl Remote {
@@ -69,6 +46,7 @@ impl Remote {
             clients: Mutex::default(),
             slots: Semaphore::new(limits.requests),
             requests: AtomicU64::new(0),
+            versions: Mutex::default(),
             limits,
         };
         Ok(Self {
@@ -76,7 +54,6 @@ impl Remote {
             cache: BlockCache::new(shared.limits.cache),
             shared: Arc::new(shared),
             cancelled: CancellationToken::new(),
-            versions: Mutex::default(),
         })
     }
 
@@ -128,6 +105,12 @@ impl Remote {
     /// An object's size and version.
     pub fn stat(&self, url: &ObjectUrl) -> Result<Entry, StorageError> {
         self.finish("look at", url, self.look(url))
+    }
+
+    /// Whether it is a folder of objects.
+    pub fn is_folder(&self, url: &ObjectUrl) -> Result<bool, StorageError> {
+        let wanted = url.clone();
+        self.wait_for("list", url, move |shared, _| anything_in(shared, wanted.clone()))
     }
 
     fn look(&self, url: &ObjectUrl) -> mpsc::Receiver<Result<Entry, StorageError>> {
@@ -197,6 +180,28 @@ impl Remote {
         Ok(())
     }
 
+    /// Begins to load a block, unless it is there or under way, and returns at once. `token` is dropped when that has ended. What fails is
+    /// not told: who reads the block asks for it again, and is told.
+    pub fn fetch_ahead(&self, key: &Key, token: impl Send + 'static) {
+        let Claim::Mine(ticket) = self.cache.claim(key) else { return };
+        let (object, shared) = (key.0.clone(), self.shared.clone());
+        self.spawn("read", &key.0.url, block_of(&key.0.url, key.1), move |outcome| {
+            match outcome.and_then(|loaded| shared.check_version(&object, &loaded).map(|()| loaded)) {
+                Ok(loaded) => ticket.fulfil(loaded.block),
+                Err(error) => {
+                    tracing::debug!(%error, "a block could not be fetched ahead");
+                    drop(ticket);
+                }
+            }
+            drop(token);
+        });
+    }
+
+    /// Nobody will want a block soon: others stay in its place.
+    pub fn let_go(&self, key: &Key) {
+        self.cache.let_go(key);
+    }
+
     /// Writes an object.
     pub fn put(&self, url: &ObjectUrl, bytes: Vec<u8>) -> Result<(), StorageError> {
         self.put_as(url, bytes, PutMode::Overwrite).map(drop)
@@ -248,7 +253,7 @@ impl Remote {
         // When the thread that loads a block gives up it is our turn, unless we have waited as long as it has.
         let (started, longest) = (Instant::now(), self.shared.limits.deadline);
         while found.iter().any(Option::is_none) {
-            let mut mine: Vec<(usize, Ticket<'_>)> = Vec::new();
+            let mut mine: Vec<(usize, Ticket)> = Vec::new();
             let mut theirs: Option<Key> = None;
             for (at, number) in numbers.iter().enumerate().filter(|(at, _)| found[*at].is_none()).collect::<Vec<_>>() {
                 let key = (object.clone(), *number);
@@ -258,10 +263,11 @@ impl Remote {
                     Claim::Theirs => theirs = Some(key),
                 }
             }
-            let waiting: Vec<_> = mine.iter().map(|(at, _)| self.load(url, numbers[*at])).collect();
+            let waiting: Vec<_> =
+                mine.iter().map(|(at, _)| self.begin("read", url, block_of(url, numbers[*at]))).collect();
             for ((at, ticket), waiting) in mine.into_iter().zip(waiting) {
                 let loaded = self.finish("read", url, waiting)?;
-                self.check_version(object, &loaded)?;
+                self.shared.check_version(object, &loaded)?;
                 ticket.fulfil(loaded.block.clone());
                 found[at] = Some(loaded.block);
             }
@@ -275,53 +281,6 @@ impl Remote {
             }
         }
         Ok(found.into_iter().flatten().collect())
-    }
-
-    /// Asks for a block. What comes has the length that the object's size says, or it is no answer.
-    fn load(&self, url: &ObjectUrl, number: u64) -> mpsc::Receiver<Result<Loaded, StorageError>> {
-        let wanted = url.clone();
-        self.begin("read", url, move |shared, _| {
-            let url = wanted.clone();
-            async move {
-                let (client, path) = shared.client(&url)?;
-                let start = number * shared.limits.block;
-                let range = Some(GetRange::Bounded(start..start + shared.limits.block));
-                let got = client.get_opts(&path, GetOptions { range, ..GetOptions::default() }).await;
-                let got = match got {
-                    Err(error) if is_past_the_end(&error) => {
-                        let size = client.head(&path).await.map_err(|error| sort(&error))?.size;
-                        let location = Location::Object(url);
-                        let past = StorageError::PastEnd { location, offset: start, end: start + 1, size };
-                        return Err(Failure::Final(Refusal::Known(Box::new(past))));
-                    }
-                    got => got.map_err(|error| sort(&error))?,
-                };
-                let (meta, range) = (got.meta.clone(), got.range.clone());
-                let bytes = got.bytes().await.map_err(|error| sort(&error))?;
-                let due = meta.size.min(start + shared.limits.block).saturating_sub(start);
-                if range.start != start || bytes.len() as u64 != due {
-                    let text =
-                        format!("{} bytes from {} on, where {due} from {start} on are due", bytes.len(), range.start);
-                    return Err(Failure::Passing(text));
-                }
-                Ok(Loaded { block: Block { bytes, object_size: meta.size }, version: version(&meta) })
-            }
-        })
-    }
-
-    /// Whether a block is of the version that is wanted. Of an object that is a single block, any will do.
-    fn check_version(&self, object: &Object, loaded: &Loaded) -> Result<(), StorageError> {
-        let now = &loaded.version;
-        let before = match &object.version {
-            Some(wanted) => wanted.clone(),
-            None if loaded.block.object_size <= self.shared.limits.block => return Ok(()),
-            None => lock(&self.versions).entry(object.url.clone()).or_insert_with(|| now.clone()).clone(),
-        };
-        if before == *now {
-            return Ok(());
-        }
-        let location = Location::Object(object.url.clone());
-        Err(StorageError::Changed { location, before, now: now.clone() })
     }
 
     fn wait_for<T, F, A>(&self, operation: &'static str, url: &ObjectUrl, attempt: A) -> Result<T, StorageError>
@@ -339,7 +298,7 @@ impl Remote {
         &self,
         operation: &'static str,
         url: &ObjectUrl,
-        mut attempt: A,
+        attempt: A,
     ) -> mpsc::Receiver<Result<T, StorageError>>
     where
         T: Send + 'static,
@@ -347,6 +306,23 @@ impl Remote {
         A: FnMut(Arc<Shared>, u32) -> F + Send + 'static,
     {
         let (answer, receiver) = mpsc::sync_channel(1);
+        // Nobody may wait any more: a read of several blocks ends with the first error.
+        self.spawn(operation, url, attempt, move |outcome| drop(answer.send(outcome)));
+        receiver
+    }
+
+    /// As [`Remote::begin`]; `then` gets what comes, on a thread of the runtime.
+    fn spawn<T, F, A>(
+        &self,
+        operation: &'static str,
+        url: &ObjectUrl,
+        mut attempt: A,
+        then: impl FnOnce(Result<T, StorageError>) + Send + 'static,
+    ) where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Failure>> + Send + 'static,
+        A: FnMut(Arc<Shared>, u32) -> F + Send + 'static,
+    {
         let (shared, cancelled, url) = (self.shared.clone(), self.cancelled.clone(), url.clone());
         let runtime = self.runtime.as_ref().expect("it is there until it is dropped");
         runtime.spawn(async move {
@@ -361,14 +337,11 @@ impl Remote {
                     within(longest, request).await
                 }
             });
-            let outcome = tokio::select! {
+            then(tokio::select! {
                 () = cancelled.cancelled() => Err(StorageError::Cancelled { operation, location: Location::Object(url) }),
                 done = tries => done.map_err(|end| shared.error(operation, url, end)),
-            };
-            // Nobody may wait any more: a read of several blocks ends with the first error.
-            let _ = answer.send(outcome);
+            });
         });
-        receiver
     }
 
     fn finish<T>(
@@ -387,100 +360,5 @@ impl Drop for Remote {
     fn drop(&mut self) {
         // Without waiting for requests that a dead server holds.
         self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
-    }
-}
-
-impl Shared {
-    fn client(&self, url: &ObjectUrl) -> Result<(Arc<dyn ObjectStore>, Path), Failure> {
-        let refused = |error| Failure::Final(Refusal::Known(Box::new(error)));
-        let path = Path::parse(&url.key).map_err(|error| Failure::Final(Refusal::Answer(error.to_string())))?;
-        let mut clients = lock(&self.clients);
-        let place = (url.scheme, url.bucket.clone());
-        if let Some(client) = clients.get(&place) {
-            return Ok((client.clone(), path));
-        }
-        let client = self.environment.client(url, self.limits.attempt).map_err(refused)?;
-        clients.insert(place, client.clone());
-        Ok((client, path))
-    }
-
-    fn error(&self, operation: &'static str, url: ObjectUrl, end: GivenUp) -> StorageError {
-        let hint = self.environment.hint(url.scheme);
-        let location = Location::Object(url);
-        match end {
-            GivenUp::Refused(Refusal::Known(error)) => *error,
-            GivenUp::Refused(Refusal::NotFound) => StorageError::NotFound { location },
-            GivenUp::Refused(Refusal::Precondition) => {
-                StorageError::Refused { operation, location, answer: "it is there already".to_owned() }
-            }
-            GivenUp::Refused(Refusal::Answer(answer)) => {
-                StorageError::Refused { operation, location, answer: answer + &hint }
-            }
-            GivenUp::Late { attempts, took, answer } => {
-                let (seconds, answer) = (took.as_secs_f64(), answer + &hint);
-                StorageError::GaveUp { operation, location, attempts, seconds, answer }
-            }
-        }
-    }
-}
-
-/// Adds the objects of a folder that match to `found`, those behind the last one that is there.
-async fn list_after(shared: Arc<Shared>, url: ObjectUrl, found: Arc<Mutex<Vec<ObjectMeta>>>) -> Result<(), Failure> {
-    let (client, _) = shared.client(&url)?;
-    let folder = url.folder().map(Path::from);
-    let depth = url.key.split('/').count();
-    // Only one kind of bucket does not list in order: S3's directory buckets, which have this ending.
-    if url.bucket.ends_with("--x-s3") {
-        lock(&found).clear();
-    }
-    let mut listing = match lock(&found).last() {
-        Some(last) => client.list_with_offset(folder.as_ref(), &last.location),
-        None => client.list(folder.as_ref()),
-    };
-    while let Some(object) = listing.next().await {
-        let object = object.map_err(|error| sort(&error))?;
-        let name = object.location.filename().unwrap_or_default();
-        if object.location.parts_count() == depth && pattern::matches(url.name(), name) {
-            let mut found = lock(&found);
-            found.push(object);
-            if found.len() > LISTED {
-                let text = format!("more than {LISTED} objects match; split the data set");
-                return Err(Failure::Final(Refusal::Answer(text)));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Whether a range begins behind the object's end: 416, which `object_store` tells only in words.
-fn is_past_the_end(error: &object_store::Error) -> bool {
-    error.to_string().contains("status code: 416")
-}
-
-fn entry(url: ObjectUrl, meta: &ObjectMeta) -> Entry {
-    Entry { location: Location::Object(url), size: meta.size, version: version(meta) }
-}
-
-/// The ETag without its quotes: Azure's listings leave them out.
-fn version(meta: &ObjectMeta) -> String {
-    let tag = meta.e_tag.as_deref().map(|tag| tag.trim_start_matches("W/").trim_matches('"').to_owned());
-    tag.unwrap_or_else(|| meta.last_modified.to_rfc3339())
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_version_is_the_same_however_a_store_writes_the_tag() {
-        let of = |tag: &str| {
-            let (location, last_modified, e_tag) = (Path::from("x"), Default::default(), Some(tag.to_owned()));
-            version(&ObjectMeta { location, last_modified, size: 1, e_tag, version: None })
-        };
-        assert_eq!([of("\"0x8D\""), of("0x8D"), of("W/\"0x8D\"")], ["0x8D"; 3]);
     }
 }

@@ -98,7 +98,7 @@ impl Survey {
         if fields.is_empty() {
             return (0..self.indices[shard].footer().rows).try_for_each(|row| line(row, &[]));
         }
-        let metadata = TarMetadata { files: &self.files, indices: &self.indices };
+        let metadata = TarMetadata { files: &self.files, indices: &self.indices, gathered: None };
         metadata.read(number, &fields, &mut |texts| line(next(), texts))
     }
 

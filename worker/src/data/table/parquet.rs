@@ -6,7 +6,7 @@ use arrow_array::{Array, cast::AsArray as _, types::Int64Type};
 use arrow_schema::DataType;
 use parquet::arrow::{
     ProjectionMask,
-    arrow_reader::{ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
+    arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder},
 };
 
 pub fn read(file: &Blob, columns: &[String], each: &mut EachRow<'_>) -> Result<(), DataError> {
@@ -19,13 +19,17 @@ fn rows(file: Chunks, path: &Location, columns: &[String], each: &mut EachRow<'_
     let said = |error: &dyn std::fmt::Display| failed(path)(&error.to_string());
     // Without the schema of the writer's own, every string column comes as one type.
     let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
-    let builder = ParquetRecordBatchReaderBuilder::try_new_with_options(file, options).map_err(|error| said(&error))?;
-    let names: Vec<String> = builder.schema().fields().iter().map(|field| field.name().clone()).collect();
+    let metadata = ArrowReaderMetadata::load(&file, options).map_err(|error| said(&error))?;
+    let names: Vec<String> = metadata.schema().fields().iter().map(|field| field.name().clone()).collect();
     let place =
         |column: &String| names.iter().position(|name| name == column).ok_or_else(|| missing(path, column, &names));
     let roots = columns.iter().map(place).collect::<Result<Vec<_>, _>>()?;
-    let mask = ProjectionMask::roots(builder.parquet_schema(), roots);
-    let reader = builder.with_projection(mask).build().map_err(|error| said(&error))?;
+    let mask = ProjectionMask::roots(metadata.parquet_schema(), roots);
+    let file = file.in_order(&metadata, &mask);
+    let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata)
+        .with_projection(mask)
+        .build()
+        .map_err(|error| said(&error))?;
     for batch in reader {
         let batch = batch.map_err(|error| said(&error))?;
         let texts = columns

@@ -79,6 +79,7 @@ impl Setup {
             seed: SEED,
             threads,
             prefetch_batches: 2,
+            beside: None,
         };
         let (order, slots) = (self.order.clone(), local_slots(rank, world, BATCH));
         Loader::start(config, (first..STEPS).map(move |step| BatchRequest::of_step(&order, Step(step), slots.clone())))

@@ -42,6 +42,7 @@ pub(super) fn config(dataset: &Arc<Dataset>, threads: usize) -> LoaderConfig {
         seed: 7,
         threads,
         prefetch_batches: 3,
+        beside: None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Tests over several files of `data`.
 
+mod ahead;
 mod batches;
 mod faults;
 mod fuzz;

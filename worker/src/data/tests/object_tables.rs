@@ -16,7 +16,11 @@ use common::{
     ids::SampleIndex,
     recipe::{CaptionTable, DataKind, DataPath, DataSet, IndexPlace, Unmatched},
 };
-use parquet::{arrow::ArrowWriter, basic::Compression, file::properties::WriterProperties};
+use parquet::{
+    arrow::ArrowWriter,
+    basic::Compression,
+    file::properties::{WriterProperties, WriterPropertiesBuilder},
+};
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -69,6 +73,11 @@ fn body(i: u64, length: usize) -> Vec<u8> {
 
 /// 400 rows: 4 kB of what stands for an image, 8 kB of what nobody asks for.
 fn wide() -> Vec<u8> {
+    wide_in(WriterProperties::builder())
+}
+
+/// The same, written in another way.
+fn wide_in(properties: WriterPropertiesBuilder) -> Vec<u8> {
     let binary = |length| -> ArrayRef {
         let bodies: Vec<Vec<u8>> = (0..400).map(|i| body(i, length)).collect();
         Arc::new(bodies.iter().map(|body| Some(body.as_slice())).collect::<BinaryArray>())
@@ -76,7 +85,7 @@ fn wide() -> Vec<u8> {
     let texts: StringArray = (0..400).map(|i| Some(format!("caption {i}"))).collect();
     let columns = [("jpg", binary(4000)), ("other", binary(8000)), ("txt", Arc::new(texts) as ArrayRef)];
     let batch = RecordBatch::try_from_iter(columns).unwrap();
-    let properties = WriterProperties::builder().set_compression(Compression::UNCOMPRESSED).build();
+    let properties = properties.set_compression(Compression::UNCOMPRESSED).build();
     let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties)).unwrap();
     writer.write(&batch).unwrap();
     writer.into_inner().unwrap()
@@ -208,4 +217,25 @@ fn texts_without_images_are_copied_from_a_store_once() {
     let before = storage.requests();
     assert_eq!(open(at("text/*.parquet")).text(3).unwrap(), local.text(3).unwrap());
     assert_eq!(storage.requests() - before, 2, "the listing, and a look because this server lists without ETags");
+}
+
+#[test]
+fn a_parquet_file_is_fetched_ahead_of_who_reads_it_in_order_and_nothing_else_of_it() {
+    let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
+    // Pages of a quarter of a block, as those of a MB are of one of 4 MiB: each is read when the one before it is decoded.
+    let pages = WriterProperties::builder().set_data_page_size_limit(1 << 14).set_write_batch_size(4);
+    put(&server.storage(limits()), "wide.parquet", wide_in(pages.set_dictionary_enabled(false)));
+    let index = |ahead: u64| {
+        let proxy = Proxy::start(server.address, |_| Fault::Late(Duration::from_millis(50)));
+        let storage = Arc::new(Server::storage_through(proxy.address, Limits { ahead, ..limits() }));
+        let mut spec = data_set(DataKind::Parquet, at("wide.parquet"), &cache.path().join(ahead.to_string()));
+        spec.captions.columns = columns(&[(".txt", 1)]);
+        let began = Instant::now();
+        let data = Dataset::open(&storage, "wide", &spec).unwrap();
+        (began.elapsed(), storage.requests(), data.fingerprint())
+    };
+    let (one_by_one, ahead) = (index(0), index(limits().ahead));
+    eprintln!("to index 400 rows, 50 ms a request: {:?}, {:?} with blocks fetched ahead", one_by_one.0, ahead.0);
+    assert_eq!((one_by_one.1, &one_by_one.2), (ahead.1, &ahead.2), "requests and what comes are the same");
+    assert!(ahead.0 < one_by_one.0 * 2 / 3, "{:?} and {:?}", ahead.0, one_by_one.0);
 }

@@ -21,7 +21,7 @@ use crate::data::{
 };
 use common::{
     ids::{Epoch, SampleIndex},
-    recipe::{DataSet, IndexPlace},
+    recipe::{CaptionTable, DataPath, DataSet, IndexPlace, Unmatched},
     sampler::{Shuffle, Shuffled},
 };
 use std::{
@@ -39,6 +39,7 @@ pub(super) fn limits() -> Limits {
         requests: 16,
         block: 1 << 16,
         cache: 8 << 20,
+        ahead: 6 << 20,
         attempt: Duration::from_secs(10),
         deadline: Duration::from_secs(30),
         first_wait: Duration::from_millis(10),
@@ -46,7 +47,7 @@ pub(super) fn limits() -> Limits {
 }
 
 /// A server that holds the tars of a folder of emojis in `s3://bucket/tars`.
-fn server(of: &str) -> Server {
+pub(super) fn server(of: &str) -> Server {
     let server = Server::start();
     let storage = server.storage(limits());
     for file in std::fs::read_dir(emoji(of)).unwrap() {
@@ -57,7 +58,7 @@ fn server(of: &str) -> Server {
     server
 }
 
-fn emoji(of: &str) -> std::path::PathBuf {
+pub(super) fn emoji(of: &str) -> std::path::PathBuf {
     fixtures().join("data/emoji/emoji-wds").join(of)
 }
 
@@ -73,12 +74,12 @@ fn remote(index: &Path) -> DataSet {
     spec
 }
 
-fn open(storage: &Arc<Storage>, index: &Path) -> Arc<Dataset> {
+pub(super) fn open(storage: &Arc<Storage>, index: &Path) -> Arc<Dataset> {
     Arc::new(Dataset::open(storage, "emoji", &remote(index)).unwrap())
 }
 
 /// Requests for one epoch in a shuffled order, `size` samples each.
-fn epoch(shuffle: Shuffle, samples: u64, size: u64) -> Vec<BatchRequest> {
+pub(super) fn epoch(shuffle: Shuffle, samples: u64, size: u64) -> Vec<BatchRequest> {
     let mut order = Shuffled::new(shuffle, 7, 0, Epoch(0), samples);
     let places: Vec<u64> = (0..samples).map(|place| order.at(place).0).collect();
     (0..).zip(places.chunks(size as usize)).map(|(tag, batch)| request(tag, batch.iter().copied(), 0)).collect()
@@ -90,7 +91,7 @@ fn error(dataset: &Arc<Dataset>) -> DataError {
     std::iter::from_fn(|| loader.next()).find_map(Result::err).expect("an error")
 }
 
-fn blocks(of: &str) -> u64 {
+pub(super) fn blocks(of: &str) -> u64 {
     let sizes = std::fs::read_dir(emoji(of)).unwrap().map(|file| file.unwrap().metadata().unwrap().len());
     sizes.map(|size| size.div_ceil(limits().block)).sum()
 }
@@ -252,8 +253,62 @@ fn a_folder_of_a_store_is_looked_at_as_one_of_files_is() {
         let seen = survey.look(0, &Done::new(&line, survey.rows())).unwrap();
         assert!(seen.iter().all(|seen| seen.text.is_ok() && seen.image.as_ref().unwrap().size.is_ok()), "{given}");
     }
+    let folder = DataSet { shards: vec!["s3://bucket/tars".into()], ..remote(folder.path()) };
+    let error = Dataset::open(&storage, "emoji", &folder).unwrap_err().to_string();
+    assert!(
+        error.contains("s3://bucket/tars is a folder of objects") && error.contains("s3://bucket/tars/*.tar"),
+        "{error}"
+    );
     for none in ["s3://bucket/other", "s3://bucket/tars/*.zip", "s3://bucket/tars/1.tar"] {
         let error = open(none).err().expect("there is nothing").to_string();
         assert!(error.contains("nothing matches s3://bucket/") && error.contains("check the path or URL"), "{error}");
     }
+}
+
+#[test]
+fn a_tar_whose_metadata_are_joined_is_read_once() {
+    let (server, index) = (Server::start(), tempfile::tempdir().unwrap());
+    let bodies: Vec<(String, Vec<u8>)> = (0..200u32)
+        .flat_map(|i| {
+            let json = format!("{{\"url\": \"http://x/{i}\", \"pad\": \"{}\"}}", "y".repeat(2000));
+            [(format!("{i:04}.jpg"), vec![i as u8; 6000]), (format!("{i:04}.json"), json.into_bytes())]
+        })
+        .collect();
+    let members: Vec<(&str, &[u8])> = bodies.iter().map(|(name, body)| (name.as_str(), body.as_slice())).collect();
+    let bytes = super::tar(&members);
+    let blocks = (bytes.len() as u64).div_ceil(limits().block);
+    // Of the tar eight blocks are kept, so that a second pass is seen.
+    let storage = Arc::new(server.storage(Limits { cache: 8 << 16, ..limits() }));
+    storage.put(&at("0.tar"), bytes.clone()).unwrap();
+    let table: String = (0..200).map(|i| format!("http://x/{i},caption {i}\n")).collect();
+    std::fs::write(index.path().join("table.csv"), format!("url,text\n{table}")).unwrap();
+    std::fs::write(index.path().join("0.tar"), bytes).unwrap();
+    let open = |shards: DataPath, folder: &str| {
+        let mut spec = remote(&index.path().join(folder));
+        let (file, key, join) = (index.path().join("table.csv").into(), "url".to_owned(), "url".to_owned());
+        spec.shards = vec![shards];
+        spec.captions.table = Some(CaptionTable { file, key, join, unmatched: Unmatched::Error });
+        spec.captions.columns = super::columns(&[("text", 1), (".json:url", 1)]);
+        Dataset::open(&storage, "joined", &spec).unwrap()
+    };
+    let before = storage.requests();
+    let remote = open("s3://bucket/tars/*.tar".into(), "remote");
+    let asked = storage.requests() - before;
+    eprintln!("{blocks} blocks: {asked} requests to index and to join");
+    // The listing, and a look at the tar.
+    assert_eq!(asked, blocks + 2, "the tar is read once");
+    let local = open(index.path().join("0.tar").into(), "local");
+    assert_eq!(remote.fingerprint(), local.fingerprint());
+    for i in [0, 7, 199].map(SampleIndex) {
+        for column in [0, 1] {
+            assert_eq!(remote.caption(i, column).unwrap(), local.caption(i, column).unwrap());
+        }
+    }
+    assert_eq!(remote.caption(SampleIndex(7), 0).unwrap(), "caption 7");
+    // Who has the index and no join reads the metadata in the tar.
+    let join = std::fs::read_dir(index.path().join("remote")).unwrap().map(|file| file.unwrap().path());
+    let join: Vec<_> = join.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("join-")).collect();
+    assert_eq!(join.len(), 1);
+    std::fs::remove_file(&join[0]).unwrap();
+    assert_eq!(open("s3://bucket/tars/*.tar".into(), "remote").fingerprint(), local.fingerprint());
 }

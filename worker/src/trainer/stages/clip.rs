@@ -1,6 +1,7 @@
 //! Stage `clip`: the vision tower and the adapter learn against the stored text vectors, with negatives of all ranks.
 
 use super::{
+    caption_vectors::CaptionVectors,
     distill,
     eval::Periodic,
     frozen,
@@ -26,7 +27,7 @@ use crate::{
         },
         training::{Source, Taken, Task, Training},
     },
-    vectors::{VectorStore, nth},
+    vectors::VectorStore,
 };
 use common::{
     ids::Step,
@@ -35,7 +36,6 @@ use common::{
     sampler::{self, Order},
     status::{Evaluated, Progress},
 };
-use half::bf16;
 use std::{ops::Range, sync::Arc, time::Duration};
 use tch::{Kind, Tensor};
 
@@ -94,29 +94,13 @@ pub(in crate::trainer) fn tower_settings(stage: &ClipStage, text_width: usize) -
     }
 }
 
-/// The vectors of samples' captions, each with the store of its data set, one after the other.
-fn rows_of<'a>(wanted: impl IntoIterator<Item = (&'a VectorStore, u64, &'a str)>) -> Result<Vec<bf16>, TrainerError> {
-    let mut numbers: Vec<bf16> = Vec::new();
-    for (vectors, sample, column) in wanted {
-        let start = numbers.len();
-        numbers.resize(start + vectors.width(), bf16::ZERO);
-        if !vectors.read(sample, &nth(column, 0), &mut numbers[start..])? {
-            return Err(TrainerError::Plan(format!(
-                "the embedding store has no vector of sample {sample}, caption column `{column}`"
-            )));
-        }
-    }
-    Ok(numbers)
-}
-
 /// Images and text vectors as the training's task.
 struct Pairs<'a, 'b> {
     context: &'a Context<'b>,
     periodic: Option<Periodic<'a>>,
     stage: &'a ClipStage,
     seed: u64,
-    datasets: Vec<Arc<Dataset>>,
-    vectors: Vec<VectorStore>,
+    vectors: Arc<CaptionVectors>,
     towers: Towers,
     teacher: Option<Teacher>,
     loader: Loader,
@@ -142,8 +126,9 @@ impl<'a, 'b> Pairs<'a, 'b> {
         (datasets, vectors, towers, teacher, periodic): Opened<'a>,
     ) -> Result<Self, TrainerError> {
         let (order, slots) = (training.order().clone(), training.slots());
+        let vectors = Arc::new(CaptionVectors::new(context.plan.recipe.seed, datasets.clone(), vectors));
         let config = LoaderConfig {
-            datasets: datasets.clone(),
+            datasets,
             image_size: towers.image_size as u32,
             transform: Transform::Train { augment: stage.augment },
             pixels: stage.pixels,
@@ -152,6 +137,7 @@ impl<'a, 'b> Pairs<'a, 'b> {
             seed: context.plan.recipe.seed,
             threads: context.threads,
             prefetch_batches: PREFETCH,
+            beside: Some(vectors.clone()),
         };
         let request = move |step| BatchRequest::of_step(&order, Step(step), slots.clone());
         let upload = || Uploader::new(context.device);
@@ -160,7 +146,6 @@ impl<'a, 'b> Pairs<'a, 'b> {
             periodic,
             stage,
             seed: context.plan.recipe.seed,
-            datasets,
             vectors,
             towers,
             teacher,
@@ -195,16 +180,7 @@ impl<'a, 'b> Pairs<'a, 'b> {
 
     /// The text vectors of a batch, one caption a sample, chosen by (seed, data set, sample, epoch).
     fn text(&mut self, batch: &Batch) -> Result<Tensor, TrainerError> {
-        let seed = self.seed;
-        let weights = |data: &Arc<Dataset>| data.columns().iter().map(|column| column.weight).collect();
-        let weights: Vec<Vec<u32>> = self.datasets.iter().map(weights).collect();
-        let wanted = batch.samples.iter().map(|sample| {
-            let source = sample.source as usize;
-            let column = sampler::choose_caption(seed, sample.source, sample.index, sample.epoch, &weights[source]);
-            (&self.vectors[source], sample.index.0, self.datasets[source].columns()[column].name.as_str())
-        });
-        let numbers = rows_of(wanted)?;
-        let width = self.vectors.first().map_or(0, VectorStore::width);
+        let (numbers, width) = (self.vectors.of(&batch.samples)?, self.vectors.width());
         let shape = [batch.samples.len() as i64, width as i64];
         let text_BD = self.uploads.text.upload(bytemuck::cast_slice(&numbers), &shape, Kind::BFloat16)?;
         Ok(text_BD.to_kind(Kind::Float))

@@ -1,5 +1,6 @@
 //! The stages of a recipe, one file each: `fn run(&Stage settings, &mut Context) -> Result<Outcome, TrainerError>`.
 
+mod caption_vectors;
 pub mod clip;
 pub mod contrast;
 pub mod distill;

@@ -2,6 +2,7 @@
 
 use super::{open, provenance, row, storage};
 use crate::data::Blob;
+use crate::fuzzing::{Draws, for_a_while};
 use crate::vectors::{ImportReport, Named, VectorsError, import};
 use half::bf16;
 use serde::Deserialize;
@@ -106,4 +107,58 @@ fn a_tar_of_other_keys_or_of_mixed_widths_is_refused() {
     let error = imported(&tar, &golden.keys, &out).unwrap_err().to_string();
     assert!(error.contains("has 24 bytes") && error.contains("20 bytes each"), "{error}");
     assert!(!out.exists(), "a refused tar leaves no file");
+}
+
+/// Damages a tar: bytes, and sizes with their header's checksum made right again.
+fn damage(bytes: &mut Vec<u8>, draws: &mut Draws) {
+    for _ in 0..=draws.below(3) {
+        let at = draws.below(bytes.len());
+        match draws.below(4) {
+            0 => bytes.truncate(at.max(1)),
+            1 => bytes[at] ^= 1 << draws.below(8),
+            2 => bytes[at] = draws.next() as u8,
+            _ => {
+                let Some(block) = bytes.get_mut(at / 512 * 512..at / 512 * 512 + 512) else { continue };
+                if draws.below(2) == 0 {
+                    block[124] = 0x80;
+                    block[125..136].iter_mut().for_each(|byte| *byte = draws.next() as u8 >> draws.below(9).min(7));
+                } else {
+                    block[124..135].iter_mut().for_each(|byte| *byte = b'0' + draws.below(8) as u8);
+                }
+                let sum: u64 = (0..512).map(|i| if (148..156).contains(&i) { 32 } else { u64::from(block[i]) }).sum();
+                block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            }
+        }
+    }
+}
+
+#[test]
+fn fuzz_damaged_tars_of_vectors_are_refused_or_give_no_more_than_they_hold() {
+    let golden = golden();
+    let output = tempfile::tempdir().unwrap();
+    let whole = ["webdataset_text_embeddings.tar", "gnu_text_embeddings.tar"]
+        .map(|name| std::fs::read(folder().join(name)).unwrap());
+    let (tar, out) = (output.path().join("x.tar"), output.path().join("x.vectors"));
+    for_a_while(|draws| {
+        let mut bytes = whole[draws.below(2)].clone();
+        damage(&mut bytes, draws);
+        std::fs::write(&tar, &bytes).unwrap();
+        if let Ok(report) = imported(&tar, &golden.keys, &out) {
+            assert!(report.taken as usize * report.width * 4 <= bytes.len(), "{report}");
+            assert!(open(&out, golden.keys.len(), Some(report.width)).unwrap().is_some());
+        }
+    });
+}
+
+#[test]
+fn a_member_too_long_to_be_a_vector_is_refused_and_not_believed() {
+    let output = tempfile::tempdir().unwrap();
+    let (tar, out) = (output.path().join("long.tar"), output.path().join("x.vectors"));
+    let body = vec![0; (1 << 22) + 4];
+    std::fs::write(&tar, crate::data::tests::tar(&[("000000000.shortSV_captions", body.as_slice())])).unwrap();
+    let error = imported(&tar, &golden().keys, &out).unwrap_err().to_string();
+    assert!(
+        error.contains("`000000000.shortSV_captions` has 4194308 bytes") && error.contains("4 to 4194304"),
+        "{error}"
+    );
 }

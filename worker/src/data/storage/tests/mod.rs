@@ -14,6 +14,7 @@ fn limits() -> Limits {
         requests: 8,
         block: 1000,
         cache: 1 << 20,
+        ahead: 0,
         attempt: Duration::from_secs(5),
         deadline: Duration::from_secs(20),
         first_wait: Duration::from_millis(10),

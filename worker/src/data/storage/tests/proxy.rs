@@ -7,6 +7,7 @@ use std::{
         Arc, Condvar, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 /// What happens to a request.
@@ -24,6 +25,8 @@ pub enum Fault {
     Short,
     /// The server gets it, and its answer is lost.
     Lost,
+    /// Its answer takes that much longer.
+    Late(Duration),
 }
 
 /// A running proxy. Dropped, it ends, and whoever it keeps waiting is let go.
@@ -93,6 +96,10 @@ impl Shared {
                 let ended = self.ended.lock().unwrap();
                 drop(self.end.wait_while(ended, |ended| !*ended).unwrap());
                 return Ok(());
+            }
+            Fault::Late(latency) => {
+                let ended = self.ended.lock().unwrap();
+                drop(self.end.wait_timeout_while(ended, latency, |ended| !*ended).unwrap());
             }
             _ => {}
         }

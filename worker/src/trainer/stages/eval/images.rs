@@ -126,6 +126,7 @@ fn config(dataset: &Arc<Dataset>, towers: &Towers, context: &Context<'_>) -> Loa
         on_broken: OnBroken::LeaveOut,
         threads: context.threads,
         prefetch_batches: 2,
+        beside: None,
         seed: context.plan.recipe.seed,
     }
 }
