@@ -1,7 +1,8 @@
 //! A training over three machines, a real etcd of three members and two coordinators goes on while a process after the other is
 //! killed or stopped: trainers and what holds them, daemons, either coordinator, members of etcd, all of a machine.
 //!
-//! `make soak FAILURES=200 MEAN_S=10 SEED=1` runs so many; here it is a short one, of a seed in which every kind of process is hit.
+//! `make soak FAILURES=200 MEAN_S=10 SEED=1` runs so many; here it is a short one, of a seed whose blows fall
+//! close together: a trainer, both coordinators, etcd, a whole machine.
 
 use std::time::Duration;
 use tests::Soak;
