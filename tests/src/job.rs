@@ -43,6 +43,11 @@ impl Job {
         self.folder.path()
     }
 
+    /// Whether the folder stays when this is dropped.
+    pub fn keep(&mut self, keep: bool) {
+        self.folder.disable_cleanup(keep);
+    }
+
     /// The job's output folder.
     pub fn output(&self) -> PathBuf {
         self.folder.path().join("output")

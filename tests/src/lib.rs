@@ -7,6 +7,7 @@ mod job;
 mod machines;
 mod recipe;
 mod rng;
+mod soak;
 mod watch;
 mod weather;
 
@@ -15,5 +16,6 @@ pub use job::{Job, Step, family, losses};
 pub use machines::{Cable, Machines, Setting};
 pub use recipe::{Recipe, data};
 pub use rng::Rng;
+pub use soak::Soak;
 pub use watch::{wait_for, wait_for_line};
 pub use weather::Weather;
