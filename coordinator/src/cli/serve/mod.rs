@@ -35,7 +35,7 @@ pub(super) async fn serve(args: &ServeArgs) -> Result<u8, CliError> {
     let runtime = RuntimeConfig { quarantine, manager: Manager::of_environment(), ..RuntimeConfig::default() };
     let state = match place {
         Place::Etcd(shared) => {
-            return serve_shared(listen, shared, RuntimeConfig { return_within: RETURN, ..runtime }).await;
+            return serve_shared(listen, *shared, RuntimeConfig { return_within: RETURN, ..runtime }).await;
         }
         Place::Folder(state) => state,
     };

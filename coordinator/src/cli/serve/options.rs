@@ -89,7 +89,7 @@ pub(super) enum Place {
     /// In a folder, by the only coordinator.
     Folder(PathBuf),
     /// In etcd, by several.
-    Etcd(Shared),
+    Etcd(Box<Shared>),
 }
 
 /// Of one of several coordinators.
@@ -161,11 +161,11 @@ impl Options {
         self.check_company()?;
         let after = self.quarantine_after.unwrap_or(Quarantine::default().after);
         let place = match &self.store {
-            Some(store) => Place::Etcd(Shared {
+            Some(store) => Place::Etcd(Box::new(Shared {
                 store: self.address(store)?,
                 timing: Timing { ttl: self.lease()? },
                 advertise: self.advertise.clone(),
-            }),
+            })),
             None => Place::Folder(self.state.unwrap_or_else(|| "llm2clip-state".into())),
         };
         Ok(Config {
