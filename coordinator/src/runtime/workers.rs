@@ -250,7 +250,7 @@ mod tests {
         workers.closed(&a.worker, session);
         assert_eq!(workers.refuses(&b), duplicate, "it may be starting again");
         tokio::time::advance(lease * 2).await;
-        assert_eq!(workers.lapsed(lease, Instant::now()), [a.worker.clone()]);
+        assert_eq!(workers.lapsed(lease, Instant::now()), std::slice::from_ref(&a.worker));
         assert_eq!(workers.refuses(&b), None);
         let session = open(&mut workers, &b);
         assert!(matches!(workers.refuses(&a), Some(Refusal::Duplicate { .. })), "now it is the other one's");
