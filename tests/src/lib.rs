@@ -8,7 +8,7 @@ mod machines;
 mod recipe;
 mod watch;
 
-pub use cluster::{Cluster, signal};
+pub use cluster::{Cluster, signal, until};
 pub use job::{Job, Step, family, losses};
 pub use machines::{Cable, Machines};
 pub use recipe::{Recipe, data};
