@@ -1,13 +1,14 @@
-//! A cluster of the real daemons on loopback: a coordinator that can be killed and started again, and workers.
+//! A cluster of the real daemons on loopback: a coordinator, or several over one etcd, that can be killed and started again, and
+//! workers.
 
 use crate::{Job, family};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    io::{BufRead as _, BufReader, Read as _},
-    process::{Child, ChildStderr, Command, Output, Stdio},
-    time::Duration,
+    path::PathBuf,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 /// The longest a wait for ranks lasts.
@@ -21,39 +22,47 @@ pub fn signal(pid: i32, signal: Signal) {
 /// Daemons that end with it.
 pub struct Cluster<'a> {
     job: &'a Job,
-    /// Where the coordinator listens, from its first start on.
-    url: String,
-    coordinator: Option<Coordinator>,
+    coordinators: Vec<Coordinator>,
     workers: BTreeMap<String, Child>,
-}
-
-struct Coordinator {
-    child: Child,
-    /// Kept open: its log goes there.
-    _stderr: BufReader<ChildStderr>,
 }
 
 impl<'a> Cluster<'a> {
     /// Starts a coordinator on a free port. Its state and the workers' lie beside the job.
     pub fn start(job: &'a Job) -> Self {
-        let (coordinator, url) = serve(job, "127.0.0.1:0");
-        Self { job, url, coordinator: Some(coordinator), workers: BTreeMap::new() }
+        let state = job.folder().join("coordinator").to_str().unwrap().to_owned();
+        let coordinator = Coordinator::start(job, 0, vec!["--state".to_owned(), state]);
+        Self { job, coordinators: vec![coordinator], workers: BTreeMap::new() }
     }
 
-    /// Where its coordinator answers.
-    pub fn url(&self) -> &str {
-        &self.url
+    /// Starts so many over one etcd, whose leader's lease is 3 s. The first one leads at first.
+    pub fn start_shared(job: &'a Job, store: &str, count: usize) -> Self {
+        let arguments = ["--store", store, "--leader-lease-s", "3"].map(str::to_owned).to_vec();
+        let mut cluster = Self { job, coordinators: Vec::new(), workers: BTreeMap::new() };
+        for number in 0..count {
+            cluster.coordinators.push(Coordinator::start(job, number, arguments.clone()));
+            // The next one has a leader to stand by then.
+            assert!(cluster.llm2clip(&["ps"]).status.success(), "nobody leads");
+        }
+        cluster
     }
 
-    /// Adds a worker with one trainer on one core.
+    /// Where all coordinators listen.
+    pub fn urls(&self) -> String {
+        self.coordinators.iter().map(|coordinator| coordinator.url.as_str()).collect::<Vec<_>>().join(",")
+    }
+
+    /// Adds a worker with one trainer on one core, over the state it left if there was one before.
     pub fn worker(&mut self, id: &str) {
         self.worker_with(id, &[], "");
     }
 
-    /// The same with more arguments, and with faults on purpose in its trainers.
+    /// The same with more arguments, which may give it more trainers, and with faults on purpose in its trainers.
     pub fn worker_with(&mut self, id: &str, arguments: &[&str], failpoints: &str) {
         let mut command = self.job.around(Command::new(Job::binary("llm2clip-worker")));
-        command.args(["--coordinator", &self.url, "--id", id, "--trainers", "1", "--cores", "1", "--lease-s", "60"]);
+        command.args(["--coordinator", &self.urls(), "--id", id, "--cores", "1", "--lease-s", "60"]);
+        if !arguments.contains(&"--trainers") {
+            command.args(["--trainers", "1"]);
+        }
         command.arg("--state").arg(self.job.folder().join(format!("worker-{id}"))).args(arguments);
         command.env("LLM2CLIP_FAILPOINTS", failpoints);
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -69,6 +78,20 @@ impl<'a> Cluster<'a> {
     pub fn lose_machine(&mut self, id: &str) {
         self.machine(id).into_iter().for_each(|pid| signal(pid, Signal::KILL));
         self.workers.remove(id).unwrap().wait().unwrap();
+    }
+
+    /// Kills a worker's daemon by signal 9, and none of its trainers.
+    pub fn lose_daemon(&mut self, id: &str) {
+        let mut daemon = self.workers.remove(id).unwrap();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+    }
+
+    /// The trainers' processes of a job, by rank.
+    pub fn trainers(&self, id: &str) -> Vec<i32> {
+        let status = self.json(&["status", id]);
+        let ranks = status["ranks"].as_array().cloned().unwrap_or_default();
+        ranks.iter().map(|rank| i32::try_from(rank["pid"].as_i64().unwrap()).unwrap()).collect()
     }
 
     /// Waits until a job runs with these workers' ranks, in this order; returns the newest step then.
@@ -91,21 +114,27 @@ impl<'a> Cluster<'a> {
 
     /// Waits until a worker has a session.
     pub fn wait_for_session(&self, id: &str) {
-        let began = std::time::Instant::now();
+        self.wait_for_sessions_end(id, false);
+    }
+
+    /// Waits until the coordinator knows that a worker has none.
+    pub fn wait_for_no_session(&self, id: &str) {
+        self.wait_for_sessions_end(id, true);
+    }
+
+    fn wait_for_sessions_end(&self, id: &str, end: bool) {
         let connected = || {
             let workers = self.json(&["workers"]);
             let workers = workers["workers"].as_array().cloned().unwrap_or_default();
             workers.iter().any(|worker| worker["worker"] == id && worker["connected"] == true)
         };
-        while !connected() {
-            assert!(began.elapsed() < DEADLINE, "worker {id} has no session within {DEADLINE:?}");
-            std::thread::park_timeout(Duration::from_millis(100));
-        }
+        let what = format!("worker {id} {} a session", if end { "without" } else { "with" });
+        assert!(until(DEADLINE, || connected() != end), "no {what} within {DEADLINE:?}");
     }
 
     /// Waits until an event of a job says this.
     pub fn wait_for_event(&self, id: &str, text: &str) {
-        crate::wait_for_line(self.job.command(&["--coordinator", &self.url, "events", id, "--follow"]), text);
+        crate::wait_for_line(self.job.command(&["--coordinator", &self.urls(), "events", id, "--follow"]), text);
     }
 
     /// Waits for the end of a worker's daemon; its exit code.
@@ -113,24 +142,46 @@ impl<'a> Cluster<'a> {
         self.workers.get_mut(id).unwrap().wait().unwrap().code()
     }
 
-    /// Kills the coordinator by signal 9.
+    /// Kills the coordinator, or the first of several, by signal 9.
     pub fn kill_coordinator(&mut self) {
-        let mut coordinator = self.coordinator.take().unwrap();
-        coordinator.child.kill().unwrap();
-        coordinator.child.wait().unwrap();
+        self.kill_coordinator_number(0);
+    }
+
+    /// Kills one of several.
+    pub fn kill_coordinator_number(&mut self, number: usize) {
+        self.coordinators[number].end();
     }
 
     /// Starts it again where it was, over what it has stored.
     pub fn restart_coordinator(&mut self) {
-        let address = self.url.strip_prefix("http://").unwrap().to_owned();
-        self.coordinator = Some(serve(self.job, &address).0);
+        self.restart_armed(0, "");
     }
 
-    /// Runs a verb against the coordinator.
+    /// Starts one of several again, with these faults of its store: it may be gone again by now.
+    pub fn restart_armed(&mut self, number: usize, store_faults: &str) {
+        self.coordinators[number].spawn(self.job, store_faults);
+    }
+
+    /// Waits until a coordinator's process is gone: which one. Absent when none is within this time.
+    pub fn wait_for_death(&mut self, within: Duration) -> Option<usize> {
+        let mut dead = None;
+        until(within, || {
+            dead = self.coordinators.iter_mut().position(Coordinator::is_dead);
+            dead.is_some()
+        });
+        dead
+    }
+
+    /// Runs a verb against the coordinator, or the one of several that leads.
     pub fn llm2clip(&self, arguments: &[&str]) -> Output {
-        let mut all = vec!["--coordinator", self.url.as_str()];
-        all.extend(arguments);
-        self.job.llm2clip(&all)
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Such a verb, to be started.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.job.command(&["--coordinator", &self.urls()]);
+        command.args(arguments);
+        command
     }
 
     /// What `-o json` of a verb says.
@@ -143,9 +194,8 @@ impl<'a> Cluster<'a> {
 
 impl Drop for Cluster<'_> {
     fn drop(&mut self) {
-        for child in
-            self.workers.values_mut().chain(self.coordinator.as_mut().map(|coordinator| &mut coordinator.child))
-        {
+        self.coordinators.iter_mut().for_each(Coordinator::end);
+        for child in self.workers.values_mut() {
             // It may have ended already.
             let _ = child.kill();
             let _ = child.wait();
@@ -153,17 +203,69 @@ impl Drop for Cluster<'_> {
     }
 }
 
-fn serve(job: &Job, listen: &str) -> (Coordinator, String) {
-    let mut command = job.command(&["serve", "--listen", listen, "--log-json", "--state"]);
-    command.arg(job.folder().join("coordinator"));
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut stderr = BufReader::new(child.stderr.take().unwrap());
-    let url = |line: String| -> Option<String> {
-        let line: Value = serde_json::from_str(&line).ok()?;
-        (line["fields"]["message"] == "the coordinator is up")
-            .then(|| line["fields"]["url"].as_str().unwrap().to_owned())
-    };
-    let url =
-        stderr.by_ref().lines().find_map(|line| url(line.unwrap())).expect("the coordinator says where it listens");
-    (Coordinator { child, _stderr: stderr }, url)
+/// A coordinator's process and what it is started with.
+struct Coordinator {
+    url: String,
+    arguments: Vec<String>,
+    log: PathBuf,
+    /// Absent while it was killed.
+    child: Option<Child>,
+}
+
+impl Coordinator {
+    fn start(job: &Job, number: usize, arguments: Vec<String>) -> Self {
+        let folder = job.folder().join("coordinators");
+        std::fs::create_dir_all(&folder).unwrap();
+        let log = folder.join(format!("{number}.log"));
+        let mut coordinator = Self { url: "http://127.0.0.1:0".to_owned(), arguments, log, child: None };
+        coordinator.spawn(job, "");
+        coordinator.url = coordinator.is_up().last().cloned().expect("it says where it listens");
+        coordinator
+    }
+
+    /// Starts it, and waits until it is up or gone.
+    fn spawn(&mut self, job: &Job, store_faults: &str) {
+        let before = self.is_up().len();
+        let listen = self.url.strip_prefix("http://").unwrap();
+        let mut command = job.command(&["serve", "--listen", listen, "--log-json"]);
+        command.args(&self.arguments).env("LLM2CLIP_STORE_FAULTS", store_faults);
+        let log = std::fs::File::options().create(true).append(true).open(&self.log).unwrap();
+        self.child = Some(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        let up = until(DEADLINE, || self.is_up().len() > before || self.is_dead());
+        assert!(up, "the coordinator did not begin: {}", std::fs::read_to_string(&self.log).unwrap());
+    }
+
+    /// Where it listened, each time that it came up.
+    fn is_up(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let up = lines.filter(|line| line["fields"]["message"] == "the coordinator is up");
+        up.map(|line| line["fields"]["url"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn is_dead(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
+    }
+
+    fn end(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Waits until something is so that no event tells of; whether it was within this time.
+pub fn until(within: Duration, mut check: impl FnMut() -> bool) -> bool {
+    let began = Instant::now();
+    loop {
+        if check() {
+            return true;
+        }
+        if began.elapsed() > within {
+            return false;
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
 }

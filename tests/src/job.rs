@@ -151,11 +151,11 @@ impl Job {
     }
 
     /// Every step was computed once, but for `lost` lines that went with a rank 0 that wrote them, and its loss is that of an undisturbed
-    /// run with so many ranks, within `relative`; 0 is every bit.
+    /// run with so many ranks, within `relative`; 0 is every bit. Returns the undisturbed job.
     ///
     /// # Panics
     /// When that is not so.
-    pub fn check_undisturbed(&self, recipe: &Recipe, ranks: u32, relative: f64, lost: u64) {
+    pub fn check_undisturbed(&self, recipe: &Recipe, ranks: u32, relative: f64, lost: u64) -> Self {
         let found = self.steps();
         let mut times: BTreeMap<u64, u32> = BTreeMap::new();
         found.iter().for_each(|step| *times.entry(step.step).or_default() += 1);
@@ -170,6 +170,15 @@ impl Job {
             let expected = expected[&step];
             assert!((loss - expected).abs() <= relative * expected.abs(), "step {step}: {loss}, not {expected}");
         }
+        undisturbed
+    }
+
+    /// How many trainers were started in all: each begins its log with what it computes on.
+    pub fn trainers_started(&self) -> usize {
+        let logs = std::fs::read_dir(self.output().join("logs")).unwrap().map(|entry| entry.unwrap());
+        let own = logs.filter(|entry| entry.file_name().to_str().unwrap().starts_with("trainer-"));
+        let begun = |text: String| text.lines().filter(|line| line.contains("computing device=")).count();
+        own.map(|entry| begun(std::fs::read_to_string(entry.path()).unwrap())).sum()
     }
 
     /// The worker daemons of a `run`.

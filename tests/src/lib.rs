@@ -12,7 +12,7 @@ mod soak;
 mod watch;
 mod weather;
 
-pub use cluster::{Cluster, signal};
+pub use cluster::{Cluster, signal, until};
 pub use job::{Job, Step, family, losses};
 pub use machines::{Cable, Machines, Setting};
 pub use manager::Manager;

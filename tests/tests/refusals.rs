@@ -28,7 +28,7 @@ fn of_two_daemons_under_one_id_the_second_is_refused_until_the_first_is_gone() {
     cluster.worker("w");
     cluster.wait_for_session("w");
     let mut second = job.around(Command::new(Job::binary("llm2clip-worker")));
-    second.args(["--coordinator", cluster.url(), "--id", "w", "--trainers", "3", "--state"]);
+    second.args(["--coordinator", &cluster.urls(), "--id", "w", "--trainers", "3", "--state"]);
     second.arg(job.folder().join("second"));
     let mut second = second.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut log = BufReader::new(second.stderr.take().unwrap()).lines().map_while(Result::ok);
@@ -106,7 +106,7 @@ async fn check_refused(url: &str, register: Register, expected: &str) {
 async fn an_old_incarnation_and_another_version_are_refused_and_told_of() {
     let job = Job::new(&Recipe::default());
     let cluster = Cluster::start(&job);
-    let url = cluster.url().to_owned();
+    let url = &cluster.urls().to_owned();
     let mut first = open(&url, register("w")).await.unwrap();
     // The next daemon over the same folder takes the session over.
     let _later = open(&url, Register { incarnation: 11, ..register("w") }).await.unwrap();

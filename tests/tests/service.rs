@@ -98,7 +98,7 @@ fn a_worker_is_ready_without_a_coordinator_and_says_how_it_stands() {
     check_life(&alone, daemon);
 
     let mut cluster = Cluster::start(&job);
-    let url = cluster.url().to_owned();
+    let url = &cluster.urls().to_owned();
     let _daemon = Daemon::start(with.over(&mut worker("w2", &url), WATCHDOG));
     with.wait_for("READY=1", DEADLINE);
     assert_eq!(with.wait_for("STATUS=connected", DEADLINE), format!("STATUS=connected to {url}; 0 trainers"));
@@ -117,7 +117,7 @@ fn a_worker_whose_loop_is_stuck_in_storage_gives_no_sign_of_life() {
     let log = logs.join("trainer-w-0-gen-00001.log");
     assert!(Command::new("mkfifo").arg(&log).status().unwrap().success());
     let mut command = job.around(Command::new(Job::binary("llm2clip-worker")));
-    command.args(["--coordinator", cluster.url(), "--id", "w", "--trainers", "1", "--cores", "1", "--state"]);
+    command.args(["--coordinator", &cluster.urls(), "--id", "w", "--trainers", "1", "--cores", "1", "--state"]);
     command.arg(job.folder().join("worker"));
     let daemon = Daemon::start(manager.over(&mut command, WATCHDOG));
     manager.wait_for("STATUS=connected", DEADLINE);
@@ -129,7 +129,7 @@ fn a_worker_whose_loop_is_stuck_in_storage_gives_no_sign_of_life() {
     let mut reader = fs::File::options().read(true).open(&log).unwrap();
     // The trainer's output has somewhere to go until it is ended with its worker.
     std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
-    manager.wait_for(&format!("STATUS=connected to {}; 1 trainer", cluster.url()), DEADLINE);
+    manager.wait_for(&format!("STATUS=connected to {}; 1 trainer", &cluster.urls()), DEADLINE);
     manager.wait_for(ALIVE, WATCHDOG);
     let family = tests::family(daemon.id());
     family.into_iter().for_each(|pid| signal(pid, Signal::KILL));

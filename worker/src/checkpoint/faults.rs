@@ -4,7 +4,7 @@
 //! `OPERATION=ACTION@NUMBER`, several parted by commas. The operations are those of [`Operation`], counted in the process from 1;
 //! `NUMBER` may be a range, `2-4`, or open, `2-`. `…/RANK` means one rank alone, `…/RANK/GENERATION` in one membership alone. Actions:
 //! `ENOSPC`, `EDQUOT`, `EIO`, `EROFS`, `EACCES`, `ESTALE`: what the system says instead; `hang`, `hang:MILLISECONDS`: storage does not
-//! answer for so long; `kill`: SIGKILL to the trainer.
+//! answer for so long; `kill`, `stop`: SIGKILL, SIGSTOP to the trainer.
 
 use super::watch::Operation;
 use common::ids::{Generation, Rank};
@@ -30,6 +30,7 @@ enum Action {
     /// Absent: for ever.
     Hang(Option<Duration>),
     Kill,
+    Stop,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,9 +91,10 @@ impl Faults {
         match self.armed.iter().find(here).map(|fault| fault.action) {
             None => Ok(()),
             Some(Action::Fail(errno)) => Err(errno.into()),
-            Some(Action::Kill) => {
+            Some(action @ (Action::Kill | Action::Stop)) => {
+                let signal = if action == Action::Kill { Signal::KILL } else { Signal::STOP };
                 // It cannot fail: a process may signal itself.
-                let _ = kill_process(getpid(), Signal::KILL);
+                let _ = kill_process(getpid(), signal);
                 Ok(())
             }
             Some(Action::Hang(wait)) => {
@@ -143,6 +145,7 @@ fn fault(text: &str) -> Option<Fault> {
         "EACCES" => Action::Fail(Errno::ACCESS),
         "ESTALE" => Action::Fail(Errno::STALE),
         "kill" => Action::Kill,
+        "stop" => Action::Stop,
         "hang" => Action::Hang(None),
         _ => Action::Hang(Some(Duration::from_millis(action.strip_prefix("hang:")?.parse().ok()?))),
     };

@@ -147,7 +147,7 @@ impl Supervisor {
         let pulse = pulse::path(&self.settings.state, slot.0);
         pulse::create(&pulse).map_err(|source| SupervisorError::State { path: pulse.clone(), source })?;
         let file = log::open(&log).map_err(|source| SupervisorError::Log { path: log.clone(), source })?;
-        let command = self.command(*slot, &socket, &pulse);
+        let command = self.command(assignment, &socket, &pulse);
         let spawn_error = |source| SupervisorError::Spawn { program: self.program.clone(), source };
         let process = Process::spawn_held(&self.holder, self.end(*slot), &command, file).map_err(spawn_error)?;
         let record = TrainerRecord {
@@ -218,11 +218,12 @@ impl Supervisor {
         hold::path(&self.folder, slot.0)
     }
 
-    fn command(&self, slot: Slot, socket: &Path, pulse: &Path) -> Command {
+    fn command(&self, assignment: &Assignment, socket: &Path, pulse: &Path) -> Command {
+        let Assignment { slot, generation, .. } = assignment;
         let mut command = Command::new(&self.program);
         command.arg("run").arg("--socket").arg(socket);
         command.args(["--threads", &self.settings.threads.to_string(), "--slot", &slot.to_string()]);
-        command.args(["--peer-host", &self.settings.peer_host]);
+        command.args(["--peer-host", &self.settings.peer_host, "--generation", &generation.0.to_string()]);
         command.args(["--lease-s", &self.settings.lease.as_secs().to_string()]).arg("--pulse").arg(pulse);
         command.envs(allocator::environment());
         command.env("OMP_NUM_THREADS", self.settings.threads.to_string());

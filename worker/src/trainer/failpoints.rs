@@ -2,13 +2,18 @@
 //! environment. Without the variable nothing is ever hit.
 //!
 //! `POINT=ACTION@NUMBER`, several parted by commas; `…@NUMBER/RANK` on one rank alone, `…@NUMBER/RANK/GENERATION` in one
-//! membership alone. Points: `mntp.step`, `contrast.step`, `clip.step` before the optimizer step of that number, from 1;
-//! `collective` at the call of that number in the membership, from 0. Actions: see [`Action`].
+//! membership alone. Points: `mntp.step`, `contrast.step`, `distill.step`, `clip.step` before the optimizer step of that number, from
+//! 1; `collective` at the call of that number in the membership, from 0; `start` in a process that was started for the membership of
+//! that number and knows no rank yet; [`load`](Point::Load), [`forward`](Point::Forward), [`all-gather`](Point::AllGather),
+//! [`all-reduce`](Point::AllReduce) and [`optimizer`](Point::Optimizer) when the membership comes by for that time, from 1.
+//! Actions: see [`Action`].
 
 use common::ids::{Generation, Rank};
 use rustix::process::{Signal, getpid, kill_process};
 use std::{
+    collections::BTreeMap,
     str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tch::{Device, Kind, Tensor};
@@ -19,7 +24,7 @@ pub const VARIABLE: &str = "LLM2CLIP_FAILPOINTS";
 const MOST_BYTES: i64 = 6 << 30;
 
 /// Where a trainer can be made to fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Point {
     /// `mntp.step`.
     MntpStep,
@@ -31,6 +36,18 @@ pub enum Point {
     ClipStep,
     /// `collective`.
     Collective,
+    /// `start`: the process has begun, and done nothing yet.
+    Start,
+    /// `load`: the data are open and the model is built, as it begins; the state of the training is not in it yet.
+    Load,
+    /// `forward`: `clip` took a chunk through the towers, and has not used what came of it.
+    Forward,
+    /// `all-gather`: the peers come together in one, or wait for this rank there.
+    AllGather,
+    /// `all-reduce`: the same.
+    AllReduce,
+    /// `optimizer`: the gradients are summed, and no parameter is updated yet. The peers go on to update theirs.
+    Optimizer,
 }
 
 impl Point {
@@ -46,7 +63,21 @@ impl Point {
     }
 
     fn named(name: &str) -> Option<Self> {
-        if name == "collective" { Some(Self::Collective) } else { Self::step(name.strip_suffix(".step")?) }
+        match name {
+            "collective" => Some(Self::Collective),
+            "start" => Some(Self::Start),
+            "load" => Some(Self::Load),
+            "forward" => Some(Self::Forward),
+            "all-gather" => Some(Self::AllGather),
+            "all-reduce" => Some(Self::AllReduce),
+            "optimizer" => Some(Self::Optimizer),
+            _ => Self::step(name.strip_suffix(".step")?),
+        }
+    }
+
+    /// Whether a caller there does what is asked of it.
+    fn obeys(self) -> bool {
+        !matches!(self, Self::Start | Self::Load | Self::Forward | Self::AllGather | Self::AllReduce | Self::Optimizer)
     }
 }
 
@@ -96,16 +127,38 @@ impl Failpoint {
 }
 
 /// The faults that this process was told to have.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Failpoints(Vec<Failpoint>);
+#[derive(Debug, Clone, Default)]
+pub struct Failpoints {
+    armed: Vec<Failpoint>,
+    /// How often the membership came by. Clones count together.
+    passed: Arc<Mutex<BTreeMap<Point, u64>>>,
+}
 
 impl Failpoints {
-    /// Those of one rank of one membership.
+    /// Those of one rank of one membership, which has come by nothing yet.
     pub fn of(&self, rank: Rank, generation: Generation) -> Self {
         let mine = |failpoint: &&Failpoint| {
             failpoint.rank.is_none_or(|of| of == rank) && failpoint.generation.is_none_or(|of| of == generation)
         };
-        Self(self.0.iter().filter(mine).copied().collect())
+        Self { armed: self.armed.iter().filter(mine).copied().collect(), passed: Arc::default() }
+    }
+
+    /// Comes by a point that counts how often: does what was asked for at this time, if anything was.
+    ///
+    /// # Panics
+    /// When that is what was asked for.
+    pub fn pass(&self, point: Point) {
+        if self.armed.is_empty() {
+            return;
+        }
+        let number = {
+            let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+            let number = passed.entry(point).or_default();
+            *number += 1;
+            *number
+        };
+        // Nothing is left for the caller: such faults are refused at these points.
+        let _ = self.hit(point, number);
     }
 
     /// Does what was asked for at this point, if anything was; returns what is left for the caller to do.
@@ -113,7 +166,7 @@ impl Failpoints {
     /// # Panics
     /// When that is what was asked for.
     pub fn hit(&self, point: Point, number: u64) -> Option<Fault> {
-        let failpoint = self.0.iter().find(|failpoint| failpoint.point == point && failpoint.is_at(number))?;
+        let failpoint = self.armed.iter().find(|failpoint| failpoint.point == point && failpoint.is_at(number))?;
         let signal = |signal| {
             // It cannot fail: a process may signal itself.
             let _ = kill_process(getpid(), signal);
@@ -155,7 +208,7 @@ impl FromStr for Failpoints {
         let all = parts.map(|part| {
             one(part).ok_or_else(|| format!("{VARIABLE}: `{part}` is no failpoint, such as clip.step=panic@5"))
         });
-        Ok(Self(all.collect::<Result<_, _>>()?))
+        Ok(Self { armed: all.collect::<Result<_, _>>()?, passed: Arc::default() })
     }
 }
 
@@ -178,7 +231,10 @@ fn one(text: &str) -> Option<Failpoint> {
     let rank = place.next().map(|rank| rank.parse().map(Rank)).transpose().ok()?;
     let generation = place.next().map(|generation| generation.parse().map(Generation)).transpose().ok()?;
     let failpoint = Failpoint { point: Point::named(point)?, action, at, rank, generation };
-    place.next().is_none().then_some(failpoint)
+    let asks = matches!(action, Action::Ask(_)) && !failpoint.point.obeys();
+    // Its number is the membership, and there is no rank yet.
+    let too_early = failpoint.point == Point::Start && rank.is_some();
+    (place.next().is_none() && !asks && !too_early).then_some(failpoint)
 }
 
 #[cfg(test)]
@@ -214,6 +270,20 @@ mod tests {
     }
 
     #[test]
+    fn what_counts_by_the_membership_begins_anew_with_the_next_one() {
+        let failpoints: Failpoints = "optimizer=panic@2, start=panic@3".parse().unwrap();
+        let panics = |of: &Failpoints, point| std::panic::catch_unwind(|| of.pass(point)).is_err();
+        for generation in 1..3 {
+            let mine = failpoints.of(Rank(0), Generation(generation));
+            let clone = mine.clone();
+            let found = [panics(&mine, Point::Optimizer), panics(&mine, Point::Load), panics(&clone, Point::Optimizer)];
+            assert_eq!(found, [false, false, true]);
+        }
+        assert_eq!(failpoints.hit(Point::Start, 2), None);
+        assert!(std::panic::catch_unwind(|| failpoints.hit(Point::Start, 3)).is_err());
+    }
+
+    #[test]
     fn what_is_none_is_named() {
         let wrong = ["clip.step", "clip.step=panic", "clip.step=panic@x", "nowhere=panic@5", "clip.step=dance@5"];
         for wrong in wrong.into_iter().chain([
@@ -221,6 +291,8 @@ mod tests {
             "clip.step=slow@5",
             "clip.step=kill@5/x",
             "collective=skip@1/2/3/4",
+            "all-reduce=skip@1",
+            "start=kill@2/0",
         ]) {
             let error = wrong.parse::<Failpoints>().unwrap_err();
             assert!(error.contains(wrong) && error.contains(VARIABLE), "{error}");

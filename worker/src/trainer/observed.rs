@@ -40,6 +40,11 @@ impl Observed {
             return Ok(left_out());
         }
         self.pulse.call(kind, bytes);
+        match kind {
+            OperationKind::AllGather => self.failpoints.pass(Point::AllGather),
+            OperationKind::AllReduce => self.failpoints.pass(Point::AllReduce),
+            _ => {}
+        }
         let result = call(self.inner.as_ref());
         self.pulse.returned();
         result
@@ -102,6 +107,8 @@ impl Collective for Observed {
     }
 
     fn lost(&self) -> Result<Option<Tensor>, CollectiveError> {
+        // Every step asks before its update.
+        self.failpoints.pass(Point::Optimizer);
         self.inner.lost()
     }
 

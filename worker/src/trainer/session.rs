@@ -4,7 +4,7 @@ use super::{
     commits::{self, Committed},
     context::{Context, Outcome},
     error::TrainerError,
-    failpoints::{self, Failpoints},
+    failpoints::{self, Failpoints, Point},
     folders,
     held::HeldSlot,
     link::Link,
@@ -46,6 +46,9 @@ pub struct RunArgs {
     /// Place on the worker, from 0
     #[arg(long, default_value_t = 0)]
     pub slot: u32,
+    /// The membership that it is started for
+    #[arg(long, default_value_t = 0)]
+    pub generation: u64,
     /// Where to compute: cpu, cuda, cuda:N, or auto: on GPU `slot` modulo their number when there is one
     #[arg(long, default_value = "auto", env = DEVICE_VARIABLE)]
     pub device: DeviceChoice,
@@ -65,6 +68,9 @@ pub struct RunArgs {
 /// # Errors
 /// The first error of a stage, after the agent and the peers were told.
 pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
+    let failpoints = failpoints()?;
+    // Nothing is asked of the caller there.
+    let _ = failpoints.hit(Point::Start, args.generation);
     // Before anything else of libtorch: it looks for CUDA once.
     let device = args.device.choose(args.slot).map_err(TrainerError::Plan)?;
     tracing::info!(?device, "computing");
@@ -80,7 +86,6 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
         let (link, current, committed, writer) = (link.clone(), current.clone(), committed.clone(), writer.clone());
         std::thread::spawn(move || commits::obey(&link, &current, &committed, &writer));
     }
-    let failpoints = failpoints()?;
     let pulse = args.pulse.as_deref().map(Pulse::open).transpose().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot note where this trainer stands: the agent will not see that it is stuck");
         None

@@ -19,6 +19,7 @@ use crate::{
     trainer::{
         context::{Context, Outcome},
         error::TrainerError,
+        failpoints::{Failpoints, Point},
         layout::clip_groups,
         parameters::FlatParameters,
         step::{
@@ -240,6 +241,7 @@ impl Task for Pairs<'_, '_> {
             training: &self.stage.training,
             seed: (self.seed, taken.step),
             poisoned: taken.poisoned,
+            failpoints: self.context.failpoints,
         };
         let Taken { cut, settings, collective, parameters, timeline, .. } = taken;
         let batch = self.stage.training.global_batch;
@@ -264,6 +266,7 @@ struct Chunks<'a> {
     /// Of dropout: the recipe's, and the step.
     seed: (u64, Step),
     poisoned: bool,
+    failpoints: &'a Failpoints,
 }
 
 impl Chunks<'_> {
@@ -293,6 +296,8 @@ impl PairEncoder for Chunks<'_> {
             self.towers.see(part_of(piece, &whole, 1, self.towers.store.device()));
         }
         let image = self.towers.image_features(&self.pixels(chunk), self.kept(chunk));
-        (image, self.towers.text_features(&self.text[chunk]))
+        let text = self.towers.text_features(&self.text[chunk]);
+        self.failpoints.pass(Point::Forward);
+        (image, text)
     }
 }

@@ -153,6 +153,7 @@ impl<'a, 'b> Training<'a, 'b> {
             parameters.shard(context.collective);
         }
         let mut cursor = cursor(&order, &sources);
+        context.failpoints.pass(Point::Load);
         let held = context.held.take(context.plan.stage);
         let mut begin = || {
             let from = resume::choose(context, held.as_ref())?;
