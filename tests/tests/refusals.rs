@@ -106,7 +106,7 @@ async fn check_refused(url: &str, register: Register, expected: &str) {
 async fn an_old_incarnation_and_another_version_are_refused_and_told_of() {
     let job = Job::new(&Recipe::default());
     let cluster = Cluster::start(&job);
-    let url = &cluster.urls().to_owned();
+    let url = cluster.urls();
     let mut first = open(&url, register("w")).await.unwrap();
     // The next daemon over the same folder takes the session over.
     let _later = open(&url, Register { incarnation: 11, ..register("w") }).await.unwrap();

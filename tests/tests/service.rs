@@ -98,7 +98,7 @@ fn a_worker_is_ready_without_a_coordinator_and_says_how_it_stands() {
     check_life(&alone, daemon);
 
     let mut cluster = Cluster::start(&job);
-    let url = &cluster.urls().to_owned();
+    let url = cluster.urls();
     let _daemon = Daemon::start(with.over(&mut worker("w2", &url), WATCHDOG));
     with.wait_for("READY=1", DEADLINE);
     assert_eq!(with.wait_for("STATUS=connected", DEADLINE), format!("STATUS=connected to {url}; 0 trainers"));
