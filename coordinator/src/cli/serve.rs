@@ -5,7 +5,7 @@ use crate::{
     api,
     election::{Elector, Identity, Timing},
     runtime::{Quarantine, RuntimeConfig},
-    store::{EtcdAddress, EtcdStore, EtcdTls},
+    store::{EtcdAddress, EtcdStore, EtcdTls, Faulty},
 };
 use common::daemon::{
     shutdown::{Shutdown, signalled},
@@ -134,6 +134,7 @@ async fn serve_shared(args: &ServeArgs, store: &str) -> Result<u8, CliError> {
     let timing = Timing { ttl: Duration::from_secs(args.shared.leader_lease_s) };
     let runtime = RuntimeConfig { return_within: RETURN, quarantine: args.quarantine(), ..RuntimeConfig::default() };
     let etcd = store.endpoints();
+    let store = Faulty::from_environment(store).map_err(CliError::usage)?;
     let (elector, seats) = Elector::new(store, Identity { url: url.clone(), timing, runtime });
     let electing = elector.run(shutdown.token());
     shutdown.spawn(electing);
