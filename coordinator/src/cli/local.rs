@@ -5,7 +5,7 @@ use crate::{
     api,
     election::Seats,
     runtime::{Handle, Runtime, RuntimeConfig, RuntimeError},
-    store::RedbStore,
+    store::{Faulty, RedbStore},
 };
 use common::{daemon::shutdown::Shutdown, ids::JobId};
 use rustix::process::{Pid, Signal, kill_process};
@@ -52,6 +52,7 @@ impl Coordinator {
         fs::create_dir_all(state).map_err(|error| fail(&format!("could not create {}", state.display()), &error))?;
         let state = fs::canonicalize(state).map_err(|error| fail(&state.display().to_string(), &error))?;
         let store = RedbStore::open(&state).map_err(|error| CliError::new(1, error))?;
+        let store = Faulty::from_environment(store).map_err(CliError::usage)?;
         let listener =
             TcpListener::bind(listen).await.map_err(|error| fail(&format!("cannot listen on {listen}"), &error))?;
         let address = listener.local_addr().map_err(|error| fail("the listener has no address", &error))?;
@@ -203,9 +204,20 @@ struct Running {
 
 impl Workers {
     pub(super) fn start(coordinator: &Coordinator, settings: &Settings, logs: &Path) -> Result<Self, CliError> {
+        Self::start_with(coordinator, settings, logs, &[])
+    }
+
+    /// The same with more in the daemons' environment, and so in their trainers'.
+    pub(super) fn start_with(
+        coordinator: &Coordinator,
+        settings: &Settings,
+        logs: &Path,
+        environment: &[(&str, String)],
+    ) -> Result<Self, CliError> {
         fs::create_dir_all(logs)
             .map_err(|error| CliError::new(1, format!("could not create {}: {error}", logs.display())))?;
-        let running = (0..settings.workers).map(|number| Running::start(coordinator, settings, logs, number));
+        let started = |number| Running::start(coordinator, settings, logs, (number, environment));
+        let running = (0..settings.workers).map(started);
         Ok(Self { running: running.collect::<Result<_, _>>()?, left: RESTARTS })
     }
 
@@ -264,7 +276,12 @@ where
 }
 
 impl Running {
-    fn start(coordinator: &Coordinator, settings: &Settings, logs: &Path, number: u32) -> Result<Self, CliError> {
+    fn start(
+        coordinator: &Coordinator,
+        settings: &Settings,
+        logs: &Path,
+        (number, environment): (u32, &[(&str, String)]),
+    ) -> Result<Self, CliError> {
         let name = format!("local-{number}");
         let log = logs.join(format!("worker-{name}.log"));
         let fail = |what: &str, error: std::io::Error| CliError::new(1, format!("{what}: {error}"));
@@ -287,7 +304,8 @@ impl Running {
             .stdout(file)
             .stderr(errors)
             // Ctrl-C is for this process, which then asks the workers to end.
-            .process_group(0);
+            .process_group(0)
+            .envs(environment.iter().map(|(name, value)| (name, value)));
         if let Some(share) = settings.gpus_of(number, &visible_gpus()) {
             command.env("CUDA_VISIBLE_DEVICES", share.visible.join(","));
             command.args(["--ranks-per-gpu", &share.ranks_per_gpu.to_string()]);

@@ -1,6 +1,7 @@
-//! The coordinator that is measured: a process of its own, so that its time and memory are its own.
+//! Processes that are measured. The coordinator is one of its own, so that its time and memory are its own.
 
 use super::super::{error::CliError, locate};
+use rustix::process::Pid;
 use std::{
     fs,
     path::Path,
@@ -81,6 +82,30 @@ fn resident_kib(status: &str) -> u64 {
     line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok()).unwrap_or_default()
 }
 
+/// Whether a process was stopped by a signal and waits to go on.
+pub(super) fn is_stopped(pid: Pid) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    state_of(&stat) == Some('T')
+}
+
+/// A stopped one among the processes that came of this one.
+pub(super) fn stopped_below(pid: u32) -> Option<Pid> {
+    // A child belongs to the thread that started it.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let children: Vec<String> =
+        children.flat_map(|text| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).collect();
+    children.iter().filter_map(|child| child.parse().ok()).find_map(|child: u32| {
+        let own = Pid::from_raw(child.cast_signed()).filter(|pid| is_stopped(*pid));
+        own.or_else(|| stopped_below(child))
+    })
+}
+
+/// Field 3 of `/proc/PID/stat`, counted from the end of the name, which may hold anything.
+fn state_of(stat: &str) -> Option<char> {
+    stat.rsplit_once(") ")?.1.chars().next()
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         // It may have ended by itself.
@@ -95,6 +120,7 @@ mod tests {
     fn what_a_process_used_is_read_from_what_linux_says() {
         let stat = "42 (a) Z 1) S 1 42 42 0 -1 4194304 1 2 3 4 50 6 7 8 20 0 1 0 777 9 9";
         assert_eq!(super::cpu_ticks(stat), 56);
+        assert_eq!(super::state_of(stat), Some('S'));
         assert_eq!(super::resident_kib("Name:\tx\nVmRSS:\t   1234 kB\n"), 1234);
     }
 }

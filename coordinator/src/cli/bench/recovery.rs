@@ -1,42 +1,56 @@
-//! `bench recovery`: trainers of a real training on this machine are killed one after the other, and the time is taken until the
-//! training has taken a step that is new.
+//! `bench recovery`: trainers of a real training on this machine are killed one after the other, in each phase of their life, and the
+//! time is taken until others have seen it and the training has taken a step that is new.
 
-use super::super::{
-    client::Client,
-    error::CliError,
-    local::{Coordinator, Settings, Workers},
-    output::{self, Format},
-    recipe::{self, RecipeArgs},
-    run::job_id,
+mod figures;
+mod metrics;
+mod schedule;
+mod witnesses;
+
+use super::{
+    super::{
+        client::Client,
+        error::CliError,
+        local::{Coordinator, Settings, Workers},
+        output::{self, Format},
+        recipe::{self, RecipeArgs},
+        run::job_id,
+    },
+    process::{is_stopped, stopped_below},
 };
 use common::{
-    ids::Rank,
     recipe::{Elastic, Recipe, Stage},
-    status::{JobStatus, Phase},
+    status::{JobStatus, Phase as JobPhase},
 };
+use figures::{Death, Measured, OfPhase, Spread};
+use jiff::Timestamp;
+use metrics::Metrics;
 use rustix::process::{Pid, Signal, kill_process};
-use serde::Serialize;
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use schedule::{Phase, Planned};
+use std::{path::Path, time::Duration};
 use tokio::time::Instant;
+use witnesses::Witnesses;
 
 /// How often the metrics are looked at.
 const LOOK: Duration = Duration::from_millis(2);
 /// How long a line that was on its way when a trainer was killed may take to the file.
 const ON_ITS_WAY: Duration = Duration::from_millis(20);
-/// How many steps are taken between two kills.
+/// How many steps are taken between two kills at any moment.
 const BETWEEN: u64 = 6;
 /// How long steps may take to come.
 const DEADLINE: Duration = Duration::from_secs(600);
+/// How long a daemon may take to log an end.
+const TOLD: Duration = Duration::from_secs(5);
+/// Steps between two checkpoints, where deaths in one are measured.
+const CHECKPOINTS: u64 = 10;
+/// Of the metrics, the lines of the newest step and of the one before, which has not been read yet, may go with their rank 0.
+const WITH_RANK_0: u64 = 2;
 
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Runs the recipe's first stage that trains, and what stands before it, in a folder that is deleted afterwards. No\n\
-    checkpoint is written: whatever goes on, goes on from memory. The time is that until the second step\n\
-    after the kill is in the metrics, as the first may have been under way.\n\
+    checkpoint is read: whatever goes on, goes on from memory. A trainer is stopped where it is to die, and then\n\
+    killed. The times are those until its daemon's log says so, until the last of its peers' logs says that it\n\
+    waits no longer, and until the second step after the kill is in the metrics, as the first may have been under way.\n\
     Example: llm2clip bench recovery configs/demo-quick.toml --kills 10 -o json"
 )]
 pub(super) struct RecoveryArgs {
@@ -45,7 +59,10 @@ pub(super) struct RecoveryArgs {
     /// Worker daemons, with one trainer each; one more for a spare
     #[arg(long, default_value_t = 2)]
     workers: u32,
-    /// How many trainers to kill, ranks by turns
+    /// In what to kill them; several with commas between. All, one after the other, unless given
+    #[arg(long, value_enum, value_delimiter = ',')]
+    phase: Vec<Phase>,
+    /// How many trainers to kill in each phase, ranks by turns
     #[arg(long, default_value_t = 10)]
     kills: u32,
     /// Keep a trainer ready to take a killed one's rank
@@ -56,72 +73,68 @@ pub(super) struct RecoveryArgs {
     cores: Option<u32>,
 }
 
-/// What was measured.
-#[derive(Debug, Serialize)]
-struct Measured {
-    ranks: u32,
-    spare: bool,
-    kills: u32,
-    kill_to_next_new_step_s: Spread,
-    /// Of a step while nothing is killed.
-    step_s: f64,
-    /// Steps that were computed twice, or whose figures are missing although no rank 0 was killed with them.
-    steps_lost: u64,
-    /// Lines that rank 0 had not written when it was killed.
-    metrics_lines_missing: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct Spread {
-    median: f64,
-    worst: f64,
-    all: Vec<f64>,
-}
-
-impl Spread {
-    fn of(all: Vec<f64>) -> Self {
-        let mut sorted = all.clone();
-        sorted.sort_by(f64::total_cmp);
-        let at = |index: usize| sorted.get(index).copied().unwrap_or_default();
-        Self {
-            median: f64::midpoint(at((sorted.len().max(1) - 1) / 2), at(sorted.len() / 2)),
-            worst: at(sorted.len().max(1) - 1),
-            all,
+impl RecoveryArgs {
+    fn phases(&self) -> Result<Vec<Phase>, CliError> {
+        if self.workers < 2 || self.kills == 0 {
+            return Err(CliError::usage(
+                "--workers must be 2 or more, --kills 1 or more: somebody has to keep the state",
+            ));
+        }
+        // A spare has started already.
+        match self.phase.as_slice() {
+            [] => Ok(Phase::ALL.into_iter().filter(|phase| !self.spare || *phase != Phase::Start).collect()),
+            phases if self.spare && phases.contains(&Phase::Start) => Err(CliError::usage(
+                "--phase start has no meaning with --spare: whoever takes the rank has started before",
+            )),
+            phases => Ok(phases.to_vec()),
         }
     }
 }
 
 /// Runs the bench.
 pub(super) async fn measure(args: &RecoveryArgs, format: Format) -> Result<u8, CliError> {
-    if args.workers < 2 || args.kills == 0 {
-        return Err(CliError::usage("--workers must be 2 or more, --kills 1 or more: somebody has to keep the state"));
-    }
+    let phases = args.phases()?;
     let folder = tempfile::tempdir().map_err(|error| CliError::new(1, format!("no temporary folder: {error}")))?;
-    let (recipe, stage) = prepared(recipe::load(&args.recipe)?, folder.path(), args)?;
+    let (recipe, stage) = prepared(recipe::load(&args.recipe)?, folder.path(), args, &phases)?;
+    // Each stage before it is one membership.
+    let schedule = schedule::schedule(&phases, args.kills, args.workers, recipe.stages.len() as u64);
     let settings = Settings::new(args.workers + u32::from(args.spare), Some(1), args.cores)?;
     let coordinator = Coordinator::open(&folder.path().join("state")).await?;
     let mut client = Client::connect(coordinator.url()).await?;
     let job = job_id(&recipe.name);
     client.submit(&job, &recipe, args.workers).await?;
-    let mut workers = Workers::start(&coordinator, &settings, &recipe.output.join("logs"))?;
-    let mut bench = Bench { client, job, metrics: recipe.output.join(stage).join("metrics.jsonl"), args };
+    let logs = recipe.output.join("logs");
+    let mut workers = Workers::start_with(&coordinator, &settings, &logs, &schedule::environment(&schedule))?;
+    let metrics = Metrics::new(recipe.output.join(stage).join("metrics.jsonl"));
+    let mut bench = Bench { client, job, metrics, witnesses: Witnesses::new(logs), args };
     let measured = tokio::select! {
-        measured = bench.run() => measured,
+        measured = bench.run(&phases, &schedule) => measured,
         died = workers.watch() => Err(CliError::new(1, died?)),
     };
     workers.end().await;
     coordinator.stop().await;
-    print(&measured?, format);
+    let measured = measured?;
+    match format {
+        Format::Json => output::print_json(None, &measured),
+        Format::Text => measured.lines().iter().for_each(|line| println!("{line}")),
+    }
     Ok(0)
 }
 
-/// The recipe up to its first stage that trains, which has no end and writes nothing; and that stage's name.
-fn prepared(mut recipe: Recipe, folder: &Path, args: &RecoveryArgs) -> Result<(Recipe, &'static str), CliError> {
+/// The recipe up to its first stage that trains, which has no end; and that stage's name.
+fn prepared(
+    mut recipe: Recipe,
+    folder: &Path,
+    args: &RecoveryArgs,
+    phases: &[Phase],
+) -> Result<(Recipe, &'static str), CliError> {
     let trains = |stage: &Stage| stage.training().is_some();
     let at = recipe.stages.iter().position(trains).ok_or_else(|| CliError::usage("no stage of the recipe trains"))?;
     recipe.stages.truncate(at + 1);
     recipe.output = folder.join("output");
     recipe.faults.max_failures = u32::MAX;
+    // Deaths may come faster than reports of steps.
+    recipe.faults.max_no_progress = u32::MAX;
     recipe.elastic = args.spare.then_some(Elastic {
         min_ranks: args.workers,
         max_ranks: Some(args.workers),
@@ -130,8 +143,13 @@ fn prepared(mut recipe: Recipe, folder: &Path, args: &RecoveryArgs) -> Result<(R
     });
     let stage = &mut recipe.stages[at];
     let kind = stage.kind();
+    if phases.contains(&Phase::Forward) && kind != "clip" {
+        return Err(CliError::usage(format!(
+            "--phase forward is known of `clip` alone, and `{kind}` is the recipe's first stage that trains: name the other phases"
+        )));
+    }
     if let Some(training) = stage.training_mut() {
-        training.checkpoint.every_steps = u64::MAX;
+        training.checkpoint.every_steps = if phases.contains(&Phase::Checkpoint) { CHECKPOINTS } else { u64::MAX };
         training.length = common::recipe::Length::Steps(u64::from(u32::MAX));
     }
     Ok((recipe, kind))
@@ -140,120 +158,139 @@ fn prepared(mut recipe: Recipe, folder: &Path, args: &RecoveryArgs) -> Result<(R
 struct Bench<'a> {
     client: Client,
     job: String,
-    metrics: PathBuf,
+    metrics: Metrics,
+    witnesses: Witnesses,
     args: &'a RecoveryArgs,
 }
 
 impl Bench<'_> {
-    async fn run(&mut self) -> Result<Measured, CliError> {
+    async fn run(&mut self, phases: &[Phase], schedule: &[Planned]) -> Result<Measured, CliError> {
         eprintln!("waits for the first steps");
-        self.wait_for(BETWEEN).await?;
-        let began = (Instant::now(), self.newest());
-        self.wait_for(began.1 + BETWEEN).await?;
-        let step_s = began.0.elapsed().as_secs_f64() / (self.newest() - began.1) as f64;
-        let (mut times, mut first) = (Vec::new(), 0);
-        for number in 0..self.args.kills {
-            let rank = Rank((number + 1) % self.args.workers);
-            first += u64::from(rank.0 == 0);
-            let pid = self.ready(rank).await?;
-            let killed = Instant::now();
-            kill_process(pid, Signal::KILL).map_err(|error| CliError::new(1, format!("rank {rank}: {error}")))?;
-            tokio::time::sleep(ON_ITS_WAY).await;
-            let reached = self.newest();
-            self.wait_for(reached + 2).await?;
-            times.push(killed.elapsed().as_secs_f64());
-            eprintln!("rank {rank} killed after step {reached}: a new step after {:.2} s", times[times.len() - 1]);
-            self.wait_for(reached + 2 + BETWEEN).await?;
+        let (mut of_phases, mut all, mut lost) = (Vec::new(), Vec::new(), 0);
+        let mut planned = schedule.iter();
+        for phase in phases {
+            let (before, mut deaths, mut first) = (self.metrics.count(), Vec::new(), 0);
+            while deaths.len() < self.args.kills as usize {
+                let Some(planned) = planned.next() else { break };
+                first += u64::from(planned.rank == 0);
+                deaths.extend(self.kill(planned).await?);
+            }
+            let now = self.metrics.count();
+            let missing = (now.missing - before.missing).saturating_sub(WITH_RANK_0 * first);
+            let steps_lost = now.twice - before.twice + missing;
+            lost += steps_lost;
+            all.extend(deaths.iter().map(|death| death.new_step));
+            of_phases.push(OfPhase::new(*phase, &deaths, steps_lost));
         }
-        let counted = self.counted();
-        let twice: u64 = counted.values().map(|count| count - 1).sum();
-        let missing = counted.keys().next_back().copied().unwrap_or_default() - counted.len() as u64;
         Ok(Measured {
             ranks: self.args.workers,
             spare: self.args.spare,
-            kills: self.args.kills,
-            kill_to_next_new_step_s: Spread::of(times),
-            step_s,
-            steps_lost: twice + missing.saturating_sub(first),
-            metrics_lines_missing: missing,
+            kills: all.len(),
+            kill_to_next_new_step_s: Spread::of(all),
+            step_s: Spread::of(self.metrics.step_s.clone()).map_or(0.0, |spread| spread.median),
+            steps_lost: lost,
+            metrics_lines_missing: self.metrics.count().missing,
+            phases: of_phases,
         })
     }
 
+    /// Kills one; what followed, where that is measured.
+    async fn kill(&mut self, planned: &Planned) -> Result<Option<Death>, CliError> {
+        let pid = self.victim(planned).await?;
+        let (killed, instant) = (Timestamp::now(), Instant::now());
+        kill_process(pid, Signal::KILL)
+            .map_err(|error| CliError::new(1, format!("rank {} cannot be killed: {error}", planned.rank)))?;
+        let Some(phase) = planned.measures else { return Ok(None) };
+        tokio::time::sleep(ON_ITS_WAY).await;
+        let reached = self.metrics.count().newest;
+        self.wait_for(reached + 2).await?;
+        let new_step = instant.elapsed().as_secs_f64();
+        let pid = pid.as_raw_nonzero().get().unsigned_abs();
+        let seen = self.seen(pid, killed).await;
+        let death = Death { seen, released: self.witnesses.released(killed), new_step };
+        let shown = |time: Option<f64>| time.map_or_else(|| "-".to_owned(), |time| format!("{time:.3} s"));
+        eprintln!(
+            "{phase}: rank {} killed after step {reached}: seen {}, peers released {}, a new step {new_step:.2} s",
+            planned.rank,
+            shown(death.seen),
+            shown(death.released)
+        );
+        Ok(Some(death))
+    }
+
+    /// The process that is to die, which has come to where it is to.
+    async fn victim(&mut self, planned: &Planned) -> Result<Pid, CliError> {
+        let end = Instant::now() + DEADLINE;
+        if planned.at == Phase::Start {
+            loop {
+                if let Some(pid) = stopped_below(std::process::id()) {
+                    return Ok(pid);
+                }
+                self.go_on(end, "no trainer was started").await?;
+            }
+        }
+        if planned.at == Phase::Any {
+            let newest = self.metrics.count().newest;
+            self.wait_for(newest + BETWEEN).await?;
+            return self.ready(planned).await;
+        }
+        let pid = self.ready(planned).await?;
+        while !is_stopped(pid) {
+            self.go_on(end, &format!("rank {} did not come to {}", planned.rank, planned.at)).await?;
+        }
+        Ok(pid)
+    }
+
     /// The process of a rank of a membership that is complete.
-    async fn ready(&mut self, rank: Rank) -> Result<Pid, CliError> {
-        let complete = |status: &JobStatus, args: &RecoveryArgs| {
-            status.phase == Phase::Running && status.spares >= u32::from(args.spare)
+    async fn ready(&mut self, planned: &Planned) -> Result<Pid, CliError> {
+        let spares = u32::from(self.args.spare);
+        let complete = |status: &JobStatus| {
+            status.phase == JobPhase::Running && status.spares >= spares && status.generation.0 == planned.generation
         };
         let mut watch = self.client.watch(&self.job).await?;
         while let Some(status) = watch.next().await? {
-            if let Phase::Failed { message, .. } = status.phase {
+            if let JobPhase::Failed { message, .. } = status.phase {
                 return Err(CliError::new(1, message));
             }
-            let pid = status.ranks.get(rank.0 as usize).and_then(|found| found.pid);
-            if let (true, Some(pid)) = (complete(&status, self.args), pid) {
+            if status.generation.0 > planned.generation {
+                let failure = status.failures.last().map(|failure| failure.cause.to_string()).unwrap_or_default();
+                return Err(CliError::new(1, format!("a trainer died that nobody killed: {failure}")));
+            }
+            let pid = status.ranks.get(planned.rank as usize).and_then(|found| found.pid);
+            if let (true, Some(pid)) = (complete(&status), pid) {
                 return Pid::from_raw(pid.cast_signed()).ok_or_else(|| CliError::new(1, "a rank without a process"));
             }
         }
         Err(CliError::new(1, "the job ended"))
     }
 
-    /// How often each step stands in the metrics; a line that is being written is left out.
-    fn counted(&self) -> BTreeMap<u64, u64> {
-        let text = std::fs::read_to_string(&self.metrics).unwrap_or_default();
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        let mut counted = BTreeMap::new();
-        for line in whole.lines() {
-            let step = serde_json::from_str::<serde_json::Value>(line).ok().and_then(|line| line["step"].as_u64());
-            *counted.entry(step.unwrap_or_default()).or_default() += 1;
+    /// When its daemon saw the end of a process.
+    async fn seen(&self, pid: u32, killed: Timestamp) -> Option<f64> {
+        let end = Instant::now() + TOLD;
+        loop {
+            match self.witnesses.seen(pid, killed) {
+                None if Instant::now() < end => tokio::time::sleep(LOOK).await,
+                seen => return seen,
+            }
         }
-        counted
-    }
-
-    fn newest(&self) -> u64 {
-        self.counted().keys().next_back().copied().unwrap_or_default()
     }
 
     async fn wait_for(&mut self, step: u64) -> Result<(), CliError> {
         let end = Instant::now() + DEADLINE;
-        while self.newest() < step {
-            if Instant::now() > end {
-                let status = self.client.status(&self.job).await?;
-                let why = super::super::why::explain(&status).join("\n");
-                return Err(CliError::new(
-                    1,
-                    format!("step {step} did not come within {} s\n{why}", DEADLINE.as_secs()),
-                ));
-            }
-            tokio::time::sleep(LOOK).await;
+        while self.metrics.count().newest < step {
+            self.go_on(end, &format!("step {step} did not come")).await?;
         }
         Ok(())
     }
-}
 
-fn print(measured: &Measured, format: Format) {
-    if format == Format::Json {
-        return output::print_json(None, measured);
-    }
-    let Measured { ranks, kills, kill_to_next_new_step_s: Spread { median, worst, .. }, .. } = measured;
-    let spare = if measured.spare { ", one spare" } else { "" };
-    println!("{kills} kills, {ranks} ranks{spare}, a step takes {:.3} s", measured.step_s);
-    println!("  from the kill to a new step  {median:.2} s (median), {worst:.2} s (worst)");
-    println!("  steps lost                   {}", measured.steps_lost);
-    println!("  lines of metrics missing     {}", measured.metrics_lines_missing);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_median_of_an_even_number_lies_between_two() {
-        let check = |all: &[f64], median: f64, worst: f64| {
-            let spread = Spread::of(all.to_vec());
-            assert_eq!((spread.median, spread.worst), (median, worst));
-        };
-        check(&[3.0, 1.0, 2.0], 2.0, 3.0);
-        check(&[4.0, 1.0, 2.0, 3.0], 2.5, 4.0);
-        check(&[1.0], 1.0, 1.0);
+    /// Looks again soon, unless it has taken too long.
+    async fn go_on(&mut self, end: Instant, what: &str) -> Result<(), CliError> {
+        if Instant::now() > end {
+            let status = self.client.status(&self.job).await?;
+            let why = super::super::why::explain(&status).join("\n");
+            return Err(CliError::new(1, format!("{what} within {} s\n{why}", DEADLINE.as_secs())));
+        }
+        tokio::time::sleep(LOOK).await;
+        Ok(())
     }
 }

@@ -9,7 +9,7 @@ use crate::{
     api,
     election::{Elector, Identity, Seat, Seats},
     runtime::RuntimeConfig,
-    store::EtcdStore,
+    store::{EtcdStore, Faulty},
 };
 use common::daemon::{
     notify::Manager,
@@ -75,6 +75,7 @@ async fn serve_shared(listen: SocketAddr, shared: Shared, runtime: RuntimeConfig
     };
     let shutdown = Shutdown::new();
     let (etcd, manager) = (store.endpoints(), runtime.manager.clone());
+    let store = Faulty::from_environment(store).map_err(CliError::usage)?;
     let (elector, seats) = Elector::new(store, Identity { url: url.clone(), timing: shared.timing, runtime });
     let electing = elector.run(shutdown.token());
     shutdown.spawn(electing);
