@@ -170,7 +170,7 @@ fn checkpoint(folder: &tempfile::TempDir, opened: &Opened, step: u64) -> std::pa
     let digest = |number: usize| opened.datasets[number].fingerprint();
     let part = Part {
         rank: Rank(0),
-        file: paths::part_file(Rank(0)),
+        file: paths::part_file(Rank(0), Generation(1)),
         bytes: 1,
         blake3: "00".repeat(32),
         tensors: Default::default(),
@@ -188,7 +188,7 @@ fn checkpoint(folder: &tempfile::TempDir, opened: &Opened, step: u64) -> std::pa
     };
     let place = folder.path().join("out/clip").join(paths::step_folder(Step(step)));
     std::fs::create_dir_all(&place).unwrap();
-    std::fs::write(place.join(paths::MANIFEST_FILE), serde_json::to_string(&manifest).unwrap()).unwrap();
+    std::fs::write(place.join(paths::MANIFEST_FILE), manifest.to_text()).unwrap();
     place
 }
 
