@@ -104,7 +104,7 @@ impl Taking<'_> {
         };
         let writer = match &mut self.writer {
             Some(writer) if member.size == self.report.width as u64 * 4 => writer,
-            None if member.size > 0 && member.size % 4 == 0 && member.size / 4 <= WIDEST => {
+            None if member.size > 0 && member.size.is_multiple_of(4) && member.size / 4 <= WIDEST => {
                 self.report.width = (member.size / 4) as usize;
                 let size = [self.keys.len(), self.report.width];
                 self.writer.insert(ShardWriter::create(out, provenance, size, self.columns)?)
