@@ -145,10 +145,13 @@ impl Storage {
         Ok(state.clone())
     }
 
-    /// Whether a checkpoint survives whatever happens now.
+    /// Whether a checkpoint survives whatever happens now: its manifest and what that lists. What an earlier membership still writes
+    /// beside it does not count.
     pub fn durable(&self, folder: &Path, now: Duration) -> bool {
-        let below = self.parts.iter().filter(|((place, _), _)| place == folder);
-        let manifest = self.manifests.get(folder).is_some_and(|file| file.durable_at <= now);
-        manifest && below.map(|(_, part)| part).all(|part| part.durable_at <= now)
+        let Some(file) = self.manifests.get(folder).filter(|file| file.durable_at <= now) else { return false };
+        file.manifest.parts.iter().all(|listed| {
+            let part = self.parts.get(&(folder.to_owned(), listed.file.clone()));
+            part.is_some_and(|part| part.durable_at <= now)
+        })
     }
 }
