@@ -59,7 +59,7 @@ fn a_checkpoint_that_cannot_be_written_is_an_alarm_and_the_next_one_is_written()
         &events,
         &[
             "no checkpoint of step 4, the training goes on: rank 1: ",
-            "rank-00001-gen-: No space left on device",
+            "rank-00001-gen-00002.safetensors: No space left on device",
             "Free space",
         ],
     );
