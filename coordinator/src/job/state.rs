@@ -244,6 +244,12 @@ impl JobState {
         }
     }
 
+    /// Whether it differs from this one in nothing but how many reports were refused.
+    pub fn only_refused_more_than(&self, other: &Self) -> bool {
+        let counters = Counters { refused: other.counters.refused, ..self.counters };
+        self.counters != other.counters && Self { counters, updated: other.updated, ..self.clone() } == *other
+    }
+
     /// Whether it can no longer change by itself.
     pub fn is_over(&self) -> bool {
         matches!(self.life, Life::Stopped | Life::Succeeded | Life::Failed { .. })

@@ -125,8 +125,13 @@ fn reports_of_an_older_generation_change_nothing_and_are_counted() {
     let state = f::training(2);
     let next = check(&state, f::written(1, 0, 4), &[]);
     assert_eq!(next.counters.refused, 1);
-    let next = check(&next, f::ended(1, 0, signal(9)), &[]);
+    // The first one is told of; of the others nothing is left but their number.
+    assert!(!next.only_refused_more_than(&state) && !state.only_refused_more_than(&state));
+    let first = next;
+    let next = check(&first, f::ended(1, 0, signal(9)), &[]);
     assert_eq!((next.counters.refused, &next.life, next.failures.len()), (2, &Life::Running, 0));
+    let later = JobState { updated: NOW.plus(std::time::Duration::from_secs(1)), ..next };
+    assert!(later.only_refused_more_than(&first));
 }
 
 #[test]

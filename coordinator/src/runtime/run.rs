@@ -453,7 +453,7 @@ impl<S: Store> Runtime<S> {
         if next != *state {
             self.moved |= !reports;
             // What leads to orders is stored before they are given.
-            let lazily = reports && commands.is_empty();
+            let lazily = commands.is_empty() && (reports || next.only_refused_more_than(state));
             self.jobs.update(&self.store, next, lazily, now).await?;
         }
         // The store may have taken its time.
