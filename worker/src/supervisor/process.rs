@@ -22,8 +22,8 @@ use tokio::{
 
 /// How long the holder may take to start a trainer.
 const START_DEADLINE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
-/// How long after a process is gone its holder may take to say how it ended.
-const END_DEADLINE: Duration = Duration::from_secs(2);
+/// How long after a process is gone its holder may take to say how it ended, if it lives.
+const END_DEADLINE: Duration = Duration::from_secs(10);
 /// How often that is looked for.
 const LOOK: Duration = Duration::from_millis(20);
 
