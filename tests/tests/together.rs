@@ -57,6 +57,7 @@ fn all_trainers_of_a_machine_are_killed_at_once_and_no_step_is_lost() {
 }
 
 #[test]
+#[ignore = "takes minutes: make long"]
 fn a_daemon_that_is_killed_costs_no_step_and_takes_its_trainer_up_again() {
     let recipe = recipe(120);
     let job = Job::new(&recipe);

@@ -56,6 +56,7 @@ fn finish_unharmed(machines: &Machines<'_>, job: &Job, id: &str) {
 }
 
 #[test]
+#[ignore = "takes minutes: make long"]
 fn half_a_second_and_a_packet_of_twenty_on_the_way_to_coordinators_and_etcd_cost_nothing() {
     let recipe = recipe(300);
     let job = Job::new(&recipe);
@@ -78,6 +79,7 @@ fn half_a_second_and_a_packet_of_twenty_on_the_way_to_coordinators_and_etcd_cost
 }
 
 #[test]
+#[ignore = "takes minutes: make long"]
 fn the_same_between_trainers_makes_them_slow_and_costs_no_rank() {
     let recipe = recipe(24);
     let job = Job::new(&recipe);
