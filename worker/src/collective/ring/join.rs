@@ -1,13 +1,14 @@
 //! How the ranks of a generation find each other: each calls the next and answers the one before.
 
-use super::wire::{HELLO_BYTES, Hello};
+use super::wire::{HELLO_BYTES, Hello, WELCOME};
 use crate::collective::Identity;
-use common::ids::Rank;
+use common::ids::{Generation, Rank};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     net::sockopt,
 };
 use std::{
+    collections::BTreeSet,
     io::{ErrorKind, Read as _, Write as _},
     net::{TcpListener, TcpStream, ToSocketAddrs as _},
     time::{Duration, Instant},
@@ -63,10 +64,11 @@ fn notice_silence(stream: &TcpStream) -> std::io::Result<()> {
 /// Until when something is tried, and what says that it is in vain.
 type Until<'a> = (Instant, &'a (dyn Fn() -> bool + Sync));
 
+/// Calls until it is welcome: the other one may still be in the membership before, and send it away.
 fn call(address: &str, next: usize, identity: &Identity, (end, in_vain): Until<'_>) -> Result<TcpStream, String> {
     let hello = Hello { generation: identity.generation, rank: identity.rank }.encode();
     loop {
-        let error = match connect(address, &hello) {
+        let error = match connect(address, &hello).and_then(|stream| welcomed(stream, (end, in_vain))) {
             Ok(stream) => return Ok(stream),
             Err(error) => error,
         };
@@ -88,7 +90,28 @@ fn connect(address: &str, hello: &[u8; HELLO_BYTES]) -> std::io::Result<TcpStrea
     Ok(stream)
 }
 
-/// Takes connections until the right one comes; a caller of another generation is sent away.
+/// Waits for the other one's word. It may not listen yet, as long as it loads.
+fn welcomed(mut stream: TcpStream, (end, in_vain): Until<'_>) -> std::io::Result<TcpStream> {
+    stream.set_read_timeout(Some(PAUSE))?;
+    let mut word = [0];
+    loop {
+        match stream.read(&mut word) {
+            Ok(1) if word[0] == WELCOME => break,
+            Ok(_) => return Err(std::io::Error::new(ErrorKind::ConnectionRefused, "it waits for another membership")),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                if in_vain() || Instant::now() >= end {
+                    return Err(std::io::Error::new(ErrorKind::TimedOut, "it has not answered"));
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    stream.set_read_timeout(None)?;
+    Ok(stream)
+}
+
+/// Takes connections until the right one comes; a caller of another generation is sent away, and calls again if it is of a later one.
 fn answer(
     listener: &TcpListener,
     previous: Rank,
@@ -97,6 +120,7 @@ fn answer(
 ) -> Result<TcpStream, String> {
     let fail = |what: &str, error: std::io::Error| format!("{what}: {error}");
     listener.set_nonblocking(true).map_err(|error| fail("the listener", error))?;
+    let mut sent_away: BTreeSet<(Generation, Rank)> = BTreeSet::new();
     loop {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -117,16 +141,20 @@ fn answer(
             Err(error) => return Err(fail("accepting a peer", error)),
         };
         match greeting(stream) {
-            Some((hello, stream)) if hello.generation == identity.generation && hello.rank == previous => {
-                return Ok(stream);
+            Some((hello, mut stream)) if hello.generation == identity.generation && hello.rank == previous => {
+                match stream.write_all(&[WELCOME]) {
+                    Ok(()) => return Ok(stream),
+                    Err(error) => tracing::info!(rank = previous.0, %error, "a peer is gone before it was welcome"),
+                }
             }
-            Some((hello, _)) => {
+            Some((hello, _)) if sent_away.insert((hello.generation, hello.rank)) => {
                 tracing::warn!(
                     generation = hello.generation.0,
                     rank = hello.rank.0,
                     "sent a peer away that is not of this ring"
                 );
             }
+            Some(_) => {}
             None => tracing::warn!("sent a caller away that is no peer"),
         }
     }

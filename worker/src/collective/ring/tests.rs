@@ -4,7 +4,7 @@ use super::*;
 use crate::collective::{
     Deadlines,
     contract::{Case, Engine, LONG, check_operations, contract, numbers},
-    join,
+    join, join_unless,
 };
 use proptest::prelude::*;
 use tch::Kind;
@@ -57,6 +57,32 @@ fn a_caller_of_another_generation_is_sent_away() {
         let other = scope.spawn(|| barrier(1));
         barrier(0).unwrap();
         other.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn a_peer_that_is_still_in_the_membership_before_is_waited_for() {
+    let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
+    let identity =
+        |generation, rank| Identity { generation: Generation(generation), rank: Rank(rank), peers: peers.clone() };
+    let (told, left) = (std::sync::atomic::AtomicBool::new(false), std::sync::atomic::Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        // Rank 1 has the later plan and calls; rank 0 sends it away, as it waits for the rank 1 of before.
+        let early = scope.spawn(|| join(&listeners[1], identity(5, 1), DEADLINES, Device::Cpu)?.barrier());
+        let before = scope.spawn(|| {
+            let in_vain = || told.load(left);
+            join_unless(&listeners[0], identity(4, 0), DEADLINES, Device::Cpu, &in_vain).map(|_| ())
+        });
+        // Until its call was answered with a no, at the least.
+        let mut stranger = TcpStream::connect(&peers[0]).unwrap();
+        let hello = wire::Hello { generation: Generation(3), rank: Rank(1) }.encode();
+        std::io::Write::write_all(&mut stranger, &hello).unwrap();
+        assert_eq!(std::io::Read::read(&mut stranger, &mut [0]).unwrap(), 0, "it is sent away");
+        told.store(true, left);
+        assert!(before.join().unwrap().unwrap_err().to_string().contains("a later membership"));
+        join(&listeners[0], identity(5, 0), DEADLINES, Device::Cpu).unwrap().barrier().unwrap();
+        early.join().unwrap().unwrap();
     });
 }
 

@@ -3,7 +3,9 @@
 use common::ids::{Generation, Rank};
 
 /// The first bytes of a connection.
-pub(super) const MAGIC: [u8; 8] = *b"l2c-ring";
+pub(super) const MAGIC: [u8; 8] = *b"l2c-rin2";
+/// What the answering side says to a caller that it was waiting for.
+pub(super) const WELCOME: u8 = b'w';
 /// The length of a [`Hello`] on the wire.
 pub(super) const HELLO_BYTES: usize = 20;
 /// The length of a [`Header`] on the wire.
