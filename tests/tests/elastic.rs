@@ -45,7 +45,10 @@ fn three_machines_become_one_and_three_again() {
     cluster.lose_machine("a");
     let reached = cluster.wait_for_ranks(&id, &["b"]);
     job.wait_for_step(reached + 10);
-    start(&mut cluster, &["a", "c"]);
+    // Who is there first has the lower rank.
+    start(&mut cluster, &["a"]);
+    cluster.wait_for_session("a");
+    start(&mut cluster, &["c"]);
     let reached = cluster.wait_for_ranks(&id, &["b", "a", "c"]);
     job.wait_for_step(reached + 10);
     finish(&cluster, &id);
