@@ -265,7 +265,7 @@ pub enum WaitReason {
         /// When.
         until: Timestamp,
     },
-    /// Ranks were lost with their machine; the others hold the state in memory until there are places in their stead.
+    /// Ranks were lost with their machine; the others hold what they have in memory until there are places in their stead.
     Regrouping {
         /// How many hold it.
         holding: u32,
@@ -286,7 +286,7 @@ impl fmt::Display for WaitReason {
             WaitReason::TrainersStarting { ready, ordered } => write!(f, "{ready} of {ordered} trainers have started"),
             WaitReason::BackOff { .. } => f.write_str("waits before the next try"),
             WaitReason::Regrouping { holding, missing } => {
-                write!(f, "{holding} trainers hold the state in memory, {missing} places are missing")
+                write!(f, "{holding} trainers wait with all that they have in memory, {missing} places are missing")
             }
             WaitReason::TrainersEnding { left } => write!(f, "{left} trainers of the try before are ending"),
         }

@@ -70,7 +70,8 @@ impl Step {
         let missing = u32::try_from(missing).unwrap_or(u32::MAX);
         if !matches!(self.state.life, Life::Regrouping { .. }) {
             let places = if missing == 1 { "place" } else { "places" };
-            self.tell("regrouping", format!("waits for {missing} {places} with the state in memory"));
+            let held = if self.shards() { "" } else { " with the state in memory" };
+            self.tell("regrouping", format!("waits for {missing} {places}{held}"));
         }
         self.state.life = Life::Regrouping { since, missing };
     }

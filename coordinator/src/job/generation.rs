@@ -35,7 +35,8 @@ impl Step {
         self.state.life = Life::Starting;
         let from = resume.map_or_else(|| "its beginning".to_owned(), |step| format!("step {step}"));
         let kind = self.state.stage_kind(stage);
-        self.tell("generation", format!("generation {generation}: {world} trainers for stage {kind} from {from}"));
+        let trainers = if world == 1 { "trainer" } else { "trainers" };
+        self.tell("generation", format!("generation {generation}: {world} {trainers} for stage {kind} from {from}"));
     }
 
     /// A trainer listens; when all do, all get their plans.

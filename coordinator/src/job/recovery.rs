@@ -22,15 +22,13 @@ impl Step {
     /// process said itself what is wrong, which another one would find as well; and the budgets allow it.
     pub(super) fn recovers(&self, cause: Option<&FailureCause>) -> bool {
         let Some(membership) = self.state.membership.as_ref() else { return false };
-        let stage = self.state.recipe.stages.get(membership.stage);
-        let shards = stage.and_then(|stage| stage.training()).is_some_and(|training| training.optimizer.sharded);
         let died = match cause {
             Some(FailureCause::Signal { .. } | FailureCause::ExitCode { .. } | FailureCause::WorkerLost) => true,
             Some(FailureCause::Hung(_)) => true,
             // Another one would run out as well, unless it was a matter of what else there was: tried once.
             Some(FailureCause::OutOfMemory(_)) => membership.advanced(),
             // Most of the others agree, and have all there is.
-            Some(FailureCause::Diverged(diverged)) => !diverged.ranks.is_empty() && !shards,
+            Some(FailureCause::Diverged(diverged)) => !diverged.ranks.is_empty() && !self.shards(),
             None | Some(FailureCause::Error { .. } | FailureCause::Spawn { .. }) => false,
         };
         died && self.may_go_on()
@@ -53,6 +51,12 @@ impl Step {
         stage.is_some_and(|stage| stage.training().is_some())
     }
 
+    /// Whether each rank of the newest membership has the optimizer's state of its share alone: it is lost with the rank.
+    pub(super) fn shards(&self) -> bool {
+        let stage = self.state.membership.as_ref().and_then(|m| self.state.recipe.stages.get(m.stage));
+        stage.and_then(|stage| stage.training()).is_some_and(|training| training.optimizer.sharded)
+    }
+
     /// Counts a loss that the others survive, and goes on without those who are gone.
     pub(super) fn mend(&mut self, lost: &str) {
         let Some(membership) = self.state.membership.as_ref() else { return };
@@ -61,8 +65,12 @@ impl Step {
         counters.failures += 1;
         counters.no_progress = if advanced { 0 } else { counters.no_progress + 1 };
         let left = self.state.recipe.faults.max_failures.saturating_sub(counters.failures);
-        let others = if living == 1 { "the other one keeps" } else { "the others keep" };
-        self.tell("recovery", format!("{lost}; {others} step {held} in memory; {left} more restarts are allowed"));
+        let kept = match (self.shards(), living) {
+            (true, _) => "its share of the optimizer's state with it: all go on from the newest checkpoint".to_owned(),
+            (false, 1) => format!("the other one keeps step {held} in memory"),
+            (false, _) => format!("the others keep step {held} in memory"),
+        };
+        self.tell("recovery", format!("{lost}; {kept}; {left} more restarts are allowed"));
         self.regroup(None);
     }
 

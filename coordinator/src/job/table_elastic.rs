@@ -251,3 +251,15 @@ fn an_hour_in_which_a_machine_is_lost_every_second_leaves_no_more_than_ten_minut
     // Numbers of four digits for three.
     assert!(sizes[3599] as f64 <= 1.02 * sizes[600] as f64, "{} bytes, {} before", sizes[3599], sizes[600]);
 }
+
+#[test]
+fn of_sharded_moments_nobody_is_said_to_keep_what_nobody_keeps() {
+    let mut state = three();
+    let (known, stage) = (state.membership.as_ref().unwrap().stage, &mut state.recipe);
+    let common::recipe::Stage::Clip(clip) = &mut stage.stages[known] else { panic!("the fixture trains `clip`") };
+    clip.training.optimizer.sharded = true;
+    let state = without_one(state);
+    let told = |kind: &str| state.events.iter().rfind(|event| event.kind == kind).unwrap().message.clone();
+    assert!(told("recovery").contains("all go on from the newest checkpoint"), "{}", told("recovery"));
+    assert_eq!(told("regrouping"), "waits for 1 place");
+}
