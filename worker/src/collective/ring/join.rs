@@ -20,6 +20,9 @@ const TRY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long the other machine may be silent.
 const SILENCE: Duration = Duration::from_secs(12);
+/// Why a join cannot be.
+const OTHER_VERSION: &str =
+    "a trainer of another version of llm2clip calls: update all machines of the job, then `llm2clip resume` it";
 /// Why a join is given up.
 const IN_VAIN: &str = "a later membership takes the place of this one";
 
@@ -140,14 +143,18 @@ fn answer(
             Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
             Err(error) => return Err(fail("accepting a peer", error)),
         };
-        match greeting(stream) {
-            Some((hello, mut stream)) if hello.generation == identity.generation && hello.rank == previous => {
+        let Some((bytes, mut stream)) = greeting(stream) else { continue };
+        if Hello::is_of_another_version(&bytes) {
+            return Err(OTHER_VERSION.to_owned());
+        }
+        match Hello::decode(&bytes) {
+            Some(hello) if hello.generation == identity.generation && hello.rank == previous => {
                 match stream.write_all(&[WELCOME]) {
                     Ok(()) => return Ok(stream),
                     Err(error) => tracing::info!(rank = previous.0, %error, "a peer is gone before it was welcome"),
                 }
             }
-            Some((hello, _)) if sent_away.insert((hello.generation, hello.rank)) => {
+            Some(hello) if sent_away.insert((hello.generation, hello.rank)) => {
                 tracing::warn!(
                     generation = hello.generation.0,
                     rank = hello.rank.0,
@@ -160,11 +167,12 @@ fn answer(
     }
 }
 
-fn greeting(mut stream: TcpStream) -> Option<(Hello, TcpStream)> {
+/// The first bytes of a caller; absent when it says less.
+fn greeting(mut stream: TcpStream) -> Option<([u8; HELLO_BYTES], TcpStream)> {
     let mut bytes = [0; HELLO_BYTES];
     stream.set_nonblocking(false).ok()?;
     stream.set_read_timeout(Some(TRY)).ok()?;
     stream.read_exact(&mut bytes).ok()?;
     stream.set_read_timeout(None).ok()?;
-    Some((Hello::decode(&bytes)?, stream))
+    Some((bytes, stream))
 }

@@ -87,6 +87,19 @@ fn a_peer_that_is_still_in_the_membership_before_is_waited_for() {
 }
 
 #[test]
+fn a_trainer_of_another_version_is_told_from_a_stranger_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let own = listener.local_addr().unwrap().to_string();
+    let mut bytes = wire::Hello { generation: Generation(5), rank: Rank(1) }.encode();
+    bytes[..8].copy_from_slice(b"l2c-ring");
+    std::io::Write::write_all(&mut TcpStream::connect(&own).unwrap(), &bytes).unwrap();
+    let identity = Identity { generation: Generation(5), rank: Rank(0), peers: vec![own, "127.0.0.1:1".to_owned()] };
+    let deadlines = Deadlines { join: Duration::from_secs(2), ..DEADLINES };
+    let error = join(&listener, identity, deadlines, Device::Cpu).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("another version"), "{error}");
+}
+
+#[test]
 fn a_peer_that_never_listens_is_named() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let peers = vec![listener.local_addr().unwrap().to_string(), "127.0.0.1:1".to_owned()];

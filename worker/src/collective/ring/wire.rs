@@ -2,8 +2,10 @@
 
 use common::ids::{Generation, Rank};
 
-/// The first bytes of a connection.
+/// The first bytes of a connection: whose it is, and the version of what follows.
 pub(super) const MAGIC: [u8; 8] = *b"l2c-rin2";
+/// Of them, those that every version has.
+const FAMILY: &[u8] = b"l2c-rin";
 /// What the answering side says to a caller that it was waiting for.
 pub(super) const WELCOME: u8 = b'w';
 /// The length of a [`Hello`] on the wire.
@@ -27,6 +29,11 @@ impl Hello {
         bytes[8..16].copy_from_slice(&self.generation.0.to_le_bytes());
         bytes[16..].copy_from_slice(&self.rank.0.to_le_bytes());
         bytes
+    }
+
+    /// Whether these are the first bytes of a trainer of another version.
+    pub(super) fn is_of_another_version(bytes: &[u8; HELLO_BYTES]) -> bool {
+        bytes.starts_with(FAMILY) && !bytes.starts_with(&MAGIC)
     }
 
     /// Absent when it is something else than a peer.
@@ -123,5 +130,10 @@ mod tests {
         let hello = Hello { generation: Generation(3), rank: Rank(2) };
         assert_eq!(Hello::decode(&hello.encode()), Some(hello));
         assert_eq!(Hello::decode(&[7; HELLO_BYTES]), None);
+        let mut older = hello.encode();
+        older[..8].copy_from_slice(b"l2c-ring");
+        assert_eq!(Hello::decode(&older), None);
+        let other = [older, hello.encode(), [7; HELLO_BYTES]].map(|bytes| Hello::is_of_another_version(&bytes));
+        assert_eq!(other, [true, false, false]);
     }
 }
