@@ -113,7 +113,7 @@ fn saved_by_a_child(output: &Path, faults: &str) -> Output {
 }
 
 #[test]
-#[ignore = "the process that the sweep kills"]
+#[ignore = "no test of its own: the process that the sweep starts by this name, and kills"]
 fn child() {
     let Some(output) = std::env::var_os(FOLDER) else { return };
     let watch = Watch::new(super::Faults::from_environment().unwrap());
