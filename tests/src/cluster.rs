@@ -46,6 +46,20 @@ impl<'a> Cluster<'a> {
         cluster
     }
 
+    /// Launches the job with so many ranks when all workers are there: an elastic one would begin with those who are. Its id.
+    pub fn launch(&self, ranks: u32) -> String {
+        self.wait_for_sessions();
+        let launched = self.json(&["launch", self.job.recipe().to_str().unwrap(), "--ranks", &ranks.to_string()]);
+        launched["job"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits for the job's end, which is a good one.
+    pub fn finish(&self, id: &str) {
+        let events = self.llm2clip(&["events", id, "--follow"]);
+        let status = self.json(&["status", id]);
+        assert_eq!(status["phase"]["phase"], "succeeded", "{status}\n{}", String::from_utf8_lossy(&events.stdout));
+    }
+
     /// Where all coordinators listen.
     pub fn urls(&self) -> String {
         self.coordinators.iter().map(|coordinator| coordinator.url.as_str()).collect::<Vec<_>>().join(",")

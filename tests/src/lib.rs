@@ -3,12 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a scenario that cannot be set up has failed")]
 
 mod cluster;
+mod etcd;
 mod job;
 mod machines;
 mod manager;
 mod recipe;
 mod rng;
 mod soak;
+mod tensors;
 mod watch;
 mod weather;
 
@@ -19,5 +21,6 @@ pub use manager::Manager;
 pub use recipe::{Recipe, data};
 pub use rng::Rng;
 pub use soak::Soak;
+pub use tensors::tensors;
 pub use watch::{wait_for, wait_for_line};
 pub use weather::Weather;

@@ -138,17 +138,9 @@ impl<'a> Machines<'a> {
     }
 
     fn start_etcd(&mut self, machine: usize) {
-        let peer = |machine: usize| format!("http://{}.{}:2380", CONTROL.1, machine + 1);
-        let cluster: Vec<String> = (0..COUNT).map(|machine| format!("m{machine}={}", peer(machine))).collect();
-        let own = format!("http://{}.{}:2379", CONTROL.1, machine + 1);
+        let hosts: Vec<String> = (1..=COUNT).map(|host| format!("{}.{host}", CONTROL.1)).collect();
         let mut command = self.on(machine, &self.etcd);
-        command
-            .args(["--name", &format!("m{machine}"), "--logger", "zap", "--log-outputs", "default"])
-            .args(["--listen-client-urls", &own, "--advertise-client-urls", &own])
-            .args(["--listen-peer-urls", &peer(machine), "--initial-advertise-peer-urls", &peer(machine)])
-            .args(["--initial-cluster", &cluster.join(",")])
-            .arg("--data-dir")
-            .arg(self.job.folder().join(format!("etcd-{machine}")));
+        crate::etcd::member(&mut command, &hosts, machine, self.job.folder());
         if self.far {
             command.args(["--heartbeat-interval", "1000", "--election-timeout", "10000"]);
         }
@@ -225,6 +217,19 @@ impl<'a> Machines<'a> {
     fn says(&self, machine: usize, url: &str, arguments: &[&str]) -> Output {
         let mut command = self.on(machine, &Job::binary("llm2clip"));
         command.args(["--coordinator", url]).args(arguments).output().unwrap()
+    }
+
+    /// Launches the job with a rank on each; its id.
+    pub fn launch(&self) -> String {
+        let launched = self.json(&["launch", self.job.recipe().to_str().unwrap(), "--ranks", "3"]);
+        launched["job"].as_str().unwrap_or_else(|| panic!("{launched}")).to_owned()
+    }
+
+    /// Waits for the job's end, which is a good one.
+    pub fn finish(&self, id: &str) {
+        let events = self.llm2clip(&["events", id, "--follow"]);
+        let status = self.json(&["status", id]);
+        assert_eq!(status["phase"]["phase"], "succeeded", "{status}\n{}", String::from_utf8_lossy(&events.stdout));
     }
 
     /// A verb, from the last machine.

@@ -16,27 +16,13 @@ fn start(cluster: &mut Cluster<'_>, workers: &[&str]) {
     workers.iter().for_each(|worker| cluster.worker_with(worker, &[], "clip.step=slow:200@1"));
 }
 
-fn launch(cluster: &Cluster<'_>, job: &Job, ranks: &str) -> String {
-    // An elastic job without a grace begins with those who are there.
-    cluster.wait_for_sessions();
-    let launched = cluster.json(&["launch", job.recipe().to_str().unwrap(), "--ranks", ranks]);
-    launched["job"].as_str().unwrap().to_owned()
-}
-
-/// Waits for the job's end, which is a good one.
-fn finish(cluster: &Cluster<'_>, id: &str) {
-    let events = cluster.llm2clip(&["events", id, "--follow"]);
-    let status = cluster.json(&["status", id]);
-    assert_eq!(status["phase"]["phase"], "succeeded", "{status}\n{}", String::from_utf8_lossy(&events.stdout));
-}
-
 #[test]
 fn three_machines_become_one_and_three_again() {
     let recipe = recipe(100, "min_ranks = 1\nmax_ranks = 3\ngrace_s = 0");
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
     start(&mut cluster, &["a", "b", "c"]);
-    let id = launch(&cluster, &job, "3");
+    let id = cluster.launch(3);
     job.wait_for_step(20);
     // The machine of the last rank, then that of rank 0.
     cluster.lose_machine("c");
@@ -51,7 +37,7 @@ fn three_machines_become_one_and_three_again() {
     start(&mut cluster, &["c"]);
     let reached = cluster.wait_for_ranks(&id, &["b", "a", "c"]);
     job.wait_for_step(reached + 10);
-    finish(&cluster, &id);
+    cluster.finish(&id);
     job.check_undisturbed(&recipe, 3, 1e-5, 1);
 }
 
@@ -62,12 +48,12 @@ fn a_training_whose_moments_are_in_shares_grows_without_a_step_lost() {
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
     start(&mut cluster, &["a", "b"]);
-    let id = launch(&cluster, &job, "2");
+    let id = cluster.launch(2);
     job.wait_for_step(10);
     start(&mut cluster, &["c"]);
     let reached = cluster.wait_for_ranks(&id, &["a", "b", "c"]);
     job.wait_for_step(reached + 10);
-    finish(&cluster, &id);
+    cluster.finish(&id);
     job.check_undisturbed(&recipe, 3, 1e-5, 0);
 }
 
@@ -77,7 +63,7 @@ fn a_spare_takes_a_killed_ones_rank() {
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
     start(&mut cluster, &["a", "b", "c"]);
-    let id = launch(&cluster, &job, "2");
+    let id = cluster.launch(2);
     let spare = || (cluster.json(&["status", &id])["spares"] == 1).then_some(());
     tests::wait_for(&job.output().join("clip"), "a spare", std::time::Duration::from_secs(60), spare);
     let reached = job.steps().last().map_or(0, |step| step.step);
@@ -86,7 +72,7 @@ fn a_spare_takes_a_killed_ones_rank() {
     signal(i32::try_from(killed).unwrap(), Signal::KILL);
     let reached = cluster.wait_for_ranks(&id, &["a", "c"]);
     job.wait_for_step(reached + 4);
-    finish(&cluster, &id);
+    cluster.finish(&id);
     job.check_undisturbed(&recipe, 2, 0.0, 0);
 }
 
@@ -96,7 +82,7 @@ fn a_worker_that_is_not_heard_of_for_its_lease_costs_its_ranks_nothing() {
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
     start(&mut cluster, &["a", "b"]);
-    let id = launch(&cluster, &job, "2");
+    let id = cluster.launch(2);
     job.wait_for_step(10);
     let daemon = cluster.machine("b")[0];
     signal(daemon, Signal::STOP);
@@ -104,7 +90,7 @@ fn a_worker_that_is_not_heard_of_for_its_lease_costs_its_ranks_nothing() {
     let reached = job.steps().last().unwrap().step;
     job.wait_for_step(reached + 10);
     signal(daemon, Signal::CONT);
-    finish(&cluster, &id);
+    cluster.finish(&id);
     job.check_undisturbed(&recipe, 2, 0.0, 0);
     let status = cluster.json(&["status", &id]);
     assert_eq!(status["failures"], serde_json::json!([]), "nothing was lost");
@@ -117,12 +103,12 @@ fn a_machine_that_was_lost_is_waited_for_with_the_state_in_memory() {
     let job = Job::new(&recipe);
     let mut cluster = Cluster::start(&job);
     start(&mut cluster, &["a", "b"]);
-    let id = launch(&cluster, &job, "2");
+    let id = cluster.launch(2);
     job.wait_for_step(10);
     cluster.lose_machine("b");
     cluster.wait_for_event(&id, "waits for 1 place");
     start(&mut cluster, &["d"]);
     cluster.wait_for_ranks(&id, &["a", "d"]);
-    finish(&cluster, &id);
+    cluster.finish(&id);
     job.check_undisturbed(&recipe, 2, 0.0, 0);
 }

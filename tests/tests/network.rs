@@ -12,24 +12,12 @@ fn recipe(steps: u64) -> Recipe {
     Recipe { steps, every_steps: 10_000, max_failures: 5, elastic, ..Recipe::default() }
 }
 
-fn launch(machines: &Machines<'_>, job: &Job) -> String {
-    let launched = machines.json(&["launch", job.recipe().to_str().unwrap(), "--ranks", "3"]);
-    launched["job"].as_str().unwrap().to_owned()
-}
-
-/// Waits for the job's end, which is a good one.
-fn finish(machines: &Machines<'_>, id: &str) {
-    let events = machines.llm2clip(&["events", id, "--follow"]);
-    let status = machines.json(&["status", id]);
-    assert_eq!(status["phase"]["phase"], "succeeded", "{status}\n{}", String::from_utf8_lossy(&events.stdout));
-}
-
 #[test]
 fn the_machine_of_the_leader_of_rank_0_and_of_an_etcd_member_loses_its_power_and_gets_it_back() {
     let recipe = recipe(100);
     let job = Job::new(&recipe);
     let Some(mut machines) = Machines::start(&job) else { return };
-    let id = launch(&machines, &job);
+    let id = machines.launch();
     job.wait_for_step(10);
     let leader = machines.leader();
     let reached = job.steps().last().unwrap().step;
@@ -40,7 +28,7 @@ fn the_machine_of_the_leader_of_rank_0_and_of_an_etcd_member_loses_its_power_and
     machines.power_on(leader);
     let grown = machines.wait_for_ranks(&id, 3);
     eprintln!("three ranks again {:.1} s after it was back", grown.as_secs_f64());
-    finish(&machines, &id);
+    machines.finish(&id);
     // Rank 0's last line goes with it.
     job.check_undisturbed(&recipe, 3, 1e-5, 1);
 }
@@ -50,7 +38,7 @@ fn cables_are_pulled_and_put_back() {
     let recipe = recipe(100);
     let job = Job::new(&recipe);
     let Some(machines) = Machines::start(&job) else { return };
-    let id = launch(&machines, &job);
+    let id = machines.launch();
     job.wait_for_step(10);
     // Only the way to the coordinators, for longer than a worker's lease: training is not stopped.
     machines.plug(2, Cable::Control, false);
@@ -73,6 +61,6 @@ fn cables_are_pulled_and_put_back() {
     job.wait_for_step(reached + 5);
     eprintln!("a new step {:.1} s after a data cable was pulled until they knew", apart.elapsed().as_secs_f64());
     // The same ranks all the while.
-    finish(&machines, &id);
+    machines.finish(&id);
     job.check_undisturbed(&recipe, 3, 0.0, 0);
 }

@@ -4,31 +4,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use rustix::process::{Pid, Signal, kill_process};
-use safetensors::SafeTensors;
 use std::{
-    collections::BTreeMap,
     fs,
-    path::Path,
     process::{Command, Output},
 };
-use tests::{Job, Recipe, data};
+use tests::{Job, Recipe, data, tensors};
 
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-/// Every tensor of a checkpoint or an export, as it is on disk.
-fn tensors(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut all = BTreeMap::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|end| end == "safetensors") {
-            let bytes = fs::read(&path).unwrap();
-            let file = SafeTensors::deserialize(&bytes).unwrap();
-            all.extend(file.iter().map(|(name, tensor)| (name.to_owned(), tensor.data().to_vec())));
-        }
-    }
-    all
 }
 
 fn numbers(bytes: &[u8]) -> Vec<f32> {

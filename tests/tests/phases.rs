@@ -2,23 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use safetensors::SafeTensors;
-use std::{collections::BTreeMap, fs};
-use tests::{Job, Recipe};
-
-/// Every tensor of the last checkpoint: what is trained, and its moments.
-fn tensors(job: &Job, step: u64) -> BTreeMap<String, Vec<u8>> {
-    let mut all = BTreeMap::new();
-    for entry in fs::read_dir(job.output().join(format!("clip/step-{step:09}"))).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|end| end == "safetensors") {
-            let bytes = fs::read(&path).unwrap();
-            let file = SafeTensors::deserialize(&bytes).unwrap();
-            all.extend(file.iter().map(|(name, tensor)| (name.to_owned(), tensor.data().to_vec())));
-        }
-    }
-    all
-}
+use tests::{Job, Recipe, tensors};
 
 /// Runs with two workers whose trainers fail like this; each of `killed` is a membership and the rank that it lost, the stage
 /// `embed` being membership 1.
@@ -43,7 +27,9 @@ fn check(recipe: &Recipe, failpoints: &str, storage_faults: &str, killed: &[(u64
     // Of the metrics, those of the newest step and of the one before, which had not been read, may go with their rank 0.
     let first = killed.iter().filter(|(_, rank)| *rank == Some(0)).count() as u64;
     let undisturbed = job.check_undisturbed(recipe, 2, 0.0, 2 * first);
-    assert!(tensors(&job, recipe.steps) == tensors(&undisturbed, recipe.steps), "what is trained differs");
+    // What is trained, and its moments.
+    let last = |job: &Job| tensors(&job.output().join(format!("clip/step-{:09}", recipe.steps)));
+    assert!(last(&job) == last(&undisturbed), "what is trained differs");
 }
 
 fn recipe() -> Recipe {

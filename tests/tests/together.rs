@@ -13,19 +13,6 @@ fn recipe(steps: u64) -> Recipe {
 
 const SLOW: &str = "clip.step=slow:200@1";
 
-fn launch(cluster: &Cluster<'_>, job: &Job, ranks: &str) -> String {
-    cluster.wait_for_sessions();
-    let launched = cluster.json(&["launch", job.recipe().to_str().unwrap(), "--ranks", ranks]);
-    launched["job"].as_str().unwrap().to_owned()
-}
-
-/// Waits for the job's end, which is a good one.
-fn finish(cluster: &Cluster<'_>, id: &str) {
-    let events = cluster.llm2clip(&["events", id, "--follow"]);
-    let status = cluster.json(&["status", id]);
-    assert_eq!(status["phase"]["phase"], "succeeded", "{status}\n{}", String::from_utf8_lossy(&events.stdout));
-}
-
 #[test]
 fn all_trainers_of_a_machine_are_killed_at_once_and_no_step_is_lost() {
     let recipe = recipe(80);
@@ -33,7 +20,7 @@ fn all_trainers_of_a_machine_are_killed_at_once_and_no_step_is_lost() {
     let mut cluster = Cluster::start(&job);
     cluster.worker_with("a", &["--trainers", "2"], SLOW);
     cluster.worker_with("b", &[], SLOW);
-    let id = launch(&cluster, &job, "3");
+    let id = cluster.launch(3);
     let kill = |worker: &str, after: u64| {
         job.wait_for_step(after);
         let (before, status) = (cluster.trainers(&id), cluster.json(&["status", &id]));
@@ -50,7 +37,7 @@ fn all_trainers_of_a_machine_are_killed_at_once_and_no_step_is_lost() {
         u64::from(here(&0))
     };
     let first = kill("a", 10) + kill("b", 25) + kill("a", 40);
-    finish(&cluster, &id);
+    cluster.finish(&id);
     assert_eq!(job.trainers_started(), 3 + 5);
     // Of the metrics, those of the newest step and of the one before, which had not been read, may go with their rank 0.
     job.check_undisturbed(&recipe, 3, 0.0, 2 * first);
@@ -64,7 +51,7 @@ fn a_daemon_that_is_killed_costs_no_step_and_takes_its_trainer_up_again() {
     let mut cluster = Cluster::start(&job);
     cluster.worker_with("a", &[], SLOW);
     cluster.worker_with("b", &[], SLOW);
-    let id = launch(&cluster, &job, "2");
+    let id = cluster.launch(2);
     job.wait_for_step(10);
     let before = cluster.trainers(&id);
     for _ in 0..10 {
@@ -80,7 +67,7 @@ fn a_daemon_that_is_killed_costs_no_step_and_takes_its_trainer_up_again() {
         assert!(took.as_secs_f64() <= 5.0, "{took:?}");
         assert_eq!(cluster.trainers(&id), before, "the same processes");
     }
-    finish(&cluster, &id);
+    cluster.finish(&id);
     let status = cluster.json(&["status", &id]);
     assert_eq!(status["failures"], serde_json::json!([]), "nothing was lost");
     assert_eq!(job.trainers_started(), 2, "and nothing started again");

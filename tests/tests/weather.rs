@@ -20,8 +20,7 @@ fn recipe(steps: u64) -> Recipe {
 }
 
 fn launch(machines: &Machines<'_>, job: &Job) -> String {
-    let launched = machines.json(&["launch", job.recipe().to_str().unwrap(), "--ranks", "3"]);
-    let id = launched["job"].as_str().unwrap_or_else(|| panic!("{launched}")).to_owned();
+    let id = machines.launch();
     job.wait_for_step(10);
     id
 }

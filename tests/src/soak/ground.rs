@@ -87,17 +87,9 @@ impl<'a> Ground<'a> {
     }
 
     fn etcd(&self, machine: usize) -> Command {
-        let peer = |machine| format!("http://{}:2380", self.address(machine));
-        let cluster: Vec<String> = (0..MACHINES).map(|machine| format!("m{machine}={}", peer(machine))).collect();
-        let own = format!("http://{}:2379", self.address(machine));
+        let hosts: Vec<String> = (0..MACHINES).map(|machine| self.address(machine)).collect();
         let mut command = self.job.around(Command::new(&self.etcd));
-        command
-            .args(["--name", &format!("m{machine}"), "--logger", "zap", "--log-outputs", "default"])
-            .args(["--listen-client-urls", &own, "--advertise-client-urls", &own])
-            .args(["--listen-peer-urls", &peer(machine), "--initial-advertise-peer-urls", &peer(machine)])
-            .args(["--initial-cluster", &cluster.join(",")])
-            .arg("--data-dir")
-            .arg(self.job.folder().join(format!("etcd-{machine}")));
+        crate::etcd::member(&mut command, &hosts, machine, self.job.folder());
         command
     }
 
