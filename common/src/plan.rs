@@ -52,7 +52,7 @@ impl TrainPlan {
 pub struct ResumePoint {
     /// The step that the checkpoint holds.
     pub step: Step,
-    /// Its folder, absolute.
+    /// Where it lies: a folder, absolute, or an URL.
     pub folder: PathBuf,
     /// Whether a user changed the weights of the mix since the job was submitted.
     #[serde(default)]

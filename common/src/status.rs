@@ -356,6 +356,9 @@ pub struct JobStatus {
     pub failures: Vec<Failure>,
     /// The job's folder.
     pub output: PathBuf,
+    /// The folder or URL where its checkpoints are; absent when that is the job's folder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<PathBuf>,
     /// When it was submitted.
     pub created: Timestamp,
     /// When it last changed.

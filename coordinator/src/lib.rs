@@ -6,6 +6,7 @@ pub mod api;
 pub mod cli;
 pub mod election;
 pub mod job;
+mod programs;
 pub mod rendezvous;
 pub mod runtime;
 pub mod store;

@@ -28,14 +28,20 @@ pub struct Step {
 pub struct Job {
     folder: tempfile::TempDir,
     recipe: PathBuf,
+    environment: Vec<(String, String)>,
 }
 
 impl Job {
     /// Writes the recipe into a folder of its own.
     pub fn new(recipe: &Recipe) -> Self {
+        Self::with_environment(recipe, Vec::new())
+    }
+
+    /// As [`Job::new`], and its programs know these variables, too.
+    pub fn with_environment(recipe: &Recipe, environment: Vec<(String, String)>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let recipe = recipe.write(folder.path());
-        Self { folder, recipe }
+        Self { folder, recipe, environment }
     }
 
     /// The folder of all that belongs to the job.
@@ -71,6 +77,7 @@ impl Job {
         command.env("LLM2CLIP_CACHE", self.folder.path().join("cache"));
         // Scenarios share few cores: a thread that waits for another must not keep it from running.
         command.env("OMP_WAIT_POLICY", "passive");
+        command.envs(self.environment.iter().cloned());
         command.env_remove("LLM2CLIP_COORDINATOR").stdin(Stdio::null());
         command
     }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a scenario that cannot be set up has failed")]
 
+mod bucket;
 mod cluster;
 mod etcd;
 mod job;
@@ -14,6 +15,7 @@ mod tensors;
 mod watch;
 mod weather;
 
+pub use bucket::Bucket;
 pub use cluster::{Cluster, signal, until};
 pub use job::{Job, Step, family, losses};
 pub use machines::{Cable, Machines, Setting};

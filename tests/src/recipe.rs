@@ -28,6 +28,8 @@ pub struct Recipe {
     pub global_batch: u64,
     /// Pairs a pass.
     pub chunk: u64,
+    /// Where checkpoints are kept; absent means in the output.
+    pub checkpoints: Option<String>,
     /// Steps between checkpoints.
     pub every_steps: u64,
     /// Restarts.
@@ -65,6 +67,7 @@ impl Default for Recipe {
             steps: 12,
             global_batch: 48,
             chunk: 16,
+            checkpoints: None,
             every_steps: 4,
             max_failures: 0,
             storage_wait_s: 60,
@@ -100,6 +103,7 @@ impl Recipe {
             r#"name = "scenario"
 seed = 7
 output = {output:?}
+{checkpoints}
 
 [data.train]
 kind = "webdataset"
@@ -139,6 +143,7 @@ storage_wait_s = {storage_wait_s}
 {elastic}
 "#,
             output = folder.join("output"),
+            checkpoints = self.checkpoints.as_ref().map(|place| format!("checkpoints = {place:?}")).unwrap_or_default(),
             shards = self.shards,
             table = self.table,
             key = self.key,

@@ -4,11 +4,10 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
 };
-use tests::{Job, Recipe, data, losses};
+use tests::{Bucket, Job, Recipe, data, losses};
 
 fn short() -> Recipe {
     Recipe { steps: 3, every_steps: 3, ..Recipe::default() }
@@ -111,61 +110,6 @@ fn a_sample_without_a_vector_in_llm2clips_tar_is_named() {
     );
 }
 
-/// An S3 server over an empty folder with a bucket, `bucket`. Dropped, it ends.
-struct Bucket {
-    process: Child,
-    folder: tempfile::TempDir,
-    address: String,
-}
-
-impl Bucket {
-    fn start() -> Self {
-        let ours = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.deps/s3s-fs-0.14.1/bin/s3s-fs");
-        let binary = std::env::var_os("LLM2CLIP_S3_SERVER").map_or_else(ours, PathBuf::from);
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("bucket")).unwrap();
-        let mut process = Command::new(&binary)
-            .args(["--host", "127.0.0.1", "--port", "0", "--access-key", "tester", "--secret-key", "of storage"])
-            .arg(folder.path())
-            .env("RUST_LOG", "s3s_fs=info")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}; `make s3-server` fetches it", binary.display()));
-        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let address = lines.find_map(|line| Some(line.split_once("http://")?.1.trim().to_owned())).unwrap();
-        // Reads on, so that the server never waits for its pipe.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { process, folder, address }
-    }
-
-    /// Copies a folder's files into one of the bucket: the server has objects as files.
-    fn take(&self, files: &Path, name: &str) {
-        let folder = self.folder.path().join("bucket").join(name);
-        fs::create_dir_all(&folder).unwrap();
-        for file in fs::read_dir(files).unwrap().map(|file| file.unwrap().path()).filter(|path| path.is_file()) {
-            fs::copy(&file, folder.join(file.file_name().unwrap())).unwrap();
-        }
-    }
-
-    /// Runs a job that reads the bucket, and asks for exit code 0.
-    fn run(&self, job: &Job, workers: &str) {
-        let mut command = job.command(&["run", job.recipe().to_str().unwrap(), "--workers", workers]);
-        command.env("AWS_ACCESS_KEY_ID", "tester").env("AWS_SECRET_ACCESS_KEY", "of storage");
-        command.env("AWS_REGION", "us-east-1").env("AWS_ENDPOINT_URL", format!("http://{}", self.address));
-        let output = command.output().unwrap();
-        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{text}");
-    }
-}
-
-impl Drop for Bucket {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 #[test]
 fn images_and_vectors_in_a_bucket_give_the_losses_of_files_and_so_do_llm2clips_tars() {
     let bucket = Bucket::start();
@@ -176,8 +120,9 @@ fn images_and_vectors_in_a_bucket_give_the_losses_of_files_and_so_do_llm2clips_t
     bucket.take(&embedded, "vectors");
     bucket.take(&data("emoji-wds/train"), "tars");
     let shards = PathBuf::from("s3://bucket/tars/00000.tar");
-    let second = Job::new(&with("s3://bucket/vectors".into(), Recipe { shards: shards.clone(), ..blocks() }));
-    bucket.run(&second, "2");
+    let reads = |recipe: &Recipe| Job::with_environment(recipe, bucket.environment());
+    let second = reads(&with("s3://bucket/vectors".into(), Recipe { shards: shards.clone(), ..blocks() }));
+    second.run(2);
     assert!(!second.output().join("embed").exists(), "nothing was made again");
     let (mine, theirs) = (losses(&second.steps()), losses(&first.steps()));
     assert_eq!(mine.len(), 3);
@@ -190,7 +135,7 @@ fn images_and_vectors_in_a_bucket_give_the_losses_of_files_and_so_do_llm2clips_t
     let local = Job::new(&with(folder.path().to_owned(), blocks()));
     local.run(1);
     bucket.take(folder.path(), "theirs");
-    let remote = Job::new(&with("s3://bucket/theirs".into(), Recipe { shards, ..blocks() }));
-    bucket.run(&remote, "1");
+    let remote = reads(&with("s3://bucket/theirs".into(), Recipe { shards, ..blocks() }));
+    remote.run(1);
     assert_eq!(losses(&remote.steps()), losses(&local.steps()), "one rank, the same bytes");
 }

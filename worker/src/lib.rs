@@ -19,6 +19,7 @@ mod fuzzing;
 pub mod model;
 pub mod objective;
 pub mod recipe_args;
+pub mod storage;
 pub mod supervisor;
 pub mod text;
 pub mod torch;

@@ -219,6 +219,7 @@ impl Scene {
             name,
             seed: 0,
             output,
+            checkpoints: None,
             data: [].into(),
             text: [].into(),
             model,

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 use worker::{
-    data::storage::{Limits, Storage},
+    storage::{Limits, Storage},
     vectors::{Expected, Provenance, ShardFile, ShardWriter, sign},
 };
 

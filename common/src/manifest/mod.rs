@@ -5,11 +5,13 @@
 mod cursor;
 mod document;
 mod format_1;
+mod listed;
 pub mod paths;
 pub mod retention;
 mod validate;
 
 pub use cursor::{CursorDifference, DataCursor, ResumeError, SourceFingerprint, Weights};
+pub use listed::Listed;
 pub use validate::ManifestError;
 
 use crate::ids::{Generation, JobId, Rank, Step, WorldSize};

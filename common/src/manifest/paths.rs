@@ -1,4 +1,5 @@
-//! Where checkpoints lie: `OUTPUT/STAGE/step-000001200/rank-00003-gen-00002.safetensors`.
+//! Where checkpoints lie: `ROOT/STAGE/step-000001200/rank-00003-gen-00002.safetensors`, where the root is the job's output folder or what
+//! its recipe names in its place, which may be an URL. What else a stage leaves is in the output folder.
 
 use crate::ids::{Generation, Rank, Step};
 use std::path::{Path, PathBuf};
@@ -27,8 +28,8 @@ pub fn distilled_adapter(output: &Path, stage: &str) -> PathBuf {
 }
 
 /// A checkpoint's folder.
-pub fn checkpoint_folder(output: &Path, stage: &str, step: Step) -> PathBuf {
-    stage_folder(output, stage).join(step_folder(step))
+pub fn checkpoint_folder(root: &Path, stage: &str, step: Step) -> PathBuf {
+    stage_folder(root, stage).join(step_folder(step))
 }
 
 /// The name of a checkpoint's folder in its stage's.

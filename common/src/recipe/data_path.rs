@@ -39,6 +39,14 @@ impl DataPath {
         Ok(Self::Url(text.to_owned()))
     }
 
+    /// As its text, in which `join` adds a folder to an URL, too.
+    pub fn as_path(&self) -> &Path {
+        match self {
+            Self::Path(path) => path,
+            Self::Url(url) => Path::new(url),
+        }
+    }
+
     /// Whether it lies in an object store.
     pub fn is_url(&self) -> bool {
         matches!(self, Self::Url(_))

@@ -4,7 +4,7 @@ use super::{Detection, Faults, Recipe, Stage};
 use std::path::PathBuf;
 
 impl Recipe {
-    /// BLAKE3 of the recipe as JSON, without what changes no number: the output folder, the faults to bear, how
+    /// BLAKE3 of the recipe as JSON, without what changes no number: the output folder, the place of checkpoints, the faults to bear, how
     /// many ranks there may be, the profile, the evaluations on the way.
     pub fn fingerprint(&self) -> String {
         let faults = Faults {
@@ -13,7 +13,7 @@ impl Recipe {
             storage_wait: super::storage_wait(),
             detect: Detection::default(),
         };
-        let mut bare = Recipe { output: PathBuf::new(), faults, elastic: None, ..self.clone() };
+        let mut bare = Recipe { output: PathBuf::new(), checkpoints: None, faults, elastic: None, ..self.clone() };
         for stage in &mut bare.stages {
             if let Some(training) = stage.training_mut() {
                 training.profile_steps = 0;

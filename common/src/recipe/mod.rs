@@ -45,7 +45,11 @@ pub use tuning::{ContrastStage, Lora, Masking, MntpStage, PairRule, Remainder, R
 
 use crate::sampler::Shuffle;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// A validated recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -56,6 +60,9 @@ pub struct Recipe {
     pub seed: u64,
     /// The job's folder on shared storage, absolute.
     pub output: PathBuf,
+    /// Where checkpoints are kept, in a folder a stage; absent means in `output`. A path is absolute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<DataPath>,
     /// The data sets of images by name.
     pub data: BTreeMap<String, DataSet>,
     /// The data sets of texts by name; no name is in both.
@@ -73,6 +80,16 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// The folder or URL in which each stage that trains keeps its checkpoints in a folder of its name.
+    pub fn checkpoint_root(&self) -> &Path {
+        self.checkpoints.as_ref().map_or(&self.output, DataPath::as_path)
+    }
+
+    /// Whether a stage writes checkpoints.
+    pub fn trains(&self) -> bool {
+        self.stages.iter().any(|stage| stage.training().is_some())
+    }
+
     /// Whether the LLM must read captions of these data sets.
     pub fn needs_text_model(&self, data: &[String]) -> bool {
         data.iter().any(|name| self.data.get(name).is_none_or(|set| set.vectors.is_none()))

@@ -26,7 +26,7 @@ pub struct Source<'a> {
     pub file: &'a str,
     /// The folder it lies in, absolute: paths of data and models are relative to it.
     pub folder: &'a Path,
-    /// The folder the command was given in, absolute: `output` is relative to it.
+    /// The folder the command was given in, absolute: `output` and `checkpoints` are relative to it.
     pub working_directory: &'a Path,
 }
 
@@ -54,6 +54,7 @@ pub(super) fn parse_changed(
     let name = table.need("name", name)?;
     let seed = table.get("seed", unsigned)?.unwrap_or(0);
     let output = source.working_directory.join(table.need("output", text)?);
+    let checkpoints = table.get("checkpoints", |value| data_path(value, source.working_directory))?;
     let data = sets(&mut table, "data", |table| data_set(table, source.folder))?;
     let text = sets(&mut table, "text", |table| text_set(table, source.folder))?;
     let model = models(&mut table, source.folder)?;
@@ -62,7 +63,7 @@ pub(super) fn parse_changed(
     let elastic = table.table("elastic")?.map(elastic).transpose()?;
     let place = table.place.clone();
     table.finish()?;
-    let recipe = Recipe { name, seed, output: plain(&output), data, text, model, stages, faults, elastic };
+    let recipe = Recipe { name, seed, output: plain(&output), checkpoints, data, text, model, stages, faults, elastic };
     validate::check(&recipe).map_err(|message| file.error(&place, message))?;
     Ok(recipe)
 }

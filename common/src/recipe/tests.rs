@@ -181,6 +181,21 @@ fn overrides_reach_every_place_and_their_mistakes_are_told_as_theirs() {
 }
 
 #[test]
+fn checkpoints_are_in_the_output_or_where_the_recipe_says_a_folder_or_a_bucket() {
+    let root = |overrides: &[&str]| read(RECIPE, overrides).unwrap().checkpoint_root().to_owned();
+    assert_eq!(root(&[]), Path::new("/home/me/runs/small"));
+    assert_eq!(root(&["checkpoints=kept/small"]), Path::new("/home/me/kept/small"));
+    assert_eq!(root(&["checkpoints=s3://bucket/small/"]), Path::new("s3://bucket/small/"));
+    let stage = crate::manifest::paths::stage_folder(&root(&["checkpoints=s3://bucket/small/"]), "clip");
+    assert_eq!(stage.to_str(), Some("s3://bucket/small/clip"));
+    let error = read(RECIPE, &["checkpoints=s3://bucket"]).unwrap_err().to_string();
+    assert!(error.contains("checkpoints") && error.contains("s3://BUCKET/KEY"), "{error}");
+    let kept = read(RECIPE, &["checkpoints=s3://bucket/small"]).unwrap();
+    assert_eq!(kept.fingerprint(), read(RECIPE, &[]).unwrap().fingerprint(), "no number depends on it");
+    assert_eq!(serde_json::from_str::<Recipe>(&serde_json::to_string(&kept).unwrap()).unwrap(), kept);
+}
+
+#[test]
 fn the_fingerprint_sees_what_changes_numbers_and_nothing_else() {
     let base = read(RECIPE, &[]).unwrap().fingerprint();
     assert_eq!(

@@ -1,14 +1,15 @@
 //! `ckpt`: what checkpoints there are, and whether they are whole.
 
 use super::{Common, error::CliError, locate, output};
+use crate::programs::program;
 use common::{
     ids::{JobId, Step},
-    manifest::{Manifest, paths},
+    manifest::{Listed, Manifest, paths},
 };
-use serde::Serialize;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -21,23 +22,8 @@ pub(super) enum CkptCommand {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct PathArg {
-    /// A job, its output folder, a stage's folder or a checkpoint's
+    /// A job, its output folder, a stage's folder or a checkpoint's; or the URL of any, such as s3://BUCKET/FOLDER
     path: String,
-}
-
-/// One checkpoint's folder.
-#[derive(Debug, Serialize)]
-struct Found {
-    folder: PathBuf,
-    stage: String,
-    step: Step,
-    /// Absent where no manifest says so.
-    job: Option<JobId>,
-    generation: u64,
-    ranks: u32,
-    bytes: u64,
-    /// What is wrong; absent when nothing was found to be.
-    problem: Option<String>,
 }
 
 pub(super) async fn main(command: &CkptCommand, common: &Common) -> Result<u8, CliError> {
@@ -46,14 +32,20 @@ pub(super) async fn main(command: &CkptCommand, common: &Common) -> Result<u8, C
         CkptCommand::Verify(args) => (args, true),
     };
     let root = root(&args.path);
-    let folders = folders(&root);
-    if folders.is_empty() {
-        return Err(CliError::usage(format!(
-            "there is no checkpoint (step-*) in {} or one of its folders",
-            root.display()
-        )));
+    let places: Vec<PathBuf> = std::iter::once(root.clone()).chain(kept_elsewhere(&root)).collect();
+    let mut found = Vec::new();
+    for place in &places {
+        if is_url(place) {
+            found.extend(in_bucket(place, verify)?);
+        } else {
+            found.extend(folders(place).into_iter().map(|(folder, step)| look(folder, step, verify)));
+        }
     }
-    let mut found: Vec<Found> = folders.iter().map(|(folder, step)| look(folder, *step, verify)).collect();
+    if found.is_empty() {
+        let places: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
+        let places = places.join(" or ");
+        return Err(CliError::usage(format!("there is no checkpoint (step-*) in {places} or a folder in it")));
+    }
     foreign(&mut found);
     match common.format {
         output::Format::Json => output::print_json(Some("checkpoints"), &found),
@@ -63,7 +55,7 @@ pub(super) async fn main(command: &CkptCommand, common: &Common) -> Result<u8, C
     Ok(u8::from(verify && damaged > 0))
 }
 
-fn print(found: &[Found], verified: bool) {
+fn print(found: &[Listed], verified: bool) {
     let rows: Vec<Vec<String>> = found
         .iter()
         .map(|checkpoint| {
@@ -108,35 +100,55 @@ fn folders(root: &Path) -> Vec<(PathBuf, Step)> {
     found
 }
 
-fn look(folder: &Path, step: Step, verify: bool) -> Found {
-    let stage = folder.parent().and_then(Path::file_name).map(|name| name.to_string_lossy().into_owned());
-    let mut found = Found {
-        folder: folder.to_owned(),
-        stage: stage.unwrap_or_default(),
-        step,
-        job: None,
-        generation: 0,
-        ranks: 0,
-        bytes: 0,
-        problem: None,
-    };
-    match manifest(folder, step) {
+fn look(folder: PathBuf, step: Step, verify: bool) -> Listed {
+    let manifest = manifest(&folder, step);
+    let mut found = Listed::new(folder, step);
+    match manifest {
         Ok(manifest) => {
-            found.job = Some(manifest.job.clone());
-            found.generation = manifest.generation.0;
-            found.ranks = manifest.world.0;
-            found.bytes = manifest.parts.iter().map(|part| part.bytes).sum();
-            found.problem =
-                if verify { manifest.parts.iter().find_map(|part| verify_part(folder, part).err()) } else { None };
+            found.describe(&manifest);
+            let damaged = || manifest.parts.iter().find_map(|part| verify_part(&found.folder, part).err());
+            if verify && found.problem.is_none() {
+                found.problem = damaged();
+            }
         }
         Err(problem) => found.problem = Some(problem),
     }
     found
 }
 
+fn is_url(place: &Path) -> bool {
+    place.to_str().is_some_and(|text| text.contains("://"))
+}
+
+/// Where the recipe of a job keeps its checkpoints, if not in its output folder: the stages that train have left it there.
+fn kept_elsewhere(output: &Path) -> Option<PathBuf> {
+    if is_url(output) {
+        return None;
+    }
+    let stages = fs::read_dir(output).into_iter().flatten().flatten().map(|entry| entry.path());
+    let recipe = |folder: PathBuf| -> Option<serde_json::Value> {
+        serde_json::from_slice(&fs::read(folder.join("recipe.json")).ok()?).ok()
+    };
+    stages.filter_map(recipe).find_map(|document| Some(document["recipe"]["checkpoints"].as_str()?.into()))
+}
+
+/// What there is in a bucket; the trainer knows how to get there.
+fn in_bucket(place: &Path, verify: bool) -> Result<Vec<Listed>, CliError> {
+    let trainer = program("llm2clip-trainer");
+    let mut command = Command::new(&trainer);
+    command.arg("checkpoints").arg(place).args(verify.then_some("--verify"));
+    let failed = |what: String| CliError::new(1, format!("{}: {what}", trainer.display()));
+    let output = command.output().map_err(|error| failed(format!("{error}; it belongs beside `llm2clip`")))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(CliError::new(1, said.trim().trim_start_matches("error: ")));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))
+}
+
 /// A stage's folder holds checkpoints of one job: one that was copied or moved there from another's is named. Whose the folder is, more
 /// than half of its checkpoints say; where none does, all are named.
-fn foreign(found: &mut [Found]) {
+fn foreign(found: &mut [Listed]) {
     let owners: Vec<(Option<PathBuf>, Option<JobId>)> =
         found.iter().map(|one| (one.folder.parent().map(Path::to_owned), one.job.clone())).collect();
     for (one, (folder, job)) in found.iter_mut().zip(&owners) {
@@ -157,12 +169,7 @@ fn manifest(folder: &Path, step: Step) -> Result<Manifest, String> {
         return Err("not committed: it has no manifest.json".to_owned());
     }
     let text = fs::read_to_string(&path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-    let manifest = Manifest::parse(&text, step).map_err(|error| format!("{}: {error}", path.display()))?;
-    let stage = folder.parent().and_then(Path::file_name).and_then(|name| name.to_str());
-    if stage.is_some_and(|stage| stage != manifest.stage) {
-        return Err(format!("{} is of stage {}, not of this folder's", path.display(), manifest.stage));
-    }
-    Ok(manifest)
+    Manifest::parse(&text, step).map_err(|error| format!("{}: {error}", path.display()))
 }
 
 fn verify_part(folder: &Path, part: &common::manifest::Part) -> Result<(), String> {

@@ -244,7 +244,11 @@ fn print_status(status: &JobStatus, driven: bool) {
     if let Some(alarm) = &status.alarm {
         println!("ALARM: {alarm}");
     }
-    println!("output {}\n", status.output.display());
+    println!("output {}", status.output.display());
+    if let Some(checkpoints) = &status.checkpoints {
+        println!("checkpoints {}", checkpoints.display());
+    }
+    println!();
     let stages: Vec<Vec<String>> = status
         .stages
         .iter()

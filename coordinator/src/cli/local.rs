@@ -1,6 +1,7 @@
 //! A coordinator in this process, and workers on this machine.
 
-use super::{error::CliError, locate, pass::program};
+use super::{error::CliError, locate};
+use crate::programs::program;
 use crate::{
     api,
     election::Seats,

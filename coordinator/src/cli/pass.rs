@@ -1,7 +1,8 @@
 //! Verbs that need tensors or pixels: the trainer does them.
 
 use super::{Common, ckpt, error::CliError, output::Format};
-use std::{ffi::OsString, os::unix::process::CommandExt as _, path::PathBuf, process::Command};
+use crate::programs::program;
+use std::{ffi::OsString, os::unix::process::CommandExt as _, process::Command};
 
 /// Whatever the trainer's own command line takes.
 #[derive(Debug, clap::Args)]
@@ -32,12 +33,6 @@ impl PassArgs {
             |argument: &OsString| argument.to_str().map_or_else(|| argument.clone(), |job| ckpt::root(job).into());
         Self { arguments: self.arguments.iter().map(folder).collect() }
     }
-}
-
-/// A program of this installation: beside this one, or in the search path.
-pub(super) fn program(name: &str) -> PathBuf {
-    let beside = std::env::current_exe().ok().and_then(|here| Some(here.parent()?.join(name)));
-    beside.filter(|path| path.exists()).unwrap_or_else(|| PathBuf::from(name))
 }
 
 /// Becomes `llm2clip-trainer VERB ARGUMENTS`.

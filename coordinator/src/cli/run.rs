@@ -249,7 +249,8 @@ pub(super) fn end(status: &JobStatus, format: Format) -> u8 {
     println!("{} {word} after {took}", status.job);
     let checkpoint = status.stages.iter().rev().find_map(|stage| Some((stage.kind.as_str(), stage.checkpoint?)));
     if let Some((stage, step)) = checkpoint {
-        println!("  checkpoint  {}", common::manifest::paths::checkpoint_folder(output, stage, step).display());
+        let root = status.checkpoints.as_ref().unwrap_or(output);
+        println!("  checkpoint  {}", common::manifest::paths::checkpoint_folder(root, stage, step).display());
     }
     if status.stages.iter().any(|stage| stage.done && stage.kind == "eval") {
         println!("  results     {}", output.join("eval/results.json").display());

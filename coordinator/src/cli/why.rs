@@ -125,6 +125,7 @@ mod tests {
             alarm: None,
             failures,
             output: "/out".into(),
+            checkpoints: None,
             created: Timestamp(0),
             updated: Timestamp(0),
         }

@@ -30,6 +30,7 @@ pub(super) fn recipe() -> Recipe {
         name: "demo".into(),
         seed: 7,
         output: "/shared/demo".into(),
+        checkpoints: None,
         data: Default::default(),
         text: Default::default(),
         model: Models::default(),

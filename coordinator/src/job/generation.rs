@@ -147,7 +147,7 @@ pub(super) fn plans(state: &JobState) -> Vec<Command> {
     let output = &state.recipe.output;
     let resume = membership.resume.map(|step| ResumePoint {
         step,
-        folder: paths::checkpoint_folder(output, state.stage_kind(membership.stage), step),
+        folder: paths::checkpoint_folder(state.recipe.checkpoint_root(), state.stage_kind(membership.stage), step),
         weights: state.weights,
         chosen: state.stages.get(membership.stage).is_some_and(|stage| stage.chosen),
     });

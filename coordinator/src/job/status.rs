@@ -26,6 +26,7 @@ pub fn status(state: &JobState, now: Timestamp) -> JobStatus {
         alarm: state.alarm.clone(),
         failures: state.failures.clone(),
         output: state.recipe.output.clone(),
+        checkpoints: state.recipe.checkpoints.clone().map(Into::into),
         created: state.created,
         updated: state.updated,
     }

@@ -20,12 +20,12 @@ pub enum RuntimeError {
     #[error("job {0} exists with another recipe or number of trainers: submit it under another id")]
     Exists(JobId),
     /// Two jobs would write into one folder.
-    #[error("job {job} writes to {} already: stop it first, or give this one another output", output.display())]
+    #[error("job {job} writes to {} already: stop it first, or give this one another `output` (or `checkpoints`)", place.display())]
     OutputInUse {
         /// The other job.
         job: JobId,
-        /// The folder.
-        output: PathBuf,
+        /// The folder, or the URL of checkpoints.
+        place: PathBuf,
     },
     /// A job of no ranks.
     #[error("job {0} asks for 0 trainers: it needs at least 1")]

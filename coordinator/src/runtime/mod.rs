@@ -4,6 +4,7 @@
 //! sends the commands to the workers' sessions. It knows no protobuf.
 
 mod authority;
+mod bucket;
 mod calendar;
 mod error;
 mod fitness;

@@ -1,5 +1,6 @@
 //! What the loop sees of the world besides its store and its workers: the wall clock, and manifests on shared storage.
 
+use super::bucket;
 use common::{daemon::clock, time::Timestamp};
 use std::{fmt, future::Future, io, path::Path, pin::Pin};
 use tokio::fs;
@@ -22,7 +23,7 @@ pub trait Outside: fmt::Debug + Send + Sync {
     fn exists<'a>(&'a self, file: &'a Path) -> Answer<'a, bool>;
 }
 
-/// This machine's clock, and shared storage where it is mounted.
+/// This machine's clock, and shared storage where it is mounted or its bucket can be reached.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ThisMachine;
 
@@ -32,10 +33,13 @@ impl Outside for ThisMachine {
     }
 
     fn read<'a>(&'a self, file: &'a Path) -> Answer<'a, String> {
-        Box::pin(fs::read_to_string(file))
+        if bucket::is_url(file) { Box::pin(bucket::read(file)) } else { Box::pin(fs::read_to_string(file)) }
     }
 
     fn list<'a>(&'a self, folder: &'a Path) -> Answer<'a, Vec<String>> {
+        if bucket::is_url(folder) {
+            return Box::pin(bucket::list(folder));
+        }
         Box::pin(async move {
             let mut names = Vec::new();
             let mut entries = fs::read_dir(folder).await?;
@@ -47,6 +51,6 @@ impl Outside for ThisMachine {
     }
 
     fn exists<'a>(&'a self, file: &'a Path) -> Answer<'a, bool> {
-        Box::pin(fs::try_exists(file))
+        if bucket::is_url(file) { Box::pin(bucket::exists(file)) } else { Box::pin(fs::try_exists(file)) }
     }
 }

@@ -16,7 +16,7 @@ const LOOK: Duration = Duration::from_secs(5);
 pub(super) async fn unconfirmed(outside: &dyn Outside, state: &JobState) -> Vec<Step> {
     let mut found = Vec::new();
     for (step, intent) in &state.intents {
-        let folder = paths::checkpoint_folder(&state.recipe.output, &intent.manifest.stage, *step);
+        let folder = paths::checkpoint_folder(state.recipe.checkpoint_root(), &intent.manifest.stage, *step);
         let read = timeout(LOOK, outside.read(&folder.join(paths::MANIFEST_FILE))).await;
         if let Ok(Ok(text)) = read
             && Manifest::parse(&text, *step).is_ok_and(|manifest| manifest == intent.manifest)
@@ -31,7 +31,7 @@ pub(super) async fn unconfirmed(outside: &dyn Outside, state: &JobState) -> Vec<
 /// to the trainers.
 pub(super) async fn check(outside: &dyn Outside, state: &JobState, step: Step) -> Result<(), RuntimeError> {
     let Some(stage) = state.recipe.stages.get(state.stage()) else { return Ok(()) };
-    let folder = paths::stage_folder(&state.recipe.output, stage.kind());
+    let folder = paths::stage_folder(state.recipe.checkpoint_root(), stage.kind());
     let Ok(Ok(steps)) = timeout(LOOK, committed(outside, &folder)).await else { return Ok(()) };
     if steps.contains(&step) {
         return Ok(());

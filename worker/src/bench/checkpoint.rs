@@ -2,17 +2,20 @@
 
 use super::{device, median};
 use crate::{
-    checkpoint::{self, HostCopy, Task, Watch, Writer},
+    checkpoint::{HostCopy, Shelf, Task, Watch, Writer},
+    storage::{Limits, Storage},
     torch::cuda::DeviceChoice,
 };
 use anyhow::Context as _;
-use common::{
-    ids::{Generation, Rank, Step, WorldSize},
-    manifest::paths,
-};
+use common::ids::{Generation, Rank, Step, WorldSize};
 use serde_json::{Value, json};
-use std::{path::PathBuf, sync::mpsc::channel, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc::channel},
+    time::Instant,
+};
 use tch::{Kind, Tensor};
+use tempfile::TempDir;
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -20,7 +23,7 @@ pub struct CheckpointArgs {
     /// Millions of trained parameters; with both moments, 12 bytes each
     #[arg(long, default_value_t = 86.0)]
     pub million_parameters: f64,
-    /// Where to write; a temporary folder there is removed at the end
+    /// Where to write: a folder, or a URL such as s3://BUCKET/FOLDER; what is written is removed again
     #[arg(long, default_value = ".")]
     pub folder: PathBuf,
     /// Where the state is: cpu, cuda, cuda:N, auto
@@ -41,8 +44,7 @@ pub struct CheckpointArgs {
 pub fn run(args: &CheckpointArgs) -> anyhow::Result<Value> {
     anyhow::ensure!(args.million_parameters > 0.0 && args.repeats > 0, "sizes and --repeats must be above 0");
     let device = device(args.device, 1)?;
-    let folder =
-        tempfile::tempdir_in(&args.folder).with_context(|| format!("a folder in {}", args.folder.display()))?;
+    let (shelf, _folder) = shelf(&args.folder)?;
     // Tensors of a million numbers: about the size of a layer's matrices.
     let count = (3.0 * args.million_parameters).ceil() as usize;
     let named: Vec<(String, Tensor)> =
@@ -52,17 +54,16 @@ pub fn run(args: &CheckpointArgs) -> anyhow::Result<Value> {
     let (mut stalls, mut writes) = (Vec::new(), Vec::new());
     for run in 0..args.warmup + args.repeats {
         let step = Step(run as u64);
-        let path = paths::checkpoint_folder(folder.path(), "bench", step);
         let began = Instant::now();
         let copy = HostCopy::take(&named, Rank(0), WorldSize(1), Generation(0));
-        let (sender, to) = (sender.clone(), path.clone());
+        let (sender, to) = (sender.clone(), shelf.clone());
         // The receiver lives until the task is done.
-        let save = Box::new(move |watch: &Watch| drop(sender.send(checkpoint::write(watch, &to, &copy).map(drop))));
+        let save = Box::new(move |watch: &Watch| drop(sender.send(to.write(watch, step, &copy).map(drop))));
         writer.push(Task { step, of: (Rank(0), Generation(0)), run: save });
         let stall = began.elapsed().as_secs_f64();
         written.recv()??;
         let whole = began.elapsed().as_secs_f64();
-        std::fs::remove_dir_all(&path)?;
+        shelf.remove(&Watch::default(), step)?;
         if run >= args.warmup {
             stalls.push(stall);
             writes.push(whole - stall);
@@ -74,4 +75,15 @@ pub fn run(args: &CheckpointArgs) -> anyhow::Result<Value> {
         "stall_s": median(&stalls), "write_s": median(&writes),
         "copy_gib_per_s": gib / median(&stalls), "write_gib_per_s": gib / median(&writes),
     }))
+}
+
+/// Where to write, and the folder that goes with its end.
+fn shelf(place: &Path) -> anyhow::Result<(Shelf, Option<TempDir>)> {
+    if place.to_str().is_some_and(|text| text.contains("://")) {
+        let storage = Arc::new(Storage::from_environment(Limits::default()));
+        let name = format!("llm2clip-bench-{}", std::process::id());
+        return Ok((Shelf::open(&storage, place, &name)?, None));
+    }
+    let folder = tempfile::tempdir_in(place).with_context(|| format!("a folder in {}", place.display()))?;
+    Ok((Shelf::folder(folder.path()), Some(folder)))
 }

@@ -1,8 +1,8 @@
 //! Images a second from tars to pixels, as training reads them, beside decoding and resizing alone.
 
 use super::median;
-use crate::data::{
-    Bare, BareTimes, BatchRequest, Dataset, Loader, LoaderConfig, OnBroken, SampleRequest, Transform,
+use crate::{
+    data::{Bare, BareTimes, BatchRequest, Dataset, Loader, LoaderConfig, OnBroken, SampleRequest, Transform},
     storage::{Limits, Storage},
 };
 use anyhow::Context as _;

@@ -2,11 +2,9 @@
 
 use super::median;
 use crate::{
-    data::{
-        Documents, Places,
-        storage::{Limits, Storage},
-    },
+    data::{Documents, Places},
     model::tokenizer::TextTokenizer,
+    storage::{Limits, Storage},
 };
 use common::recipe::{DataPath, IndexPlace};
 use serde_json::{Value, json};

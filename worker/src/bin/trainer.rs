@@ -3,9 +3,9 @@
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use worker::{
-    bench,
+    bench, checkpoint,
     data::{arguments, inspect, order, verify},
-    encode, export, forecast,
+    encode, export, forecast, storage,
     trainer::session,
 };
 
@@ -25,6 +25,12 @@ enum Command {
     /// Look at data sets
     #[command(subcommand)]
     Data(DataCommand),
+    /// What the coordinator wants to know of a bucket
+    #[command(hide = true)]
+    Objects(storage::AskArgs),
+    /// What checkpoints there are in a bucket (`llm2clip ckpt`), as JSON
+    #[command(hide = true)]
+    Checkpoints(checkpoint::ListArgs),
     /// Write a trained model as transformers, open_clip and peft load it
     Export(export::ExportArgs),
     /// Features of images and texts by an exported model
@@ -82,6 +88,8 @@ fn main() -> ExitCode {
         Command::Data(DataCommand::Verify(args)) => end(verify::main(&args)),
         Command::Data(DataCommand::Order(args)) => end(order::main(&args)),
         Command::Forecast(args) => end(forecast::main(&args)),
+        Command::Objects(args) => end(storage::main(&args)),
+        Command::Checkpoints(args) => end(checkpoint::main(&args)),
         Command::Export(args) => end(export::main(&args)),
         Command::Encode(args) => end(encode::main(&args)),
         Command::Bench(command) => end(bench::main(&command)),

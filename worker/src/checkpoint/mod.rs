@@ -1,30 +1,36 @@
 //! Checkpoints on shared storage: a folder a step, a safetensors file a rank, a manifest written last.
 //!
-//! `host_copy` is the only part that training waits for; the thread of `writer` hashes, writes and syncs behind it (`file`), creates the
+//! `host_copy` is the only part that training waits for; the thread of `writer` hashes and writes behind it (`file`), creates the
 //! manifest and deletes what is old (`commit`); `watch` knows what it is at, and `faults` make storage fail on purpose. `read` believes
-//! nothing that the manifest's digests do not confirm. Knows tensors and files, no model.
+//! nothing that the manifest's digests do not confirm. All of it is of a `shelf`, which is in a `folder` of a file system or made of
+//! `objects` of a bucket. Knows tensors and storage, no model.
 
 mod commit;
 mod faults;
 mod file;
+mod folder;
 mod host_copy;
+mod listing;
+mod objects;
 mod read;
+mod shelf;
 #[cfg(test)]
 mod sweep;
 mod watch;
 mod writer;
 
-pub use commit::{committed_steps, create_manifest, remove, retire, set_aside};
 pub use faults::Faults;
-pub use file::write;
 pub use host_copy::HostCopy;
-pub use read::{Loaded, manifest, newest, read};
+pub use listing::{ListArgs, main};
+pub use read::Loaded;
+pub use shelf::Shelf;
 pub use watch::{Operation, Watch};
 pub use writer::{Busy, Task, Writer};
 
+use crate::storage::StorageError;
 use common::{
     ids::{JobId, Step},
-    manifest::ManifestError,
+    manifest::{ManifestError, Part},
 };
 use std::path::{Path, PathBuf};
 
@@ -40,6 +46,14 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// The object store said no, or nothing.
+    #[error("checkpoint: {source}. A job that has ended goes on with `llm2clip resume JOB`")]
+    Object {
+        /// Which object or folder of objects.
+        path: PathBuf,
+        /// What it said.
+        source: Box<StorageError>,
     },
     /// The manifest does not hold.
     #[error("{path} is no manifest of a checkpoint: {source}")]
@@ -115,10 +129,22 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// A file is longer or shorter than its manifest says.
+    fn other_length(path: PathBuf, bytes: u64, part: &Part) -> Self {
+        Self::Damaged { path, reason: format!("it has {bytes} bytes, its manifest says {}", part.bytes) }
+    }
+
+    /// Whether nothing is known of what was asked for: storage gave no answer, or let nobody in.
+    pub fn is_unseen(&self) -> bool {
+        let Self::Object { source, .. } = self else { return false };
+        !matches!(**source, StorageError::NotFound { .. } | StorageError::PastEnd { .. } | StorageError::Changed { .. })
+    }
+
     /// The file or folder it is about.
     pub fn path(&self) -> &Path {
         match self {
             Self::Io { path, .. }
+            | Self::Object { path, .. }
             | Self::Manifest { path, .. }
             | Self::Damaged { path, .. }
             | Self::Exists { path }

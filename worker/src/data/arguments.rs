@@ -2,9 +2,9 @@
 
 use super::{
     DataError,
-    storage::{Limits, Storage},
     survey::{Shards, Survey},
 };
+use crate::storage::{Limits, Storage};
 use common::recipe::{DataKind, DataPath, IndexPlace};
 use std::sync::Arc;
 

@@ -6,8 +6,8 @@
 use super::{
     DataError,
     source::{ReadAt, Stat},
-    storage::{Entry, Location, Storage},
 };
+use crate::storage::{Entry, Location, Storage};
 use std::{
     fs::File,
     io::{self, BufReader, Read},

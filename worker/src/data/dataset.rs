@@ -10,8 +10,8 @@ use super::{
     join::{self, From, Gathered, GatheringTars, Joined, OwnFields, Plan, RowColumns, TablePlan, TarMetadata, Wanted},
     select::{Column, Select, Source},
     selection::Selection,
-    storage::{Block, Location, Storage},
 };
+use crate::storage::{Block, Location, Storage};
 use common::{
     ids::SampleIndex,
     recipe::{CaptionColumn, DataKind, DataSet},

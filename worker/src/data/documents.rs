@@ -10,9 +10,9 @@ use super::{
     container::{Container, Writer},
     glob,
     index::{Draft, Places, Store},
-    storage::Storage,
     table,
 };
+use crate::storage::Storage;
 use common::recipe::DataPath;
 use serde::{Deserialize, Serialize};
 use std::{

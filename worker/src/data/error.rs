@@ -1,6 +1,6 @@
 //! Why data cannot be read.
 
-use super::storage::{Location, StorageError};
+use crate::storage::{Location, StorageError};
 use std::io;
 
 /// Why a data set cannot be used, or a batch not be made.

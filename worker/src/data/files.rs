@@ -5,8 +5,8 @@ use super::{
     DataError,
     blob::{Blob, Found},
     source::{ReadAt as _, Stat},
-    storage::{Block, Location, Storage, StorageError},
 };
+use crate::storage::{Block, Location, Storage, StorageError};
 use std::{
     collections::HashMap,
     io,

@@ -1,10 +1,7 @@
 //! Patterns of shards: `*` and `?` in the last component of a path or URL.
 
-use super::{
-    DataError,
-    blob::Found,
-    storage::{Location, Storage, StorageError, is_pattern, matches},
-};
+use super::{DataError, blob::Found};
+use crate::storage::{Location, Storage, StorageError, is_pattern, matches};
 use common::recipe::DataPath;
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! Image-text data: what is in the shards, and their pixels in the order that was asked for.
 //!
-//! Data are read where they lie; `storage` is where: files or objects, which `glob` finds and `blob` opens. `tar`, `scan`
-//! and `images` look at each shard once, `index` keeps what they found on disk; `table` and `join` add captions from
+//! Data are read where they lie, through the crate's `storage`: files or objects, which `glob` finds and `blob` opens. `tar`,
+//! `scan` and `images` look at each shard once, `index` keeps what they found on disk; `table` and `join` add captions from
 //! elsewhere; `select` says which samples are used; `dataset` is all of that behind numbers from 0. `pixels` decodes, crops
 //! and resizes an image, `loading` makes batches of them ahead of the training.
 //! `classes` are the words of a classification. `inspect`, `verify` and `order` answer questions on the command line.
@@ -29,7 +29,6 @@ mod scan;
 mod select;
 mod selection;
 mod source;
-pub mod storage;
 mod survey;
 mod table;
 pub(crate) mod tar;

@@ -1,6 +1,7 @@
 //! What is broken in a data set: counted by reason, with examples.
 
-use super::{join::Coverage, storage::Location};
+use super::join::Coverage;
+use crate::storage::Location;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
 

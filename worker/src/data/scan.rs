@@ -4,9 +4,9 @@ use super::{
     DataError,
     index::{Fault, Flaw, Place, Rows},
     source::ReadAt,
-    storage::Location,
     tar::{End, Member, Walk},
 };
+use crate::storage::Location;
 use std::io;
 
 /// The longest text that is believed, in bytes.

@@ -1,6 +1,6 @@
 //! Bytes by position: what tars, indices and tables are read from.
 
-use super::storage::Entry;
+use crate::storage::Entry;
 use std::{
     fs::{File, Metadata},
     io,

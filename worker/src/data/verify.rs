@@ -5,9 +5,9 @@ use super::{
     arguments::{Format, ShardsArgs},
     index::{Flaw, IMAGE, rewrite},
     progress::Line,
-    storage::Location,
     survey::{Done, Survey},
 };
+use crate::storage::Location;
 use anyhow::Context as _;
 use serde::Serialize;
 use std::time::Instant;

@@ -1,15 +1,21 @@
 //! `llm2clip export`.
 
 use super::{Exported, Trained, export};
-use crate::data::arguments::Format;
+use crate::{
+    data::arguments::Format,
+    storage::{Limits, Storage},
+};
 use anyhow::Context as _;
 use common::recipe::{Recipe, Source, parse};
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// What to export, and to where.
 #[derive(Debug, clap::Args)]
 pub struct ExportArgs {
-    /// A job, its output folder, or one checkpoint such as OUTPUT/clip/step-000001200; of a job the newest
+    /// A job, its output folder, the place of its checkpoints, or one of them such as OUTPUT/clip/step-000001200; of a job the newest
     #[arg(value_name = "JOB_OR_CHECKPOINT")]
     pub from: PathBuf,
     /// The folder to write; an export that is there is replaced, anything else is not
@@ -29,12 +35,14 @@ pub struct ExportArgs {
 /// Exports, and says what was written.
 pub fn main(args: &ExportArgs) -> anyhow::Result<()> {
     let recipe = args.recipe.as_deref().map(|path| read(path, &args.overrides)).transpose()?;
+    let is_url = args.from.to_str().is_some_and(|text| text.contains("://"));
     anyhow::ensure!(
-        args.from.exists(),
+        is_url || args.from.exists(),
         "{} is neither a job that this machine knows nor a folder",
         args.from.display()
     );
-    let trained = Trained::open(&args.from, recipe)?;
+    let storage = Arc::new(Storage::from_environment(Limits::default()));
+    let trained = Trained::open(&storage, &args.from, recipe)?;
     let exported = export(&trained, &args.to)?;
     match args.output {
         Format::Text => println!("{}", text(&exported, &args.to)),

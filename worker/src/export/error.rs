@@ -1,6 +1,6 @@
 //! Why a model cannot be exported, or an exported one not be read.
 
-use crate::{checkpoint::CheckpointError, model::ModelError, vectors::VectorsError};
+use crate::{checkpoint::CheckpointError, model::ModelError, storage::StorageError, vectors::VectorsError};
 use std::path::PathBuf;
 
 /// What went wrong, where, and what to do.
@@ -19,6 +19,9 @@ pub enum ExportError {
     /// Checkpoints.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Object stores.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
     /// Model folders.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -2,14 +2,19 @@
 
 use super::{ExportError, error::io, recipe_file};
 use crate::{
-    checkpoint::{self, Loaded},
+    checkpoint::{CheckpointError, Loaded, Shelf},
     model::vision::VisionConfig,
+    storage::Storage,
 };
 use common::{
+    ids::Step,
     manifest::paths,
-    recipe::{AdapterModel, Recipe, TextModel, VisionModel},
+    recipe::{AdapterModel, DataPath, Recipe, TextModel, VisionModel},
 };
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tch::Tensor;
 
 const STAGE: &str = "clip";
@@ -33,42 +38,45 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// Opens what a path names: a job's output folder, whose newest checkpoint is taken, its `clip` folder, or one
-    /// checkpoint. `recipe` is used where the job did not leave its own.
+    /// Opens what a path or URL names: a job's output folder or the place of its checkpoints, whose newest checkpoint is taken, the
+    /// `clip` folder of either, or one checkpoint. `recipe` is used where the job did not leave its own.
     ///
     /// # Errors
     /// When there is no checkpoint that verifies, no recipe, or they do not belong together.
-    pub fn open(path: &Path, recipe: Option<Recipe>) -> Result<Self, ExportError> {
-        let absolute = std::fs::canonicalize(path).map_err(io("open", path))?;
-        let name = absolute.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    pub fn open(storage: &Arc<Storage>, path: &Path, recipe: Option<Recipe>) -> Result<Self, ExportError> {
+        let (root, named) = place(path)?;
         let none = || ExportError::NoCheckpoint { path: path.to_owned() };
-        let parent = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
-        let (output, folder) = if paths::parse_step_folder(name).is_some() {
-            (parent(&parent(&absolute)), Some(absolute.clone()))
-        } else if name == STAGE && !absolute.join(STAGE).is_dir() {
-            (parent(&absolute), None)
-        } else {
-            (absolute.clone(), None)
+        let stage = paths::stage_folder(&root, STAGE);
+        let here = Shelf::at(storage, &stage)?;
+        let named = named.map(|step| here.find(step)?.ok_or_else(none)).transpose()?;
+        let left = || match recipe_file::read(storage, &stage) {
+            // Of a folder without a checkpoint it is of no interest that it has no recipe either.
+            Err(ExportError::NoRecipe { .. }) if named.is_none() && here.committed()?.is_empty() => Err(none()),
+            read => Ok((read?, stage.join(recipe_file::FILE).display().to_string())),
         };
-        let checkpoint = match folder {
-            Some(folder) if !folder.join(paths::MANIFEST_FILE).is_file() => return Err(none()),
-            Some(folder) => checkpoint::read(&folder)?,
-            None => checkpoint::newest(&output, STAGE)?.ok_or_else(none)?,
+        let (recipe, of) = recipe.map_or_else(left, |recipe| Ok((recipe, "the recipe that was named".to_owned())))?;
+        let elsewhere = recipe.checkpoints.as_ref().map(DataPath::as_path);
+        let (checkpoint, is_here) = match (named, elsewhere) {
+            (Some(checkpoint), _) => (checkpoint, true),
+            (None, Some(place)) if root == recipe.output => (newest(storage, place)?.ok_or_else(none)?, false),
+            (None, elsewhere) => match (here.newest()?, elsewhere) {
+                (Some(checkpoint), _) => (checkpoint, true),
+                // An output folder that was moved.
+                (None, Some(place)) => (newest(storage, place)?.ok_or_else(none)?, false),
+                (None, None) => return Err(none()),
+            },
         };
         if checkpoint.manifest.stage != STAGE {
             return Err(none());
         }
-        let stage = paths::stage_folder(&output, STAGE);
-        let (recipe, of) = match recipe {
-            Some(recipe) => (recipe, "the recipe that was named".to_owned()),
-            None => (recipe_file::read(&stage)?, stage.join(recipe_file::FILE).display().to_string()),
-        };
         let (theirs, ours) = (&checkpoint.manifest.recipe_fingerprint, recipe.fingerprint());
         if *theirs != ours {
             let short = |digest: &str| digest.chars().take(12).collect();
-            let checkpoint = paths::checkpoint_folder(&output, STAGE, checkpoint.manifest.step);
+            let checkpoint = checkpoint.place().to_owned();
             return Err(ExportError::OtherRecipe { checkpoint, recipe: of, theirs: short(theirs), ours: short(&ours) });
         }
+        // A place of checkpoints alone says nothing of where the job's results are.
+        let output = if is_here && elsewhere.is_some() { recipe.output.clone() } else { root };
         Ok(Self { recipe, checkpoint, output })
     }
 
@@ -183,4 +191,21 @@ impl Trained {
         }
         Ok(hasher.finalize().to_string())
     }
+}
+
+/// The folder or URL above `clip` that a path means, and the checkpoint that it names.
+fn place(path: &Path) -> Result<(PathBuf, Option<Step>), ExportError> {
+    let is_url = path.to_str().is_some_and(|text| text.contains("://"));
+    let absolute = if is_url { path.to_owned() } else { std::fs::canonicalize(path).map_err(io("open", path))? };
+    let name = absolute.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let parent = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
+    Ok(match paths::parse_step_folder(name) {
+        Some(step) => (parent(&parent(&absolute)), Some(step)),
+        None if name == STAGE && !absolute.join(STAGE).is_dir() => (parent(&absolute), None),
+        None => (absolute, None),
+    })
+}
+
+fn newest(storage: &Arc<Storage>, root: &Path) -> Result<Option<Loaded>, CheckpointError> {
+    Shelf::open(storage, root, STAGE)?.newest()
 }

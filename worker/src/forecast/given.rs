@@ -2,7 +2,7 @@
 
 use super::published;
 use crate::{
-    data::{DataError, Dataset, Documents, Places, storage::Storage},
+    data::{DataError, Dataset, Documents, Places},
     model::{
         adapter::AdapterConfig,
         clip_text::ClipTextConfig,
@@ -11,6 +11,7 @@ use crate::{
         tokenizer::{CaptionTokenizer, TextTokenizer},
         vision::VisionConfig,
     },
+    storage::Storage,
 };
 use common::{
     ids::SampleIndex,

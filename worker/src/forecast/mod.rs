@@ -14,11 +14,9 @@ mod traffic;
 mod tests;
 
 use crate::{
-    data::{
-        arguments::Format,
-        storage::{Limits, Storage},
-    },
+    data::arguments::Format,
     recipe_args::RecipeArgs,
+    storage::{Limits, Storage},
 };
 use anyhow::Context as _;
 use common::ids::WorldSize;

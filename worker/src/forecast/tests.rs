@@ -5,7 +5,7 @@ use super::{
     report::Report,
     stage::{Forecast, forecast},
 };
-use crate::data::storage::{Limits, Storage};
+use crate::storage::{Limits, Storage};
 use common::{
     ids::WorldSize,
     recipe::{Recipe, Source, parse},

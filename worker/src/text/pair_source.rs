@@ -1,7 +1,10 @@
 //! Where pairs come from: the captions of a data set of images, or a file that has them as they are.
 
 use super::pairs::{Pair, PairRule, Place};
-use crate::data::{DataError, Dataset, Documents, Places, storage::Storage};
+use crate::{
+    data::{DataError, Dataset, Documents, Places},
+    storage::Storage,
+};
 use common::{
     ids::{Epoch, SampleIndex},
     recipe::DataPath,

@@ -3,17 +3,17 @@
 
 use super::{agreement, context::Context, error::TrainerError, link::Link};
 use crate::{
-    checkpoint::{self, CheckpointError, Task, Watch, Writer},
+    checkpoint::{CheckpointError, Shelf, Task, Watch, Writer},
+    storage::Storage,
     supervisor::ipc::Report,
 };
 use common::{
     alarm::{StorageTrouble, Trouble},
     ids::{Generation, Rank, Step},
-    manifest::{Manifest, paths},
+    manifest::Manifest,
     plan::TrainPlan,
 };
 use std::{
-    path::Path,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -150,58 +150,72 @@ impl Teller {
     }
 }
 
-/// Takes the orders to commit to the storage thread, on a thread of its own, until the link ends. `plan` is the plan of the newest
-/// generation.
-pub fn obey(link: &Link, plan: &Mutex<Option<TrainPlan>>, committed: &Arc<Committed>, writer: &Writer) {
-    for (step, manifest) in link.manifest_orders() {
-        let Some(plan) = plan.lock().unwrap_or_else(PoisonError::into_inner).clone() else { continue };
-        if manifest.generation != plan.generation {
-            tracing::warn!(generation = %manifest.generation, "refused to commit a checkpoint of another generation");
-            continue;
-        }
-        let of = (plan.rank, plan.generation);
-        let tell =
-            Teller { link: link.clone(), committed: committed.clone(), generation: plan.generation, rank: plan.rank };
-        let run = Box::new(move |watch: &Watch| commit(watch, &plan, step, &manifest, &tell));
-        if !writer.push(Task { step, of, run }) {
-            tracing::error!(step = step.0, "storage is so far behind that a checkpoint is not committed");
+/// What it takes to obey orders to commit.
+pub struct Obedience {
+    /// Whence they come.
+    pub link: Link,
+    /// The plan of the newest generation.
+    pub plan: Arc<Mutex<Option<TrainPlan>>>,
+    /// What came of them.
+    pub committed: Arc<Committed>,
+    /// The thread that carries them out.
+    pub writer: Writer,
+    /// What object stores are reached through.
+    pub storage: Arc<Storage>,
+}
+
+impl Obedience {
+    /// Takes the orders to the storage thread, on a thread of its own, until the link ends.
+    pub fn run(self) {
+        for (step, manifest) in self.link.manifest_orders() {
+            let Some(plan) = self.plan.lock().unwrap_or_else(PoisonError::into_inner).clone() else { continue };
+            if manifest.generation != plan.generation {
+                tracing::warn!(generation = %manifest.generation, "refused to commit a checkpoint of another generation");
+                continue;
+            }
+            let (generation, rank) = (plan.generation, plan.rank);
+            let tell = Teller { link: self.link.clone(), committed: self.committed.clone(), generation, rank };
+            let storage = self.storage.clone();
+            let run = Box::new(move |watch: &Watch| {
+                match Shelf::open(&storage, plan.recipe.checkpoint_root(), &manifest.stage) {
+                    Ok(shelf) => commit(watch, &plan, &shelf, &manifest, &tell),
+                    Err(error) => tell.failed(step, error),
+                }
+            });
+            if !self.writer.push(Task { step, of: (rank, generation), run }) {
+                tracing::error!(step = step.0, "storage is so far behind that a checkpoint is not committed");
+            }
         }
     }
 }
 
 /// Creates the manifest, and deletes what is old when that is told. A checkpoint that cannot be committed is removed.
-fn commit(watch: &Watch, plan: &TrainPlan, step: Step, manifest: &Manifest, tell: &Teller) {
-    let started = Instant::now();
-    let folder = paths::checkpoint_folder(&plan.output, &manifest.stage, step);
-    match checkpoint::create_manifest(watch, &folder, plan.rank, manifest) {
+fn commit(watch: &Watch, plan: &TrainPlan, shelf: &Shelf, manifest: &Manifest, tell: &Teller) {
+    let (step, started) = (manifest.step, Instant::now());
+    match shelf.create_manifest(watch, plan.rank, manifest) {
         Ok(()) => {
             tracing::info!(step = step.0, seconds = started.elapsed().as_secs_f64(), "committed a checkpoint");
             tell.link.report(Report::CheckpointCommitted { generation: plan.generation, step });
             tell.committed.set(plan.generation, step);
             if let Some(training) = plan.recipe.training(&manifest.stage) {
-                let stage = paths::stage_folder(&plan.output, &manifest.stage);
-                checkpoint::retire(watch, &stage, step, training.checkpoint.keep);
+                shelf.retire(watch, step, training.checkpoint.keep);
             }
         }
         // Another's checkpoint is there: it is not ours to remove.
         Err(error @ CheckpointError::Exists { .. }) => tell.failed(step, error),
         Err(error) => {
-            if let Err(left) = checkpoint::remove(watch, &folder) {
-                tracing::warn!(folder = %folder.display(), error = %left, "could not remove what was written of a checkpoint");
+            if let Err(left) = shelf.remove(watch, step) {
+                tracing::warn!(step = step.0, error = %left, "could not remove what was written of a checkpoint");
             }
             tell.failed(step, error);
         }
     }
 }
 
-/// Removes the shares of a checkpoint that failed, as far as storage lets it. One with a manifest is another's, or whole.
-pub fn discard(watch: &Watch, output: &Path, stage: &str, step: Step) {
-    let folder = paths::checkpoint_folder(output, stage, step);
-    if !folder.join(paths::MANIFEST_FILE).try_exists().is_ok_and(|there| !there) {
-        return;
-    }
-    if let Err(error) = checkpoint::remove(watch, &folder) {
-        tracing::warn!(folder = %folder.display(), %error, "could not remove what was written of a checkpoint");
+/// Removes the shares of a checkpoint that failed, as far as storage lets it.
+pub fn discard(watch: &Watch, shelf: &Shelf, step: Step) {
+    if let Err(error) = shelf.discard(watch, step) {
+        tracing::warn!(step = step.0, %error, "could not remove what was written of a checkpoint");
     }
 }
 

@@ -5,9 +5,10 @@ use super::{
     trained::TrainedModel,
 };
 use crate::{
-    checkpoint::Writer,
+    checkpoint::{CheckpointError, Shelf, Writer},
     collective::Collective,
-    data::{Dataset, storage::Storage},
+    data::Dataset,
+    storage::Storage,
     supervisor::ipc::Report,
 };
 use common::{
@@ -40,7 +41,7 @@ pub struct Context<'a> {
     pub pulse: &'a Pulse,
     /// What of a training is in memory between two memberships.
     pub held: &'a HeldSlot,
-    /// Where data and vectors are read from.
+    /// Where data and vectors are read from, and checkpoints may be kept.
     pub storage: &'a Arc<Storage>,
     /// The model that was trained before, when the recipe names one; the plan's recipe is completed with it.
     pub trained: Option<&'a TrainedModel>,
@@ -69,6 +70,14 @@ impl Context<'_> {
     /// The kind of the stage, which is its name.
     pub fn stage_kind(&self) -> &'static str {
         self.plan.recipe.stages[self.plan.stage].kind()
+    }
+
+    /// Where a stage's checkpoints lie.
+    ///
+    /// # Errors
+    /// When the recipe names no place.
+    pub fn shelf(&self, stage: &str) -> Result<Shelf, CheckpointError> {
+        Shelf::open(self.storage, self.plan.recipe.checkpoint_root(), stage)
     }
 
     /// The LLM as this stage finds it.

@@ -1,12 +1,8 @@
 //! Why a stage ended early.
 
 use crate::{
-    checkpoint::CheckpointError,
-    collective::CollectiveError,
-    data::{DataError, storage::StorageError},
-    export::ExportError,
-    model::ModelError,
-    vectors::VectorsError,
+    checkpoint::CheckpointError, collective::CollectiveError, data::DataError, export::ExportError, model::ModelError,
+    storage::StorageError, vectors::VectorsError,
 };
 use common::{cause::Diverged, status::FailureCause};
 use std::path::PathBuf;

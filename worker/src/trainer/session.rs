@@ -1,7 +1,7 @@
 //! The life of a trainer process: connect to the agent, then plan after plan until there is none.
 
 use super::{
-    commits::{self, Committed},
+    commits::{Committed, Obedience},
     context::{Context, Outcome},
     error::TrainerError,
     failpoints::{self, Failpoints, Point},
@@ -16,7 +16,7 @@ use super::{
 use crate::{
     checkpoint::{Faults, Watch, Writer},
     collective::{self, Collective, Deadlines, Identity},
-    data::storage::{Limits, Storage},
+    storage::{Limits, Storage},
     supervisor::ipc::Report,
     torch::cuda::{DEVICE_VARIABLE, DeviceChoice},
 };
@@ -82,16 +82,20 @@ pub fn run(args: &RunArgs) -> Result<(), TrainerError> {
     let committed = Arc::new(Committed::default());
     // It outlives plans: storage that hangs holds up no membership, and no end.
     let writer = Writer::start(Watch::new(Faults::from_environment().map_err(TrainerError::Plan)?));
-    {
-        let (link, current, committed, writer) = (link.clone(), current.clone(), committed.clone(), writer.clone());
-        std::thread::spawn(move || commits::obey(&link, &current, &committed, &writer));
-    }
+    let storage = Arc::new(Storage::from_environment(Limits::default()));
+    let orders = Obedience {
+        link: link.clone(),
+        plan: current.clone(),
+        committed: committed.clone(),
+        writer: writer.clone(),
+        storage: storage.clone(),
+    };
+    std::thread::spawn(move || orders.run());
     let pulse = args.pulse.as_deref().map(Pulse::open).transpose().unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot note where this trainer stands: the agent will not see that it is stuck");
         None
     });
     let pulse = pulse.unwrap_or_default();
-    let storage = Arc::new(Storage::from_environment(Limits::default()));
     let held = HeldSlot::default();
     while let Some(plan) = link.next_plan()? {
         committed.reset(plan.generation);
@@ -181,7 +185,7 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
     let joined = collective::join_unless(listener, identity, DEADLINES, device, &in_vain)?;
     let collective: Arc<dyn Collective> = Arc::new(Observed::new(joined, pulse.clone(), failpoints.clone()));
     interrupt.watch(&collective);
-    let result = with_model(plan, |plan, trained| {
+    let result = with_model(plan, storage, |plan, trained| {
         folders::check(&plan.recipe, plan.stage, trained.is_some())?;
         let stage = &plan.recipe.stages[plan.stage];
         let context = Context {
@@ -214,10 +218,11 @@ fn run_plan(plan: &TrainPlan, listener: &TcpListener, around: &Surroundings<'_>)
 /// Runs a plan's stage with the model that its recipe names, if it names one; the recipe is completed with it.
 fn with_model(
     plan: &TrainPlan,
+    storage: &Arc<Storage>,
     run: impl FnOnce(&TrainPlan, Option<&TrainedModel>) -> Result<Outcome, TrainerError>,
 ) -> Result<Outcome, TrainerError> {
     let Some(spec) = &plan.recipe.model.trained else { return run(plan, None) };
-    let (trained, mut plan) = (TrainedModel::open(spec)?, plan.clone());
+    let (trained, mut plan) = (TrainedModel::open(storage, spec)?, plan.clone());
     trained.complete(&mut plan.recipe)?;
     run(&plan, Some(&trained))
 }

@@ -6,13 +6,17 @@ use super::{
 };
 use crate::{
     export::{self, Description, ExportError, Trained},
+    storage::Storage,
     vectors::{Provenance, VectorStore},
 };
 use common::{
     ids::Step,
     recipe::{self, AdapterModel, Init, Lock, Objective, Precision, Recipe, Stage, TextModel, VisionModel},
 };
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// The model.
 pub struct TrainedModel {
@@ -43,7 +47,7 @@ impl TrainedModel {
     ///
     /// # Errors
     /// When the folder is neither, or is damaged.
-    pub fn open(spec: &recipe::TrainedModel) -> Result<Self, TrainerError> {
+    pub fn open(storage: &Arc<Storage>, spec: &recipe::TrainedModel) -> Result<Self, TrainerError> {
         let folder = spec.folder.clone();
         if folder.join(export::FILE).is_file() {
             let description = export::describe(&folder)?;
@@ -54,7 +58,7 @@ impl TrainedModel {
                 folder,
             });
         }
-        let trained = Trained::open(&folder, None).map_err(|error| match error {
+        let trained = Trained::open(storage, &folder, None).map_err(|error| match error {
             ExportError::NoCheckpoint { path } => TrainerError::Plan(format!(
                 "`model.trained.folder` is {}, which is neither a folder that `llm2clip export` wrote (it has no {}) nor the \
                  output folder of a job with a checkpoint of `clip`, nor such a checkpoint",

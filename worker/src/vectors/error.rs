@@ -1,6 +1,6 @@
 //! Why vectors could not be read or written.
 
-use crate::data::storage::StorageError;
+use crate::storage::StorageError;
 use std::path::PathBuf;
 
 /// Why vectors could not be read or written. Places are written as the user knows them, path or URL.

@@ -5,7 +5,7 @@ use super::{
     layout::{BLOCK, Head, Layout, PREFIX, has, head_length},
     v1,
 };
-use crate::data::storage::{Block, Entry, Location, Storage, StorageError};
+use crate::storage::{Block, Entry, Location, Storage, StorageError};
 use half::bf16;
 use std::{
     cell::RefCell,

@@ -1,7 +1,7 @@
 //! All vectors of one data set.
 
 use super::{Expected, Provenance, ShardFile, VectorsError, shard_name};
-use crate::data::storage::{Block, Location, Storage};
+use crate::storage::{Block, Location, Storage};
 use half::bf16;
 use std::{ops::Range, sync::Arc};
 

@@ -4,10 +4,8 @@
 //! `tests/golden/zero_shot/make_words.py` makes of open_clip's). Files are a name or a template a line, as CLIP_benchmark's
 //! `classnames.txt` and `zeroshot_classification_templates.txt` are, or JSON.
 
-use super::{
-    DataError,
-    storage::{Location, Storage},
-};
+use super::DataError;
+use crate::storage::{Location, Storage};
 use common::recipe::{ClassBy, ClassNames, Classes, DataPath, Templates};
 use std::{collections::BTreeMap, sync::Arc};
 

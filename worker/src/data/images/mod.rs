@@ -13,8 +13,8 @@ use super::{
     DataError,
     files::Files,
     index::{IMAGE, Place, ShardIndex},
-    storage::{Block, Location},
 };
+use crate::storage::{Block, Location};
 
 /// The images of a data set.
 #[derive(Debug)]

@@ -1,12 +1,14 @@
 //! Images in rows of parquet files: `jpg: binary` as img2dataset writes them, or `image: struct{bytes, path}` as Hugging
 //! Face does.
 
-use crate::data::{
-    DataError,
-    blob::Blob,
-    chunks::{Chunks, Failure, bytes_of},
-    files::Files,
-    index::{Flaw, Place, Rows, ShardReader},
+use crate::{
+    data::{
+        DataError,
+        blob::Blob,
+        chunks::{Chunks, Failure, bytes_of},
+        files::Files,
+        index::{Flaw, Place, Rows, ShardReader},
+    },
     storage::Location,
 };
 use arrow_array::{Array, BinaryArray, RecordBatch, StringArray, cast::AsArray as _};

@@ -1,9 +1,11 @@
 //! The indices of many shards: read where they are good, made where they are not, several at a time.
 
 use super::{Footer, KEPT_OPEN, Places, Rows, ShardIndex, Store, one::Indexing, place::publish};
-use crate::data::{
-    DataError,
-    blob::{Blob, Found},
+use crate::{
+    data::{
+        DataError,
+        blob::{Blob, Found},
+    },
     storage::Storage,
 };
 use std::sync::{

@@ -1,11 +1,13 @@
 //! The index of one shard: taken where it is good, fetched from beside an object, else made and kept.
 
 use super::{Places, ShardIndex, ShardReader, Store, place::publish};
-use crate::data::{
-    DataError,
-    blob::{Blob, Found},
-    container::ContainerError,
-    source::Stat,
+use crate::{
+    data::{
+        DataError,
+        blob::{Blob, Found},
+        container::ContainerError,
+        source::Stat,
+    },
     storage::{Location, Storage, StorageError},
 };
 use std::{

@@ -1,6 +1,6 @@
 //! Where indices and joins are kept, and how they are written: whole or not at all.
 
-use crate::data::storage::Location;
+use crate::storage::Location;
 use common::recipe::IndexPlace;
 use std::{
     fs::{self, File, Permissions},

@@ -2,14 +2,16 @@
 //! instead of the value. Memory: 24 bytes a sample for the hashes and 17 for the result, whatever the texts' length.
 
 use super::{Coverage, Footer, From, Joined, NONE, OwnFields, State};
-use crate::data::{
-    DataError, SkipReason,
-    blob::{Blob, Found},
-    container::Writer,
-    index::{Draft, Places, ShardIndex, Store, in_parallel},
-    source::Stat,
+use crate::{
+    data::{
+        DataError, SkipReason,
+        blob::{Blob, Found},
+        container::Writer,
+        index::{Draft, Places, ShardIndex, Store, in_parallel},
+        source::Stat,
+        table,
+    },
     storage::Storage,
-    table,
 };
 use common::recipe::Unmatched;
 use std::{

@@ -2,13 +2,15 @@
 //! join. They lie in a file without a name, which is gone when the data set is open.
 
 use super::own::texts_of;
-use crate::data::{
-    DataError,
-    blob::Blob,
-    index::{Places, Rows, ShardReader, Tars},
-    scan,
+use crate::{
+    data::{
+        DataError,
+        blob::Blob,
+        index::{Places, Rows, ShardReader, Tars},
+        scan,
+        table::Field,
+    },
     storage::Location,
-    table::Field,
 };
 use serde_json::Value;
 use std::{

@@ -7,8 +7,8 @@
 //! nothing is pushed out before it was used. What no sample in sight needs any more is let go first.
 
 use super::{BatchRequest, LoaderConfig, SampleRequest};
-use crate::data::{
-    DataError,
+use crate::{
+    data::DataError,
     storage::{Block, Storage},
 };
 use std::{

@@ -1,17 +1,24 @@
 //! The order of a job that ran: its checkpoint knows which weights the mix had, and from which step on others.
 
 use super::OrderQuestionError;
-use crate::{checkpoint, data::Dataset};
+use crate::{
+    checkpoint::{CheckpointError, Shelf},
+    data::Dataset,
+    storage::Storage,
+};
 use common::{
-    manifest::{DataCursor, ResumeError, Weights, paths},
+    ids::Step,
+    manifest::{DataCursor, ResumeError, Weights},
     sampler::Order,
 };
-use std::path::{Path, PathBuf};
+use std::{path::Path, sync::Arc};
 
 /// Where a recipe's stage keeps its checkpoints, and which one is meant.
 pub(super) struct Checkpoints<'a> {
-    /// The job's output folder.
-    pub output: &'a Path,
+    /// What object stores are reached through.
+    pub storage: &'a Arc<Storage>,
+    /// Where the recipe keeps checkpoints.
+    pub root: &'a Path,
     /// The stage.
     pub stage: &'a str,
     /// The one that was named; absent means the newest, if there is one.
@@ -32,9 +39,11 @@ pub(super) fn of_job(
     datasets: &[Dataset],
     now: Order,
 ) -> Result<Order, OrderQuestionError> {
-    let Some(folder) = checkpoints.folder() else { return Ok(now) };
+    let found = checkpoints.find().map_err(|source| OrderQuestionError::Checkpoint { source })?;
+    let Some((shelf, step)) = found else { return Ok(now) };
+    let folder = shelf.place(step);
     let digest = |number: usize| datasets[number].fingerprint();
-    let recorded = match (checkpoint::manifest(&folder), checkpoints.named) {
+    let recorded = match (shelf.manifest(step), checkpoints.named) {
         (Ok(manifest), _) => manifest.data.resume(&DataCursor::new(now.spec(), 0, digest), Weights::MayChange),
         (Err(source), Some(_)) => return Err(OrderQuestionError::Checkpoint { source }),
         // It went while it was looked for.
@@ -60,9 +69,12 @@ pub(super) fn of_job(
 }
 
 impl Checkpoints<'_> {
-    fn folder(&self) -> Option<PathBuf> {
-        let stage = paths::stage_folder(self.output, self.stage);
-        let newest = || checkpoint::committed_steps(&stage).into_iter().max();
-        self.named.map(Path::to_owned).or_else(|| Some(stage.join(paths::step_folder(newest()?))))
+    /// Which one is meant; absent when none was named and there is none.
+    fn find(&self) -> Result<Option<(Shelf, Step)>, CheckpointError> {
+        if let Some(named) = self.named {
+            return Shelf::of_checkpoint(self.storage, named).map(Some);
+        }
+        let shelf = Shelf::open(self.storage, self.root, self.stage)?;
+        Ok(shelf.committed()?.into_iter().max().map(|newest| (shelf, newest)))
     }
 }

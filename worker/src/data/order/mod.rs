@@ -5,12 +5,8 @@ mod batch;
 mod history;
 mod sample;
 
-use super::{
-    DataError, Dataset,
-    arguments::Format,
-    progress::Line,
-    storage::{Limits, Storage},
-};
+use super::{DataError, Dataset, arguments::Format, progress::Line};
+use crate::storage::{Limits, Storage};
 use crate::{
     checkpoint::CheckpointError,
     recipe_args::{RecipeArgs, RecipeArgsError},
@@ -154,7 +150,7 @@ impl Opened {
         let samples: Vec<u64> = datasets.iter().map(Dataset::len).collect();
         let order = recipe.order(&stage, &samples)?;
         let named = args.checkpoint.as_deref();
-        let checkpoints = Checkpoints { output: &recipe.output, stage: &args.stage, named };
+        let checkpoints = Checkpoints { storage: &storage, root: recipe.checkpoint_root(), stage: &args.stage, named };
         let order = history::of_job(&checkpoints, &datasets, order)?;
         let steps = stage.length.steps(&order);
         Ok(Self { seed: recipe.seed, stage, datasets, order, steps, workers: WorldSize(args.workers) })

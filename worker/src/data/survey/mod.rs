@@ -15,8 +15,8 @@ use super::{
     index::{Flaw, IMAGE, Place, Places, ShardIndex, open_all},
     pixels::{Decoder, ImageKind},
     progress::Line,
-    storage::{Location, Storage},
 };
+use crate::storage::{Location, Storage};
 use common::recipe::DataKind;
 use std::sync::{
     Arc,

@@ -1,9 +1,7 @@
 //! Which shards paths on the command line mean, and how they are laid out.
 
-use crate::data::{
-    DataError,
-    blob::Found,
-    glob,
+use crate::{
+    data::{DataError, blob::Found, glob},
     storage::{Location, Storage},
 };
 use common::{

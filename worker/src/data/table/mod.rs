@@ -14,7 +14,8 @@ pub use self::{
     json::Field,
 };
 
-use super::{DataError, blob::Blob, storage::Location};
+use super::{DataError, blob::Blob};
+use crate::storage::Location;
 
 /// What is done with a row: its wanted texts, `None` where there is none.
 pub type EachRow<'a> = dyn FnMut(&[Option<&str>]) -> Result<(), DataError> + 'a;

@@ -1,11 +1,13 @@
 //! Tables in each format, in the layouts in which people publish them.
 
 use super::read;
-use crate::data::{
-    DataError,
-    blob::{Blob, Found},
+use crate::{
+    data::{
+        DataError,
+        blob::{Blob, Found},
+        tests::storage,
+    },
     storage::Location,
-    tests::storage,
 };
 use std::path::Path;
 

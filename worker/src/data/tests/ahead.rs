@@ -6,14 +6,12 @@ use super::{
     objects::{blocks, emoji, epoch, limits, open, server},
 };
 use crate::{
-    data::{
-        Batch, BatchRequest, Beside, DataError, Dataset, Loader, LoaderConfig, SampleRequest,
-        storage::{
-            Block, Limits, Location, Storage,
-            tests::{
-                proxy::{Fault, Proxy},
-                server::Server,
-            },
+    data::{Batch, BatchRequest, Beside, DataError, Dataset, Loader, LoaderConfig, SampleRequest},
+    storage::{
+        Block, Limits, Location, Storage,
+        tests::{
+            proxy::{Fault, Proxy},
+            server::Server,
         },
     },
     vectors::{Provenance, VectorStore, VectorsError, shard_name, write_shard},

@@ -2,14 +2,16 @@
 //! that was not there.
 
 use super::{member, tar};
-use crate::data::{
-    index::{IMAGE, ShardIndex, Store},
-    scan::scan,
-    source::{ReadAt, Stat, Version},
-    storage::Location,
-    tar::Walk,
-};
 use crate::fuzzing::{Draws, for_a_while};
+use crate::{
+    data::{
+        index::{IMAGE, ShardIndex, Store},
+        scan::scan,
+        source::{ReadAt, Stat, Version},
+        tar::Walk,
+    },
+    storage::Location,
+};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Damages bytes in one of the ways in which files are damaged, or in which somebody would attack.

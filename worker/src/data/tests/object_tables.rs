@@ -1,8 +1,8 @@
 //! Parquet files, caption tables, lists and texts on object storage: what they are as files.
 
 use super::{columns, fixtures, objects::limits, spec};
-use crate::data::{
-    DataError, Dataset, Documents, Places,
+use crate::{
+    data::{DataError, Dataset, Documents, Places},
     storage::{
         Limits, Location, Storage, StorageError,
         tests::{

@@ -5,11 +5,14 @@ use super::{
     load::{all, config, request},
     spec,
 };
-use crate::data::{
-    Batch, BatchRequest, DataError, Dataset, Loader, Places,
-    glob::expand_all,
-    index::{Tars, open_all},
-    progress::Line,
+use crate::{
+    data::{
+        Batch, BatchRequest, DataError, Dataset, Loader, Places,
+        glob::expand_all,
+        index::{Tars, open_all},
+        progress::Line,
+        survey::{Done, Shards, Survey},
+    },
     storage::{
         Limits, Location, Storage,
         tests::{
@@ -17,7 +20,6 @@ use crate::data::{
             server::Server,
         },
     },
-    survey::{Done, Shards, Survey},
 };
 use common::{
     ids::{Epoch, SampleIndex},
@@ -40,6 +42,7 @@ pub(super) fn limits() -> Limits {
         block: 1 << 16,
         cache: 8 << 20,
         ahead: 6 << 20,
+        copy: 4 << 20,
         attempt: Duration::from_secs(10),
         deadline: Duration::from_secs(30),
         first_wait: Duration::from_millis(10),

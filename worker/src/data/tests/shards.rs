@@ -1,6 +1,6 @@
 //! Tars made in memory, and data sets of them.
 
-use crate::data::storage::{Limits, Storage};
+use crate::storage::{Limits, Storage};
 use common::{
     recipe::{CaptionColumn, Captions, DataKind, DataSet, IndexPlace, RowRange},
     sampler::Shuffle,

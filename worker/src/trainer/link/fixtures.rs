@@ -36,6 +36,7 @@ pub fn plan(generation: u64) -> Order {
         name,
         seed: 0,
         output,
+        checkpoints: None,
         data: [].into(),
         text: [].into(),
         model,

@@ -1,10 +1,8 @@
 //! The text vectors of samples: which caption each has in its epoch, and where its vector lies.
 
 use crate::{
-    data::{
-        Beside, DataError, Dataset, SampleRequest,
-        storage::{Block, Storage},
-    },
+    data::{Beside, DataError, Dataset, SampleRequest},
+    storage::{Block, Storage},
     trainer::error::TrainerError,
     vectors::{VectorStore, nth},
 };

@@ -14,7 +14,6 @@ use crate::{
     data::{
         Batch, BatchRequest, BrokenSample, Dataset, Loader, LoaderConfig, Normalise, OnBroken, SampleRequest, Transform,
     },
-    export::recipe_file,
     torch::transfer::Uploader,
     trainer::{
         context::{Context, Outcome},
@@ -32,7 +31,6 @@ use crate::{
 };
 use common::{
     ids::Step,
-    manifest::paths,
     recipe::{self, ClipStage, SelfDistillation},
     sampler::{self, Order},
     status::{Evaluated, Progress},
@@ -71,10 +69,6 @@ pub fn run(stage: &ClipStage, context: &mut Context<'_>) -> Result<Outcome, Trai
     let teach = |_| Teacher::of(&towers, &parameters, recipe, tower_settings(stage, width));
     let teacher = stage.objective.self_distillation.map(teach).transpose()?;
     let sources = datasets.iter().map(|data| Source { limit: data.limit(), fingerprint: data.fingerprint() }).collect();
-    if context.speaks() {
-        // Checkpoints know the fingerprint alone; `export` needs the whole.
-        recipe_file::write(&paths::stage_folder(&context.plan.output, context.stage_kind()), recipe)?;
-    }
     let periodic = stage.eval.as_ref().map(|eval| Periodic::open(eval, width, context)).transpose()?;
     let mut training = Training::prepare(&stage.training, context, sources, order, parameters)?;
     let mut pairs = Pairs::open(stage, context, &training, (datasets, vectors, towers, teacher, periodic))?;

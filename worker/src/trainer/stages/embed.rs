@@ -12,9 +12,14 @@ use super::{
     text_vectors::{Origin, TextVectors, tar_name},
 };
 use crate::{
-    data::{Blob, Dataset, Shard, storage::Location},
+    data::{Blob, Dataset, Shard},
+    storage::Location,
     torch::{self, memory, peak},
-    trainer::{agreement, context::Context, context::Outcome, error::TrainerError},
+    trainer::{
+        agreement,
+        context::{Context, Outcome},
+        error::TrainerError,
+    },
     vectors::{Expected, Provenance, ShardFile, ShardWriter, import, nth, shard_folder, shard_name},
 };
 use common::{ids::SampleIndex, recipe::EmbedStage};

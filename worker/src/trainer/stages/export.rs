@@ -13,7 +13,7 @@ pub fn run(context: &Context<'_>) -> Result<Outcome, TrainerError> {
     }
     context.activity("writing the export");
     let output = &context.plan.output;
-    let trained = Trained::open(output, None)?;
+    let trained = Trained::open(context.storage, output, None)?;
     let to = output.join("export");
     let exported = export::export(&trained, &to)?;
     Ok(Outcome { summary: Some(summary(&exported, &to)), stopped: false })

@@ -9,7 +9,8 @@ use super::{
     text_vectors::TextVectors,
 };
 use crate::{
-    data::{ClassWords, storage::Location},
+    data::ClassWords,
+    storage::Location,
     trainer::{context::Context, error::TrainerError},
     vectors::{Expected, Provenance, ShardFile, ShardWriter, VectorStore, VectorsError, shard_folder, shard_name},
 };

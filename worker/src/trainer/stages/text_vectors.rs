@@ -2,7 +2,8 @@
 
 use super::embed;
 use crate::{
-    data::{Dataset, LLM2CLIP_VECTORS, storage::Location},
+    data::{Dataset, LLM2CLIP_VECTORS},
+    storage::Location,
     trainer::{context::Context, error::TrainerError},
     vectors::{Provenance, VectorStore, VectorsError, shard_folder, shard_name},
 };
@@ -173,7 +174,10 @@ pub(super) fn tar_name(stem: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{data::storage::Limits, data::storage::Storage, vectors::write_shard};
+    use crate::{
+        storage::{Limits, Storage},
+        vectors::write_shard,
+    };
     use half::bf16;
     use std::path::Path;
 

@@ -10,9 +10,9 @@ mod saving;
 mod tally;
 
 use crate::{
-    checkpoint,
     collective::{Collective, CollectiveError},
     data::{BrokenLimit, BrokenSample},
+    export::recipe_file,
     objective::Repeats,
     trainer::{
         agreement,
@@ -254,9 +254,9 @@ impl<'a, 'b> Training<'a, 'b> {
         // The run before may have ended between a step and what was to be measured after it.
         evaluations.make_up(self, task, ledger)?;
         let (mut broken, mut tally) = (BrokenFile::default(), Tally::new(self.sources.len()));
-        let mut saving = Saving::new(self);
+        let mut saving = Saving::new(self)?;
         let saved = self.saved()?;
-        let mut stopped = false;
+        let (mut stopped, first) = (false, self.step + 1);
         while self.step < self.total && !stopped {
             let pulse = self.context.pulse;
             pulse.step(self.step + 1);
@@ -286,6 +286,10 @@ impl<'a, 'b> Training<'a, 'b> {
                 source.limit.bear(count, broken.examples(&source.limit.name))?;
             }
             pulse.stepped();
+            if self.step == first {
+                // Who waits to see whether this membership goes on is told at once.
+                self.settle(ledger, begun.take())?;
+            }
             if superseded {
                 self.settle(ledger, begun.take())?;
                 return Err(TrainerError::Superseded);
@@ -324,8 +328,8 @@ impl<'a, 'b> Training<'a, 'b> {
         if !self.context.plan.from_memory || resumed == Some(self.step) {
             return Ok(resumed);
         }
-        let folder = paths::stage_folder(&self.context.plan.output, self.context.stage_kind());
-        let there = self.context.speaks() && checkpoint::committed_steps(&folder).contains(&Step(self.step));
+        let committed = || self.context.shelf(self.context.stage_kind())?.committed();
+        let there = self.context.speaks() && committed()?.contains(&Step(self.step));
         // What rank 0 sees counts for all.
         let there = agreement::agree(self.context.collective, there)?;
         Ok(if there { Some(self.step) } else { resumed })
@@ -424,8 +428,8 @@ fn restore(
         (From::Memory { .. } | From::Beginning, _) => {}
     }
     if context.speaks() {
-        let folder = paths::stage_folder(&context.plan.output, context.stage_kind());
-        checkpoint::set_aside(&folder, step, context.plan.generation)?;
+        context.shelf(context.stage_kind())?.set_aside(step, context.plan.generation)?;
+        leave_recipe(context)?;
     }
     parameters.broadcast(context.collective, holder)?;
     if matches!(from, From::Memory { .. }) && parameters.is_sharded() {
@@ -434,6 +438,16 @@ fn restore(
     }
     context.collective.barrier()?;
     Ok(step.0)
+}
+
+/// Checkpoints know the recipe's fingerprint alone: who is to make sense of them later needs the whole.
+fn leave_recipe(context: &Context<'_>) -> Result<(), TrainerError> {
+    let recipe = &context.plan.recipe;
+    let elsewhere = recipe.checkpoints.is_some().then(|| recipe.checkpoint_root());
+    for root in std::iter::once(context.plan.output.as_path()).chain(elsewhere) {
+        recipe_file::write(context.storage, &paths::stage_folder(root, context.stage_kind()), recipe)?;
+    }
+    Ok(())
 }
 
 /// The data record of an order at its beginning.

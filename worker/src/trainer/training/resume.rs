@@ -1,7 +1,7 @@
 //! Where a training goes on: what a rank holds in memory, else the newest checkpoint that is whole on storage. All ranks agree.
 
 use crate::{
-    checkpoint::{self, CheckpointError, Loaded},
+    checkpoint::{CheckpointError, Loaded, Shelf},
     trainer::{
         agreement,
         commits::Teller,
@@ -13,10 +13,9 @@ use crate::{
 use common::{
     alarm::Trouble,
     ids::{Rank, Step},
-    manifest::{Manifest, Weights, paths},
+    manifest::{Manifest, Weights},
     plan::ResumePoint,
 };
-use std::path::Path;
 
 /// Where a training goes on.
 pub(super) enum From {
@@ -59,7 +58,7 @@ impl From {
         let Some(point) = &context.plan.resume else { return Ok(None) };
         let manifest = match self {
             Self::Storage(loaded) => loaded.manifest.clone(),
-            Self::Memory { .. } | Self::Beginning => match checkpoint::manifest(&point.folder) {
+            Self::Memory { .. } | Self::Beginning => match context.shelf(context.stage_kind())?.manifest(point.step) {
                 Ok(manifest) => manifest,
                 // Storage is not needed for what is in memory: the order is the recipe's.
                 Err(error) if point.weights == Weights::AsWritten => {
@@ -92,13 +91,13 @@ pub(super) fn choose(context: &Context<'_>, held: Option<&Held>) -> Result<From,
 }
 
 /// The plan's checkpoint, verified by every rank. When one of them finds that it is damaged, all take the one before it, and say so
-/// loudly, unless a user named this one.
+/// loudly, unless a user named this one. That storage does not answer says nothing of a checkpoint, and is the end of this try.
 fn newest_whole(context: &Context<'_>, point: &ResumePoint) -> Result<Loaded, TrainerError> {
-    let stage = paths::stage_folder(&context.plan.output, context.stage_kind());
-    let (mut step, mut folder, mut first) = (point.step, point.folder.clone(), None);
+    let shelf = context.shelf(context.stage_kind())?;
+    let (mut step, mut first) = (point.step, None);
     loop {
         context.activity(&format!("loading the checkpoint of step {step}"));
-        let loaded = own(context, &folder);
+        let loaded = own(context, &shelf, step);
         if !agreement::agree(context.collective, loaded.is_err())? {
             return Ok(loaded?);
         }
@@ -106,8 +105,10 @@ fn newest_whole(context: &Context<'_>, point: &ResumePoint) -> Result<Loaded, Tr
         if let Some(error) = &here {
             tracing::error!(step = step.0, %error, "a checkpoint does not verify");
         }
+        let unseen = agreement::agree(context.collective, here.as_ref().is_some_and(CheckpointError::is_unseen))?;
         // Rank 0 says which is the one before: the others' view of the folder may be older.
-        let before = (context.speaks() && !point.chosen).then(|| committed_before(&stage, step)).flatten();
+        let asked = context.speaks() && !point.chosen && !unseen;
+        let before = asked.then(|| committed_before(&shelf, step)).flatten();
         let said = agreement::sums(context.collective, &[before.map_or(0, |step| step.0.cast_signed() + 1)])?[0];
         let Some(before) = u64::try_from(said - 1).ok().map(Step) else {
             return Err(match first.or(here) {
@@ -119,22 +120,24 @@ fn newest_whole(context: &Context<'_>, point: &ResumePoint) -> Result<Loaded, Tr
             tell(context, step, error, before);
         }
         first = first.or(here);
-        (step, folder) = (before, stage.join(paths::step_folder(before)));
+        step = before;
     }
 }
 
 /// A checkpoint of this job's stage.
-fn own(context: &Context<'_>, folder: &Path) -> Result<Loaded, CheckpointError> {
-    let loaded = checkpoint::read(folder)?;
+fn own(context: &Context<'_>, shelf: &Shelf, step: Step) -> Result<Loaded, CheckpointError> {
+    let loaded = shelf.read(step)?;
     let (job, stage) = (loaded.manifest.job.clone(), loaded.manifest.stage.clone());
     if job != context.plan.job || stage != context.stage_kind() {
-        return Err(CheckpointError::Foreign { folder: folder.to_owned(), job, stage });
+        return Err(CheckpointError::Foreign { folder: shelf.place(step), job, stage });
     }
     Ok(loaded)
 }
 
-fn committed_before(stage: &Path, step: Step) -> Option<Step> {
-    checkpoint::committed_steps(stage).into_iter().rfind(|earlier| *earlier < step)
+fn committed_before(shelf: &Shelf, step: Step) -> Option<Step> {
+    let committed =
+        shelf.committed().inspect_err(|error| tracing::error!(%error, "cannot look for an earlier checkpoint"));
+    committed.ok()?.into_iter().rfind(|earlier| *earlier < step)
 }
 
 fn tell(context: &Context<'_>, step: Step, error: &CheckpointError, instead: Step) {

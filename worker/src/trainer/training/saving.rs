@@ -7,7 +7,7 @@
 use super::Training;
 use crate::supervisor::ipc::Report;
 use crate::{
-    checkpoint::{self, Busy, CheckpointError, HostCopy, Task, Watch},
+    checkpoint::{self, Busy, CheckpointError, HostCopy, Shelf, Task, Watch},
     trainer::{
         agreement,
         commits::{self, Teller},
@@ -18,7 +18,7 @@ use common::{
     alarm::{StorageTrouble, Trouble},
     daemon::backoff::Backoff,
     ids::Step,
-    manifest::{DataCursor, Share, paths},
+    manifest::{DataCursor, Share},
 };
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,7 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// See the file's text.
 pub(super) struct Saving {
     writer: checkpoint::Writer,
+    shelf: Shelf,
     tell: Teller,
     /// The checkpoint that was begun last; absent when it is settled what came of it.
     open: Option<Step>,
@@ -50,7 +51,7 @@ enum Stand {
 }
 
 impl Saving {
-    pub(super) fn new(run: &Training<'_, '_>) -> Self {
+    pub(super) fn new(run: &Training<'_, '_>) -> Result<Self, CheckpointError> {
         let context = run.context;
         let tell = Teller {
             link: context.link.clone(),
@@ -58,7 +59,8 @@ impl Saving {
             generation: context.plan.generation,
             rank: context.rank(),
         };
-        Self { writer: context.writer.clone(), tell, open: None, busy: false }
+        let shelf = context.shelf(context.stage_kind())?;
+        Ok(Self { writer: context.writer.clone(), shelf, tell, open: None, busy: false })
     }
 
     /// What this rank has to say after a step: whether its storage is at work, and whether the checkpoint that was begun last failed.
@@ -107,11 +109,11 @@ impl Saving {
         let (context, step, tell) = (run.context, Step(run.step), self.tell.clone());
         let named = run.parameters.named(context.collective)?;
         let copy = HostCopy::take(&named, context.rank(), context.world(), tell.generation);
-        let folder = paths::checkpoint_folder(&context.plan.output, context.stage_kind(), step);
+        let shelf = self.shelf.clone();
         let data = DataCursor { position: step.0 * run.settings.global_batch, ..run.cursor.clone() };
         let run = Box::new(move |watch: &Watch| {
             let began = Instant::now();
-            match checkpoint::write(watch, &folder, &copy) {
+            match shelf.write(watch, step, &copy) {
                 Ok(part) => {
                     let seconds = began.elapsed().as_secs_f64();
                     tracing::info!(step = step.0, bytes = part.bytes, seconds, "wrote a checkpoint file");
@@ -134,8 +136,8 @@ impl Saving {
         if !run.context.speaks() {
             return;
         }
-        let (output, stage) = (run.context.plan.output.clone(), run.context.stage_kind());
-        let remove = Box::new(move |watch: &Watch| commits::discard(watch, &output, stage, step));
+        let shelf = self.shelf.clone();
+        let remove = Box::new(move |watch: &Watch| commits::discard(watch, &shelf, step));
         self.writer.push(Task { step, of: (self.tell.rank, self.tell.generation), run: remove });
     }
 

@@ -4,7 +4,7 @@ mod imports;
 mod shards;
 
 use super::{Expected, Provenance, ShardFile, VectorsError};
-use crate::data::storage::{Limits, Storage};
+use crate::storage::{Limits, Storage};
 use half::bf16;
 use std::{path::Path, sync::Arc};
 

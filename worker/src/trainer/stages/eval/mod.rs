@@ -26,10 +26,7 @@ use super::{
     clip,
     towers::{TowerSettings, Towers},
 };
-use crate::{
-    checkpoint,
-    trainer::{context::Context, context::Outcome, error::TrainerError},
-};
+use crate::trainer::{context::Context, context::Outcome, error::TrainerError};
 use common::{
     ids::Step,
     recipe::{ClipStage, EvalStage, Recipe, Stage},
@@ -110,11 +107,10 @@ fn trained(text_width: usize, stage: &EvalStage, context: &Context<'_>) -> Resul
     let settings = clip::tower_settings(clip_stage, text_width);
     let settings = TowerSettings { precision: stage.precision.unwrap_or(settings.precision), ..settings };
     let mut towers = Towers::build(recipe, settings, context.device)?;
-    let loaded = checkpoint::newest(&context.plan.output, "clip")?.ok_or_else(|| {
-        TrainerError::Plan(format!(
-            "there is no checkpoint below {}: run the `clip` stage first",
-            context.plan.output.join("clip").display()
-        ))
+    let shelf = context.shelf("clip")?;
+    let loaded = shelf.newest()?.ok_or_else(|| {
+        let root = recipe.checkpoint_root().join("clip");
+        TrainerError::Plan(format!("there is no checkpoint below {}: run the `clip` stage first", root.display()))
     })?;
     towers.load(&loaded)?;
     Ok((towers, loaded.manifest.step))

@@ -1,13 +1,15 @@
 //! What requests share: clients, limits, the versions that were seen; and the requests themselves.
 
 use super::{
-    Entry, Limits, Location, ObjectUrl, Scheme, StorageError,
+    Children, Entry, Limits, Location, ObjectUrl, Scheme, StorageError,
     cache::{Block, Object},
-    credentials::Environment,
+    credentials::{Client, Environment},
     pattern,
     retry::{Failure, GivenUp, Refusal, sort},
 };
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, path::Path};
+use object_store::{
+    GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreExt as _, multipart::MultipartStore, path::Path,
+};
 use std::{
     collections::HashMap,
     pin::Pin,
@@ -24,7 +26,7 @@ const LISTED: usize = 10_000_000;
 pub struct Shared {
     pub limits: Limits,
     pub environment: Environment,
-    pub clients: Mutex<HashMap<(Scheme, String), Arc<dyn ObjectStore>>>,
+    pub clients: Mutex<HashMap<(Scheme, String), Client>>,
     pub slots: Semaphore,
     pub requests: AtomicU64,
     /// The versions of objects of several blocks of which any was wanted: what they had when they were first read.
@@ -56,7 +58,17 @@ impl Shared {
         Err(StorageError::Changed { location, before, now: now.clone() })
     }
 
+    /// The client of an object's bucket, and the object's name in it.
     pub fn client(&self, url: &ObjectUrl) -> Result<(Arc<dyn ObjectStore>, Path), Failure> {
+        self.of_bucket(url).map(|(client, path)| (client.objects, path))
+    }
+
+    /// As [`Shared::client`], of objects that come in parts.
+    pub fn parts(&self, url: &ObjectUrl) -> Result<(Arc<dyn MultipartStore>, Path), Failure> {
+        self.of_bucket(url).map(|(client, path)| (client.parts, path))
+    }
+
+    fn of_bucket(&self, url: &ObjectUrl) -> Result<(Client, Path), Failure> {
         let refused = |error| Failure::Final(Refusal::Known(Box::new(error)));
         let path = Path::parse(&url.key).map_err(|error| Failure::Final(Refusal::Answer(error.to_string())))?;
         let mut clients = lock(&self.clients);
@@ -149,6 +161,20 @@ pub async fn list_after(
         }
     }
     Ok(())
+}
+
+/// What lies directly in a folder.
+pub async fn children_of(shared: Arc<Shared>, url: ObjectUrl) -> Result<Children, Failure> {
+    let (client, folder) = shared.client(&url)?;
+    let listed = client.list_with_delimiter(Some(&folder)).await.map_err(|error| sort(&error))?;
+    let name = |path: &Path| path.filename().map(str::to_owned);
+    let mut children = Children {
+        folders: listed.common_prefixes.iter().filter_map(name).collect(),
+        objects: listed.objects.iter().filter_map(|object| name(&object.location)).collect(),
+    };
+    children.folders.sort_unstable();
+    children.objects.sort_unstable();
+    Ok(children)
 }
 
 /// Whether a folder holds an object; the rest of it is not listed.

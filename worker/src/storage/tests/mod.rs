@@ -4,9 +4,15 @@ mod faults;
 mod objects;
 pub mod proxy;
 pub mod server;
+mod uploads;
 
 use super::{Limits, Location};
 use std::time::Duration;
+
+/// As in use, but for what nothing in a test is worth waiting for.
+pub fn quick() -> Limits {
+    Limits { deadline: Duration::from_secs(20), first_wait: Duration::from_millis(10), ..Limits::default() }
+}
 
 /// Small blocks and short waits, so that a test sees several of each.
 fn limits() -> Limits {
@@ -15,6 +21,7 @@ fn limits() -> Limits {
         block: 1000,
         cache: 1 << 20,
         ahead: 0,
+        copy: 4 << 20,
         attempt: Duration::from_secs(5),
         deadline: Duration::from_secs(20),
         first_wait: Duration::from_millis(10),

@@ -1,7 +1,7 @@
 //! What a healthy server gives.
 
 use super::{at, contents, limits, server::Server};
-use crate::data::storage::{Limits, StorageError};
+use crate::storage::{Limits, StorageError};
 use std::time::Duration;
 
 #[test]

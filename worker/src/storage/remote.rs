@@ -1,19 +1,19 @@
 //! Objects: requests on a runtime of their own, and threads that wait for them.
 
 use super::{
-    Entry, Limits, Location, ObjectUrl, StorageError,
+    Children, Entry, Limits, Location, ObjectUrl, StorageError,
     cache::{Block, BlockCache, Claim, Key, Object, Ticket},
     credentials::Environment,
     pattern,
-    request::{Shared, anything_in, block_of, entry, list_after, lock},
-    retry::{Failure, Patience, Refusal, sort, until_it_works, within},
+    request::{Shared, anything_in, block_of, children_of, entry, list_after, lock},
+    retry::{Failure, Patience, sort, until_it_works, within},
     scatter::{Piece, pieces},
 };
-use object_store::{ObjectMeta, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use object_store::{ObjectMeta, ObjectStoreExt as _};
 use std::{
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
         mpsc,
     },
     time::Instant,
@@ -31,7 +31,7 @@ const GROUP: usize = 16;
 pub struct Remote {
     // Taken when dropped.
     runtime: Option<Runtime>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     cache: Arc<BlockCache>,
     cancelled: CancellationToken,
 }
@@ -105,6 +105,30 @@ impl Remote {
     /// An object's size and version.
     pub fn stat(&self, url: &ObjectUrl) -> Result<Entry, StorageError> {
         self.finish("look at", url, self.look(url))
+    }
+
+    /// What lies directly in a folder, by name, sorted.
+    pub fn children(&self, folder: &ObjectUrl) -> Result<Children, StorageError> {
+        let wanted = folder.clone();
+        self.wait_for("list", folder, move |shared, _| children_of(shared, wanted.clone()))
+    }
+
+    /// A small object as it is now, whatever was read of it before.
+    pub fn get(&self, url: &ObjectUrl) -> Result<Vec<u8>, StorageError> {
+        let wanted = url.clone();
+        self.wait_for("read", url, move |shared, _| {
+            let url = wanted.clone();
+            async move {
+                let (client, path) = shared.client(&url)?;
+                let got = client.get(&path).await.map_err(|error| sort(&error))?;
+                let due = got.meta.size;
+                let bytes = got.bytes().await.map_err(|error| sort(&error))?;
+                if bytes.len() as u64 == due {
+                    return Ok(bytes.to_vec());
+                }
+                Err(Failure::Passing(format!("{} bytes, where {due} are due", bytes.len())))
+            }
+        })
     }
 
     /// Whether it is a folder of objects.
@@ -202,16 +226,6 @@ impl Remote {
         self.cache.let_go(key);
     }
 
-    /// Writes an object.
-    pub fn put(&self, url: &ObjectUrl, bytes: Vec<u8>) -> Result<(), StorageError> {
-        self.put_as(url, bytes, PutMode::Overwrite).map(drop)
-    }
-
-    /// Writes an object unless there is one.
-    pub fn put_if_absent(&self, url: &ObjectUrl, bytes: Vec<u8>) -> Result<bool, StorageError> {
-        self.put_as(url, bytes, PutMode::Create)
-    }
-
     /// Ends all requests.
     pub fn cancel(&self) {
         self.cancelled.cancel();
@@ -220,30 +234,6 @@ impl Remote {
     /// How many requests were made.
     pub fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
-    }
-
-    fn put_as(&self, url: &ObjectUrl, bytes: Vec<u8>, mode: PutMode) -> Result<bool, StorageError> {
-        let (wanted, payload) = (url.clone(), PutPayload::from(bytes));
-        // A try whose answer was lost may have written the object all the same.
-        let unsure = Arc::new(AtomicBool::new(false));
-        self.wait_for("write", url, move |shared, tries| {
-            let (url, payload, mode, unsure) = (wanted.clone(), payload.clone(), mode.clone(), unsure.clone());
-            async move {
-                let (client, path) = shared.client(&url)?;
-                unsure.fetch_or(tries > 0, Ordering::Relaxed);
-                let put = client.put_opts(&path, payload.clone(), PutOptions::from(mode)).await;
-                match put.map_err(|error| sort(&error)) {
-                    Ok(_) => Ok(true),
-                    Err(Failure::Final(Refusal::Precondition)) if !unsure.load(Ordering::Relaxed) => Ok(false),
-                    Err(Failure::Final(Refusal::Precondition)) => {
-                        let there = client.get(&path).await.map_err(|error| sort(&error))?;
-                        let there = there.bytes().await.map_err(|error| sort(&error))?;
-                        Ok(there == bytes::Bytes::from(payload))
-                    }
-                    Err(failure) => Err(failure),
-                }
-            }
-        })
     }
 
     /// The blocks of an object, in order; those that are not kept are asked for all at once.
@@ -283,7 +273,12 @@ impl Remote {
         Ok(found.into_iter().flatten().collect())
     }
 
-    fn wait_for<T, F, A>(&self, operation: &'static str, url: &ObjectUrl, attempt: A) -> Result<T, StorageError>
+    pub(super) fn wait_for<T, F, A>(
+        &self,
+        operation: &'static str,
+        url: &ObjectUrl,
+        attempt: A,
+    ) -> Result<T, StorageError>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Failure>> + Send + 'static,
@@ -294,7 +289,7 @@ impl Remote {
     }
 
     /// Starts a request with all its tries.
-    fn begin<T, F, A>(
+    pub(super) fn begin<T, F, A>(
         &self,
         operation: &'static str,
         url: &ObjectUrl,
@@ -344,7 +339,7 @@ impl Remote {
         });
     }
 
-    fn finish<T>(
+    pub(super) fn finish<T>(
         &self,
         operation: &'static str,
         url: &ObjectUrl,

@@ -1,6 +1,6 @@
 //! An S3 server of its own for each test: the process `s3s-fs`, on a port of the system's choosing.
 
-use crate::data::storage::{Limits, Storage};
+use crate::storage::{Limits, Storage};
 use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
@@ -58,6 +58,11 @@ impl Server {
         storage(self.address, SECRET, limits)
     }
 
+    /// The variables with which a process reaches it.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        environment(self.address, SECRET)
+    }
+
     /// Storage that talks to `address` in its place.
     pub fn storage_through(address: SocketAddr, limits: Limits) -> Storage {
         storage(address, SECRET, limits)
@@ -70,6 +75,10 @@ impl Server {
 }
 
 fn storage(address: SocketAddr, secret: &str, limits: Limits) -> Storage {
+    Storage::new(limits, environment(address, secret))
+}
+
+fn environment(address: SocketAddr, secret: &str) -> Vec<(String, String)> {
     let endpoint = format!("http://{address}");
     let variables = [
         ("AWS_ACCESS_KEY_ID", KEY),
@@ -77,7 +86,7 @@ fn storage(address: SocketAddr, secret: &str, limits: Limits) -> Storage {
         ("AWS_ENDPOINT_URL", endpoint.as_str()),
         ("AWS_REGION", "us-east-1"),
     ];
-    Storage::new(limits, variables.map(|(name, value)| (name.to_owned(), value.to_owned())))
+    variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
 }
 
 fn binary() -> PathBuf {

@@ -166,7 +166,7 @@ impl Drop for Ticket {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::storage::Scheme;
+    use crate::storage::Scheme;
 
     fn key(block: u64) -> Key {
         let url = ObjectUrl { scheme: Scheme::S3, bucket: "b".to_owned(), key: "k".to_owned() };

@@ -6,7 +6,9 @@
 //! (`retry`), and what comes back is counted before it is believed. It knows nothing of tars or samples.
 
 mod cache;
+mod command;
 mod credentials;
+mod download;
 mod error;
 mod limits;
 mod local;
@@ -17,12 +19,17 @@ mod request;
 mod retry;
 mod scatter;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
+mod upload;
+mod writing;
 
+pub use command::{AskArgs, main};
+pub use download::Download;
 pub use error::StorageError;
 pub use limits::Limits;
 pub use location::{Location, ObjectUrl, Scheme};
-pub(super) use pattern::{is_pattern, matches};
+pub(crate) use pattern::{is_pattern, matches};
+pub use upload::Upload;
 
 use cache::{Key, Object};
 use local::Local;
@@ -47,7 +54,16 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Block(Key);
 
-/// All storage that a process reads. Shared by reference; its methods block the calling thread, never longer than
+/// What lies directly in a folder of objects, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Children {
+    /// Folders, which are beginnings of objects' names.
+    pub folders: Vec<String>,
+    /// Objects.
+    pub objects: Vec<String>,
+}
+
+/// All storage that a process reads and writes. Shared by reference; its methods block the calling thread, never longer than
 /// [`Limits::deadline`] a request. Not to be called on a thread of an async runtime.
 #[derive(Debug)]
 pub struct Storage {
@@ -200,6 +216,54 @@ impl Storage {
             Location::Local(path) => self.local.put_if_absent(path, &bytes),
             Location::Object(url) => self.remote()?.put_if_absent(url, bytes),
         }
+    }
+
+    /// An object that is written as a stream of so many bytes.
+    ///
+    /// # Errors
+    /// When the threads for requests cannot be started.
+    pub fn upload(&self, url: &ObjectUrl, bytes: u64) -> Result<Upload<'_>, StorageError> {
+        Ok(Upload::new(self.remote()?, url.clone(), bytes))
+    }
+
+    /// An object as it was when it was looked at, from its beginning to its end, past what is kept of it.
+    ///
+    /// # Errors
+    /// When the threads for requests cannot be started.
+    pub fn download(&self, url: &ObjectUrl, entry: &Entry) -> Result<Download<'_>, StorageError> {
+        Ok(Download::new(self.remote()?, url, entry))
+    }
+
+    /// A small object as it is now, whatever was read of it before.
+    ///
+    /// # Errors
+    /// When it is not there, or the storage cannot be asked.
+    pub fn get(&self, url: &ObjectUrl) -> Result<Vec<u8>, StorageError> {
+        self.remote()?.get(url)
+    }
+
+    /// What lies directly in a folder of objects, sorted; nothing when there is none.
+    ///
+    /// # Errors
+    /// When the storage cannot be asked.
+    pub fn children(&self, folder: &ObjectUrl) -> Result<Children, StorageError> {
+        self.remote()?.children(folder)
+    }
+
+    /// Deletes an object; that there is none is no error.
+    ///
+    /// # Errors
+    /// When the storage refuses.
+    pub fn delete(&self, url: &ObjectUrl) -> Result<(), StorageError> {
+        self.remote()?.delete(url)
+    }
+
+    /// Copies an object within its bucket, over what is there.
+    ///
+    /// # Errors
+    /// When it is not there, or the storage refuses.
+    pub fn copy(&self, from: &ObjectUrl, to: &ObjectUrl) -> Result<(), StorageError> {
+        self.remote()?.copy(from, to)
     }
 
     /// Ends every request that is under way, and every later one, with [`StorageError::Cancelled`].

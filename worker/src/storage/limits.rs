@@ -13,6 +13,8 @@ pub struct Limits {
     pub cache: u64,
     /// Bytes of them that may be there because samples in sight will want them; 0 fetches nothing before it is asked for.
     pub ahead: u64,
+    /// Bytes of the longest object that a store is asked to copy by itself, in the time of one try; a longer one comes through here.
+    pub copy: u64,
     /// The longest that one try may take.
     pub attempt: Duration,
     /// The longest that a request with all its tries may take.
@@ -32,6 +34,7 @@ impl Default for Limits {
             block: 4 << 20,
             cache: 512 << 20,
             ahead: 384 << 20,
+            copy: 256 << 20,
             attempt: Duration::from_secs(15),
             deadline: Duration::from_secs(60),
             first_wait: Duration::from_millis(100),

@@ -5,7 +5,7 @@ use super::{
     proxy::{Fault, Proxy},
     server::Server,
 };
-use crate::data::storage::{Limits, Location, Storage, StorageError};
+use crate::storage::{Limits, Location, Storage, StorageError};
 use std::time::{Duration, Instant};
 
 /// Short enough for a test to wait for.

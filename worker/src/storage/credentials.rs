@@ -3,9 +3,9 @@
 use super::{Location, ObjectUrl, Scheme, StorageError};
 use object_store::{
     ClientOptions, ObjectStore, RetryConfig, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder,
-    gcp::GoogleCloudStorageBuilder,
+    gcp::GoogleCloudStorageBuilder, multipart::MultipartStore,
 };
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 /// Variables that say who asks S3, any one of which is enough.
 const S3_IDENTITIES: [&str; 4] = [
@@ -15,13 +15,35 @@ const S3_IDENTITIES: [&str; 4] = [
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 ];
 
+/// A client of one bucket. Both are the same client.
+#[derive(Clone)]
+pub struct Client {
+    /// Of whole objects.
+    pub objects: Arc<dyn ObjectStore>,
+    /// Of objects that come in parts.
+    pub parts: Arc<dyn MultipartStore>,
+}
+
+impl Client {
+    fn of(store: impl ObjectStore + MultipartStore) -> Self {
+        let store = Arc::new(store);
+        Self { objects: store.clone(), parts: store }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.objects.fmt(f)
+    }
+}
+
 /// The environment, or what a test puts in its place.
 #[derive(Debug)]
 pub struct Environment(pub Vec<(String, String)>);
 
 impl Environment {
     /// A client of the bucket that `url` lies in. It does not try again by itself: `retry` does, and counts.
-    pub fn client(&self, url: &ObjectUrl, attempt: Duration) -> Result<Arc<dyn ObjectStore>, StorageError> {
+    pub fn client(&self, url: &ObjectUrl, attempt: Duration) -> Result<Client, StorageError> {
         let refused = |reason: String| StorageError::Credentials { location: Location::Object(url.clone()), reason };
         if let Some(missing) = self.half_a_pair(url.scheme) {
             return Err(refused(missing));
@@ -32,7 +54,7 @@ impl Environment {
             .with_connect_timeout(attempt.min(Duration::from_secs(5)))
             .with_allow_http(self.endpoint_is_http(url.scheme));
         let retry = RetryConfig { max_retries: 0, retry_timeout: attempt, ..RetryConfig::default() };
-        let built: Result<Arc<dyn ObjectStore>, object_store::Error> = match url.scheme {
+        let built: Result<Client, object_store::Error> = match url.scheme {
             Scheme::S3 => self
                 .of("AWS_")
                 .fold(AmazonS3Builder::new(), |builder, (key, value)| match key.parse() {
@@ -43,7 +65,7 @@ impl Environment {
                 .with_client_options(options)
                 .with_retry(retry)
                 .build()
-                .map(|store| Arc::new(store) as _),
+                .map(Client::of),
             Scheme::Gs => self
                 .of("GOOGLE_")
                 .fold(GoogleCloudStorageBuilder::new(), |builder, (key, value)| match key.parse() {
@@ -54,7 +76,7 @@ impl Environment {
                 .with_client_options(options)
                 .with_retry(retry)
                 .build()
-                .map(|store| Arc::new(store) as _),
+                .map(Client::of),
             Scheme::Az => self
                 .of("AZURE_")
                 .fold(MicrosoftAzureBuilder::new(), |builder, (key, value)| match key.parse() {
@@ -65,7 +87,7 @@ impl Environment {
                 .with_client_options(options)
                 .with_retry(retry)
                 .build()
-                .map(|store| Arc::new(store) as _),
+                .map(Client::of),
         };
         built.map_err(|error| refused(format!("{error}{}", self.hint(url.scheme))))
     }
