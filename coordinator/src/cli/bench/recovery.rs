@@ -1,5 +1,5 @@
 //! `bench recovery`: trainers of a real training on this machine are killed one after the other, in each phase of their life, and the
-//! time is taken until others have seen it and the training has taken a step that is new.
+//! time is taken until others have seen it and the training has taken a step that is new: one that no rank had.
 
 mod figures;
 mod metrics;
@@ -32,8 +32,6 @@ use witnesses::Witnesses;
 
 /// How often the metrics are looked at.
 const LOOK: Duration = Duration::from_millis(2);
-/// How long a line that was on its way when a trainer was killed may take to the file.
-const ON_ITS_WAY: Duration = Duration::from_millis(20);
 /// How many steps are taken between two kills at any moment.
 const BETWEEN: u64 = 6;
 /// How long steps may take to come.
@@ -50,7 +48,7 @@ const WITH_RANK_0: u64 = 2;
     after_help = "Runs the recipe's first stage that trains, and what stands before it, in a folder that is deleted afterwards. No\n\
     checkpoint is read: whatever goes on, goes on from memory. A trainer is stopped where it is to die, and then\n\
     killed. The times are those until its daemon's log says so, until the last of its peers' logs says that it\n\
-    waits no longer, and until the second step after the kill is in the metrics, as the first may have been under way.\n\
+    waits no longer, and until the step after the one that the ranks went on from is in the metrics.\n\
     Example: llm2clip bench recovery configs/demo-quick.toml --kills 10 -o json"
 )]
 pub(super) struct RecoveryArgs {
@@ -132,6 +130,7 @@ fn prepared(
     let at = recipe.stages.iter().position(trains).ok_or_else(|| CliError::usage("no stage of the recipe trains"))?;
     recipe.stages.truncate(at + 1);
     recipe.output = folder.join("output");
+    recipe.checkpoints = None;
     recipe.faults.max_failures = u32::MAX;
     // Deaths may come faster than reports of steps.
     recipe.faults.max_no_progress = u32::MAX;
@@ -201,9 +200,8 @@ impl Bench<'_> {
         kill_process(pid, Signal::KILL)
             .map_err(|error| CliError::new(1, format!("rank {} cannot be killed: {error}", planned.rank)))?;
         let Some(phase) = planned.measures else { return Ok(None) };
-        tokio::time::sleep(ON_ITS_WAY).await;
-        let reached = self.metrics.count().newest;
-        self.wait_for(reached + 2).await?;
+        let reached = self.went_on(killed).await?;
+        self.wait_for(reached + 1).await?;
         let new_step = instant.elapsed().as_secs_f64();
         let pid = pid.as_raw_nonzero().get().unsigned_abs();
         let seen = self.seen(pid, killed).await;
@@ -262,6 +260,17 @@ impl Bench<'_> {
             }
         }
         Err(CliError::new(1, "the job ended"))
+    }
+
+    /// After which step the ranks went on.
+    async fn went_on(&mut self, killed: Timestamp) -> Result<u64, CliError> {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            match self.witnesses.went_on(killed) {
+                Some(step) => return Ok(step),
+                None => self.go_on(end, "the ranks did not go on").await?,
+            }
+        }
     }
 
     /// When its daemon saw the end of a process.

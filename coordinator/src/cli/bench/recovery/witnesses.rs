@@ -32,6 +32,16 @@ impl Witnesses {
         times.map(|time| seconds(killed, time)).filter(|seconds| *seconds >= 0.0).max_by(f64::total_cmp)
     }
 
+    /// The step after which the ranks went on after `killed`, from what one of them held; absent while they have not.
+    pub(super) fn went_on(&self, killed: Timestamp) -> Option<u64> {
+        let later = |line: &&str| {
+            line.contains("goes on from what a rank holds in memory") && at(line).is_some_and(|time| time >= killed)
+        };
+        let step = |line: &str| line.split_ascii_whitespace().find_map(|word| word.strip_prefix("step=")?.parse().ok());
+        let text = self.texts("trainer-").into_iter();
+        text.flat_map(|text| text.lines().filter(later).filter_map(step).collect::<Vec<u64>>()).max()
+    }
+
     fn texts(&self, prefix: &str) -> Vec<String> {
         let named = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
         let paths = fs::read_dir(&self.0).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -63,11 +73,16 @@ mod tests {
             |time: &str| format!("{}  WARN the membership is over; waits for the next one error=x\n", second(time));
         write("worker-local-0.log", &(seen("01.5", 11) + &seen("03.004", 112)));
         write("trainer-a-0-gen-00001.log", &(over("01.2") + &over("03.25")));
-        write("trainer-b-0-gen-00001.log", &over("03.5"));
+        let on = |time: &str, step: u64| {
+            format!("{}  INFO goes on from what a rank holds in memory step={step} holder=1\n", second(time))
+        };
+        write("trainer-b-0-gen-00001.log", &(on("01.9", 4) + &over("03.5") + &on("03.7", 9)));
         let (witnesses, killed) = (Witnesses::new(folder.path().to_owned()), second("03").parse().unwrap());
         assert_eq!(witnesses.seen(112, killed), Some(0.004));
         assert_eq!(witnesses.seen(12, killed), None);
         assert_eq!(witnesses.released(killed), Some(0.5));
         assert_eq!(witnesses.released(second("04").parse().unwrap()), None);
+        assert_eq!(witnesses.went_on(killed), Some(9));
+        assert_eq!(witnesses.went_on(second("04").parse().unwrap()), None);
     }
 }
