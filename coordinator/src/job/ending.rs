@@ -25,13 +25,15 @@ pub(super) struct Obituary {
 impl Step {
     /// A process ended: as it was told to, or by a failure that ends its generation.
     pub(super) fn ended(&mut self, generation: Generation, place: &Place, mut obituary: Obituary) {
-        let ours = self.is_ours(obituary.cause.as_ref());
+        let (ordered, ending) = (self.is_ours(obituary.cause.as_ref()), matches!(self.state.life, Life::Ending { .. }));
         let Some(membership) = self.current(generation) else { return };
         if membership.spare_mut(place).is_some() {
-            return self.spare_ended(place, ours);
+            return self.spare_ended(place, ending);
         }
         let Some(rank) = membership.rank_of(place) else { return };
         let Some(member) = membership.member_mut(rank).filter(|member| !member.ended) else { return };
+        // Of one that has done its work nothing is lost with it, however it ends.
+        let ours = ordered || (ending && member.finished.is_some());
         member.ended = true;
         member.pid = obituary.pid.or(member.pid);
         // Its worker may have been restarted since it was told to end it.

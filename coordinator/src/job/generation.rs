@@ -42,6 +42,11 @@ impl Step {
     /// A trainer listens; when all do, all get their plans.
     pub(super) fn ready(&mut self, generation: Generation, place: &Place, pid: u32, peer: String) {
         let starting = matches!(self.state.life, Life::Starting);
+        let here = |m: &Membership| m.everyone().any(|member| member.place == *place);
+        if generation <= self.state.generation && !self.state.active().is_some_and(here) {
+            // Started, and given up before it was heard of: nobody else would ever end it.
+            return self.end_stray(generation, place.clone());
+        }
         let Some(membership) = self.current(generation) else { return };
         if let Some(spare) = membership.spare_mut(place) {
             (spare.pid, spare.peer) = (Some(pid), Some(peer));

@@ -38,7 +38,8 @@ impl Step {
     fn may_go_on(&self) -> bool {
         let Some(membership) = self.state.membership.as_ref() else { return false };
         // Before the first plans nobody holds anything.
-        let holds = matches!(self.state.life, Life::Running | Life::Regrouping { .. }) || membership.held.is_some();
+        let holds = matches!(self.state.life, Life::Running | Life::Stopping | Life::Regrouping { .. })
+            || membership.held.is_some();
         let (counters, faults) = (self.state.counters, self.state.recipe.faults);
         let allowed = counters.failures < faults.max_failures
             && (membership.advanced() || counters.no_progress < faults.max_no_progress);
@@ -121,6 +122,7 @@ impl Step {
     pub(super) fn lose(&mut self, places: Vec<Place>) {
         let Some(membership) = self.state.membership.as_ref() else { return };
         let (generation, mut lost) = (membership.generation, Vec::new());
+        let ending = matches!(self.state.life, Life::Ending { .. });
         for place in places {
             let Some((rank, member)) = self.state.membership.as_mut().and_then(|m| {
                 let rank = m.rank_of(&place)?;
@@ -129,10 +131,12 @@ impl Step {
                 continue;
             };
             (member.ended, member.gone) = (true, true);
-            let pid = member.pid;
+            let (pid, done) = (member.pid, ending && member.finished.is_some());
             lost.push(rank);
             let cause = Some(FailureCause::WorkerLost);
-            self.fail(generation, &place, Obituary { pid, cause, last_lines: Vec::new(), log: None });
+            if !done {
+                self.fail(generation, &place, Obituary { pid, cause, last_lines: Vec::new(), log: None });
+            }
         }
         self.go_on_without(&lost, Some(&FailureCause::WorkerLost));
     }
@@ -140,7 +144,8 @@ impl Step {
     /// What the end of ranks means for the others.
     pub(super) fn go_on_without(&mut self, lost: &[Rank], cause: Option<&FailureCause>) {
         match self.state.life {
-            Life::Starting | Life::Running | Life::Regrouping { .. } if self.recovers(cause) => {
+            Life::Starting | Life::Running | Life::Stopping | Life::Regrouping { .. } if self.recovers(cause) => {
+                self.remember_the_stop();
                 let gone =
                     |m: &Membership| lost.iter().all(|rank| m.members.get(rank.0 as usize).is_some_and(|m| m.gone));
                 let with = if self.state.membership.as_ref().is_some_and(gone) { " with its machine" } else { "" };
@@ -149,6 +154,14 @@ impl Step {
             Life::Starting | Life::Running | Life::Regrouping { .. } => self.end_all(After::Failure),
             Life::Stopping => self.end_all(After::Stop),
             _ => self.over_when_all_ended(),
+        }
+    }
+
+    /// Of a membership that was asked to stop, the next one saves what is in memory, and stops.
+    fn remember_the_stop(&mut self) {
+        let stopping = matches!(self.state.life, Life::Stopping);
+        if let Some(membership) = self.state.membership.as_mut() {
+            membership.stop |= stopping;
         }
     }
 
@@ -165,10 +178,9 @@ impl Step {
 
     /// Ranks that have been apart for long although all of them live.
     pub(super) fn reunite(&mut self) {
-        let Some(membership) = self.state.membership.as_ref().filter(|_| matches!(self.state.life, Life::Running))
-        else {
-            return;
-        };
+        let stopping = matches!(self.state.life, Life::Stopping);
+        let works = stopping || matches!(self.state.life, Life::Running);
+        let Some(membership) = self.state.membership.as_ref().filter(|_| works) else { return };
         let long =
             |member: &&super::Member| member.apart.as_ref().is_some_and(|apart| self.now.since(apart.since) >= APART);
         let Some(member) = membership.members.iter().find(long) else { return };
@@ -177,9 +189,10 @@ impl Step {
         let cause = Some(FailureCause::Error { message });
         self.fail(generation, &place, Obituary { pid, cause, last_lines: Vec::new(), log: None });
         if self.may_go_on() {
+            self.remember_the_stop();
             self.mend("the ranks lost each other, and all of them live");
         } else {
-            self.end_all(After::Failure);
+            self.end_all(if stopping { After::Stop } else { After::Failure });
         }
     }
 }

@@ -283,6 +283,20 @@ fn a_worker_that_comes_back_with_its_trainers_changes_nothing_and_hears_what_is_
 }
 
 #[test]
+fn how_a_trainer_ends_that_has_done_its_work_is_no_failure() {
+    let done = f::after(f::training(2), [f::finished(2, 0, false), f::finished(2, 1, false)]);
+    let done = f::after(done, [f::ready(3, 0), f::ready(3, 1), f::finished(3, 0, false)]);
+    let done = check(&done, f::finished(3, 1, false), &["end 0 g3", "end 1 g3"]);
+    // Killed after a grace of which this coordinator does not know, as another gave the order; gone with its machine.
+    let state = f::after(done.clone(), [f::ended(3, 0, None), f::ended(3, 1, signal(9))]);
+    let lost = f::after(done, [f::ended(3, 0, None), Event::WorkerLost { worker: f::place(1).worker }]);
+    for state in [state, lost] {
+        assert_eq!(phase(&state), Phase::Succeeded);
+        assert!(state.failures.is_empty(), "{:?}", state.failures);
+    }
+}
+
+#[test]
 fn stop_writes_a_checkpoint_first_and_resume_goes_on_with_fresh_budgets() {
     let state = check(&f::training(2), Event::Stop, &["stop 0 g2", "stop 1 g2"]);
     assert_eq!(phase(&state), Phase::Stopping);

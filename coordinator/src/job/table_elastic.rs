@@ -206,6 +206,32 @@ fn a_stop_saves_what_is_held() {
 }
 
 #[test]
+fn a_stop_saves_what_the_others_hold_though_a_rank_dies_or_all_lose_each_other_meanwhile() {
+    let stopping = check(&three(), Event::Stop, &["stop 0 g2", "stop 1 g2", "stop 2 g2"]);
+    let killed = check(&stopping, f::ended(2, 1, signal(9)), &["start 0 g3", "start 1 g3", "start 2 g3"]);
+    let apart = f::after(stopping.clone(), [apart(2, 0), apart(2, 2)]);
+    let apart = check_at(later(8), &apart, Event::Tick, &["start 0 g3", "start 1 g3", "start 2 g3"]);
+    // Nobody waits for a machine that is gone.
+    let gone = check(&stopping, lost(1), &["start 0 g3", "start 2 g3"]);
+    for (state, ranks) in [(killed, 3), (apart, 3), (gone, 2)] {
+        let slots: &[u32] = if ranks == 3 { &[0, 1, 2] } else { &[0, 2] };
+        let state = generation_3(state, slots);
+        assert_eq!(phase(&state), Phase::Stopping, "it stops as soon as it runs");
+        assert_eq!(state.membership.as_ref().map(|membership| membership.held), Some(Some(Step(7))));
+    }
+}
+
+#[test]
+fn a_spare_that_is_heard_of_after_the_end_of_the_one_before_it_is_ended() {
+    let state = f::after(f::elastic(three(), 3, 3, 0, 1), [f::progress(2, 0, 1, 8)]);
+    let state = check(&state, free(&[5]), &["start 5 g2"]);
+    // Its machine came back just now, and tells first how the spare before it ended.
+    let state = check(&state, f::ended(2, 5, signal(9)), &[]);
+    let state = check(&state, f::ready(2, 5), &["end 5 g2"]);
+    assert_eq!(state.membership.as_ref().map(|membership| membership.spares.len()), Some(0));
+}
+
+#[test]
 fn those_who_do_not_start_are_left_behind() {
     let state = f::after(f::elastic(three(), 1, 3, 0, 0), [f::ended(2, 1, signal(9)), f::ready(3, 0), f::ready(3, 2)]);
     let state = check_at(later(180), &state, Event::Tick, &["end 1 g3"]);

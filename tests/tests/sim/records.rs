@@ -11,7 +11,10 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 
 /// How long a coordinator tries to reach the store.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -37,8 +40,24 @@ pub struct Records {
     pub unknown: u64,
     /// How often that happened.
     pub unknowns: u64,
+    /// Writes on their way.
+    flying: Vec<Flying>,
+    /// Writes that came from a leader when it was none any more.
+    pub fenced: u64,
     /// What a crash of its writer undoes; empty unless a bug is on.
     undurable: Vec<Undurable>,
+}
+
+/// A write on its way. It arrives, whatever became of its sender.
+struct Flying {
+    arrives: Duration,
+    act: Box<dyn FnOnce(&mut World) + Send>,
+}
+
+impl std::fmt::Debug for Flying {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a write that arrives at {:?}", self.arrives)
+    }
 }
 
 #[derive(Debug)]
@@ -112,6 +131,17 @@ impl World {
         self.records.undurable.retain(|write| write.durable_at > now);
     }
 
+    /// Writes arrive.
+    pub fn land(&mut self) {
+        let now = self.now;
+        let (due, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.records.flying).into_iter().partition(|write| write.arrives <= now);
+        self.records.flying = later;
+        for write in due {
+            (write.act)(self);
+        }
+    }
+
     /// A coordinator crashes: what was not durable of its writes is forgotten.
     pub fn forget_undurable(&mut self, who: usize) {
         let all = std::mem::take(&mut self.records.undurable);
@@ -141,23 +171,59 @@ impl SimStore {
         operation: &'static str,
         act: impl FnOnce(&mut World) -> Result<T, StoreError> + Send,
     ) -> Result<T, StoreError> {
-        let writes = operation != "read";
-        let (there, back, unknown) = {
-            let mut world = self.shared.lock();
-            let (low, high) = world.records.takes;
-            let late = world.records.late;
-            let mut there = world.rng.millis(low, high);
-            if world.rng.percent(late) {
-                there += world.rng.millis(3000, 14_000);
-            }
-            let (share, drawn) = (world.records.unknown, world.rng.below(100));
-            (there, world.rng.millis(low, high), writes && drawn < share)
-        };
+        let (there, back, unknown) = self.times(operation != "read");
         sleep(there).await;
         if self.shared.lock().records.cut.contains(&self.who) {
             return Err(Self::unanswered(operation).await);
         }
         let result = act(&mut self.shared.lock());
+        self.answered(operation, result, back, unknown).await
+    }
+
+    /// As [`SimStore::exchange`], of a write that does not need its sender once it was sent.
+    async fn send<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        act: impl FnOnce(&mut World) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let (there, back, unknown) = self.times(true);
+        {
+            let mut world = self.shared.lock();
+            let (arrives, who) = (world.now + there, self.who);
+            let act = Box::new(move |world: &mut World| {
+                if !world.records.cut.contains(&who) {
+                    // Nobody may wait any more.
+                    drop(answer.send(act(world)));
+                }
+            });
+            world.records.flying.push(Flying { arrives, act });
+        }
+        let Ok(result) = answered.await else { return Err(Self::unanswered(operation).await) };
+        self.answered(operation, result, back, unknown).await
+    }
+
+    /// How long the way there and back takes, and whether the answer to a write is lost.
+    fn times(&self, writes: bool) -> (Duration, Duration, bool) {
+        let mut world = self.shared.lock();
+        let (low, high) = world.records.takes;
+        let late = world.records.late;
+        let mut there = world.rng.millis(low, high);
+        if world.rng.percent(late) {
+            there += world.rng.millis(3000, 14_000);
+        }
+        let (share, drawn) = (world.records.unknown, world.rng.below(100));
+        (there, world.rng.millis(low, high), writes && drawn < share)
+    }
+
+    /// The way back.
+    async fn answered<T>(
+        &self,
+        operation: &'static str,
+        result: Result<T, StoreError>,
+        back: Duration,
+        unknown: bool,
+    ) -> Result<T, StoreError> {
         if unknown {
             self.shared.lock().records.unknowns += 1;
             return Err(Self::unanswered(operation).await);
@@ -175,12 +241,13 @@ impl SimStore {
         StoreError::Deadline { operation, endpoints, waited: DEADLINE, last }
     }
 
-    fn hold(&self, world: &World, key: &str) -> Result<(), StoreError> {
+    fn hold(&self, world: &mut World, key: &str) -> Result<(), StoreError> {
         let Some(fence) = &self.fence else { return Ok(()) };
         let found = world.records.revision_of(&fence.key);
         if found == Some(fence.revision) || world.bug == Bug::NoFence {
             return Ok(());
         }
+        world.records.fenced += 1;
         let (fence, expected) = (fence.key.clone(), fence.revision);
         Err(StoreError::Fenced { key: key.to_owned(), fence, expected, found })
     }
@@ -225,7 +292,8 @@ impl Store for SimStore {
     }
 
     async fn put_if(&self, put: Put) -> Result<Revision, StoreError> {
-        self.exchange("write", |world| self.put(world, put)).await
+        let store = self.clone();
+        self.send("write", move |world| store.put(world, put)).await
     }
 
     async fn delete_if(&self, key: &str, expected: Revision) -> Result<Revision, StoreError> {

@@ -39,6 +39,8 @@ pub struct Outcome {
     pub last: String,
     pub hit: BTreeMap<Class, u64>,
     pub unknowns: u64,
+    /// Writes that the fence refused.
+    pub fenced: u64,
     pub succeeded: bool,
     pub generations: u64,
 }
@@ -96,6 +98,7 @@ fn outcome(seed: u64, virtual_time: Duration, world: &World, nemesis: &Nemesis, 
         last: world.trace.last(),
         hit: nemesis.hit.clone(),
         unknowns: world.records.unknowns,
+        fenced: world.records.fenced,
         succeeded: state.as_ref().is_some_and(|state| matches!(state.life, coordinator::job::Life::Succeeded)),
         generations: state.map_or(0, |state| state.generation.0),
     }
@@ -155,6 +158,7 @@ fn moment(shared: &Shared, now: Duration) {
     let mut world = shared.lock();
     world.now = now;
     world.expire();
+    world.land();
     world.live();
     world.work();
     world.flush();
