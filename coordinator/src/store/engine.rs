@@ -4,17 +4,16 @@
 use super::{
     StoreError,
     contract::{Change, Entry, Fence, LeaseId, Listing, Put, Revision},
+    history::History,
     lease::Leases,
 };
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 use tokio::{sync::mpsc, time::Instant};
 
-/// How many changes are kept for watches that begin in the past.
-const HISTORY: usize = 1024;
 /// How far a watcher may fall behind.
 const WATCH_QUEUE: usize = 256;
 
@@ -53,7 +52,7 @@ struct Inner<J> {
     revision: Revision,
     leases: Leases,
     newest_lease: u64,
-    history: VecDeque<Change>,
+    history: History,
     watchers: Vec<Watcher>,
 }
 
@@ -76,7 +75,7 @@ impl<J: Journal> Engine<J> {
             revision: loaded.revision,
             leases,
             newest_lease: loaded.leases.iter().map(|(lease, _)| lease.0).max().unwrap_or(0),
-            history: VecDeque::new(),
+            history: History::default(),
             watchers: Vec::new(),
         };
         let engine = Self { inner: Arc::new(Mutex::new(inner)), fence: None };
@@ -136,11 +135,11 @@ impl<J: Journal> Engine<J> {
 
     pub(super) fn watch(&self, prefix: &str, after: Revision) -> Result<mpsc::Receiver<Change>, StoreError> {
         let mut inner = self.lock();
-        let oldest = inner.history.front().map_or(Revision(inner.revision.0 + 1), Change::revision);
+        let oldest = inner.history.oldest().unwrap_or(Revision(inner.revision.0 + 1));
         if after.0 + 1 < oldest.0 {
             return Err(StoreError::Compacted { after, oldest: Some(oldest) });
         }
-        let past = inner.history.iter().filter(|change| change.revision() > after && change.key().starts_with(prefix));
+        let past = inner.history.after(after).filter(|change| change.key().starts_with(prefix));
         let past: Vec<Change> = past.cloned().collect();
         let (queue, receiver) = mpsc::channel(WATCH_QUEUE + past.len());
         for change in past {
@@ -230,10 +229,7 @@ impl<J: Journal> Inner<J> {
                 !watcher.queue.is_closed()
                     && (!change.key().starts_with(&watcher.prefix) || watcher.queue.try_send(change.clone()).is_ok())
             });
-            self.history.push_back(change);
-            if self.history.len() > HISTORY {
-                self.history.pop_front();
-            }
+            self.history.push(change);
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ mod engine;
 mod error;
 mod etcd;
 mod faults;
+mod history;
 mod lease;
 mod memory;
 mod redb;
