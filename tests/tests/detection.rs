@@ -218,6 +218,7 @@ fn a_trainer_that_the_kernel_kills_for_its_memory_is_told_as_that() {
 }
 
 #[test]
+#[ignore = "takes a minute: make long"]
 fn a_slow_rank_is_named_while_it_is_slow() {
     // Slow beside steps on a machine that others share, too.
     let job = Job::new(&Recipe { steps: 26, ..recipe("") });
