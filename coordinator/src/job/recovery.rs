@@ -122,7 +122,6 @@ impl Step {
     pub(super) fn lose(&mut self, places: Vec<Place>) {
         let Some(membership) = self.state.membership.as_ref() else { return };
         let (generation, mut lost) = (membership.generation, Vec::new());
-        let ending = matches!(self.state.life, Life::Ending { .. });
         for place in places {
             let Some((rank, member)) = self.state.membership.as_mut().and_then(|m| {
                 let rank = m.rank_of(&place)?;
@@ -131,12 +130,10 @@ impl Step {
                 continue;
             };
             (member.ended, member.gone) = (true, true);
-            let (pid, done) = (member.pid, ending && member.finished.is_some());
+            let pid = member.pid;
             lost.push(rank);
             let cause = Some(FailureCause::WorkerLost);
-            if !done {
-                self.fail(generation, &place, Obituary { pid, cause, last_lines: Vec::new(), log: None });
-            }
+            self.fail(generation, &place, Obituary { pid, cause, last_lines: Vec::new(), log: None });
         }
         self.go_on_without(&lost, Some(&FailureCause::WorkerLost));
     }

@@ -287,10 +287,12 @@ fn how_a_trainer_ends_that_has_done_its_work_is_no_failure() {
     let done = f::after(f::training(2), [f::finished(2, 0, false), f::finished(2, 1, false)]);
     let done = f::after(done, [f::ready(3, 0), f::ready(3, 1), f::finished(3, 0, false)]);
     let done = check(&done, f::finished(3, 1, false), &["end 0 g3", "end 1 g3"]);
-    // Killed after a grace of which this coordinator does not know, as another gave the order; gone with its machine.
+    // Killed after a grace of which this coordinator does not know, as another gave the order.
     let state = f::after(done.clone(), [f::ended(3, 0, None), f::ended(3, 1, signal(9))]);
-    let lost = f::after(done, [f::ended(3, 0, None), Event::WorkerLost { worker: f::place(1).worker }]);
-    for state in [state, lost] {
+    // Gone when its worker was back: how it ended, nobody knows.
+    let back = Event::WorkerRegistered { worker: f::place(1).worker, living: Vec::new() };
+    let missing = transition(&f::after(done, [f::ended(3, 0, None), back]), Event::Tick, later(2)).0;
+    for state in [state, missing] {
         assert_eq!(phase(&state), Phase::Succeeded);
         assert!(state.failures.is_empty(), "{:?}", state.failures);
     }
