@@ -148,10 +148,10 @@ fn install(job: &Job) -> PathBuf {
         let text = lines.collect::<Vec<_>>().join("\n").replace("[Service]", environment);
         fs::write(units.join(unit), text + "\n").unwrap();
     }
-    // It has a /tmp of its own, and the job is in the other one.
+    // It has a /tmp of its own, and the job is in the other one, as this build may be.
     let shown = units.join(format!("{COORDINATOR}.d"));
     fs::create_dir(&shown).unwrap();
-    fs::write(shown.join("job.conf"), format!("[Service]\nBindReadOnlyPaths={folder}\n")).unwrap();
+    fs::write(shown.join("job.conf"), format!("[Service]\nBindReadOnlyPaths={folder} {programs}\n")).unwrap();
     let settings = "listen = '127.0.0.1:0'\nstate = '/var/lib/llm2clip'\n";
     fs::write(job.folder().join("coordinator.toml"), settings).unwrap();
     units
