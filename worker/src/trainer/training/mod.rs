@@ -255,7 +255,6 @@ impl<'a, 'b> Training<'a, 'b> {
         evaluations.make_up(self, task, ledger)?;
         let (mut broken, mut tally) = (BrokenFile::default(), Tally::new(self.sources.len()));
         let mut saving = Saving::new(self)?;
-        let saved = self.saved()?;
         let (mut stopped, first) = (false, self.step + 1);
         while self.step < self.total && !stopped {
             let pulse = self.context.pulse;
@@ -314,25 +313,24 @@ impl<'a, 'b> Training<'a, 'b> {
         }
         self.settle(ledger, begun.take())?;
         // Also where the membership before ended between the last step and its checkpoint.
-        if saved != Some(self.step) {
+        if self.step >= first || !self.is_saved()? {
             self.context.pulse.doing(Doing::SavingCheckpoint);
             ledger.stalled(saving.save_last(self)?);
         }
         Ok(Outcome { summary: (!stopped).then(|| ledger.summary(self)), stopped })
     }
 
-    /// The step whose checkpoint is on storage, of those that there is nothing newer than: where the plan goes on from, or where
-    /// a rank goes on from that held more.
-    fn saved(&self) -> Result<Option<u64>, TrainerError> {
+    /// Whether the step that this membership began with, and took none after, is on storage: where the plan goes on from, or what the
+    /// membership before saved of what a rank held. All ranks call it.
+    fn is_saved(&self) -> Result<bool, TrainerError> {
         let resumed = self.context.plan.resume.as_ref().map(|point| point.step.0);
         if !self.context.plan.from_memory || resumed == Some(self.step) {
-            return Ok(resumed);
+            return Ok(resumed == Some(self.step));
         }
         let committed = || self.context.shelf(self.context.stage_kind())?.committed();
         let there = self.context.speaks() && committed()?.contains(&Step(self.step));
         // What rank 0 sees counts for all.
-        let there = agreement::agree(self.context.collective, there)?;
-        Ok(if there { Some(self.step) } else { resumed })
+        Ok(agreement::agree(self.context.collective, there)?)
     }
 
     /// Does before a step what was asked for in the environment; whether the batch is to be poisoned.
@@ -427,7 +425,8 @@ fn restore(
         (From::Storage(loaded), _) => parameters.load(|name| loaded.tensor(name))?,
         (From::Memory { .. } | From::Beginning, _) => {}
     }
-    if context.speaks() {
+    // No checkpoint is newer than what is in memory, and storage that is away is no reason to lose that.
+    if context.speaks() && !matches!(from, From::Memory { .. }) {
         context.shelf(context.stage_kind())?.set_aside(step, context.plan.generation)?;
         leave_recipe(context)?;
     }

@@ -2,6 +2,7 @@
 
 use crate::{
     checkpoint::{CheckpointError, Loaded, Shelf},
+    storage::{Limits, Storage},
     trainer::{
         agreement,
         commits::Teller,
@@ -16,6 +17,10 @@ use common::{
     manifest::{Manifest, Weights},
     plan::ResumePoint,
 };
+use std::{sync::Arc, time::Duration};
+
+/// How long an object store may take to show what is nice to see.
+const GLANCE: Duration = Duration::from_secs(2);
 
 /// Where a training goes on.
 pub(super) enum From {
@@ -58,18 +63,28 @@ impl From {
         let Some(point) = &context.plan.resume else { return Ok(None) };
         let manifest = match self {
             Self::Storage(loaded) => loaded.manifest.clone(),
-            Self::Memory { .. } | Self::Beginning => match context.shelf(context.stage_kind())?.manifest(point.step) {
+            // Without it the order is not known.
+            Self::Memory { .. } | Self::Beginning if point.weights == Weights::MayChange => {
+                context.shelf(context.stage_kind())?.manifest(point.step)?
+            }
+            // Storage is not needed for what is in memory: the order is the recipe's. One that is away holds nobody up.
+            Self::Memory { .. } | Self::Beginning => match glance(context)?.manifest(point.step) {
                 Ok(manifest) => manifest,
-                // Storage is not needed for what is in memory: the order is the recipe's.
-                Err(error) if point.weights == Weights::AsWritten => {
+                Err(error) => {
                     tracing::warn!(%error, "goes on from memory without a look at the newest checkpoint");
                     return Ok(None);
                 }
-                Err(error) => return Err(error),
             },
         };
         Ok(Some((manifest, point.weights)))
     }
+}
+
+/// The stage's checkpoints for who has not much time.
+fn glance(context: &Context<'_>) -> Result<Shelf, CheckpointError> {
+    let limits = Limits { attempt: GLANCE, deadline: GLANCE, ..Limits::default() };
+    let (storage, recipe) = (Arc::new(Storage::from_environment(limits)), &context.plan.recipe);
+    Shelf::open(&storage, recipe.checkpoint_root(), context.stage_kind())
 }
 
 /// Where to go on: from the memory of a rank where the plan says that one holds the state, else from the plan's checkpoint, else from
