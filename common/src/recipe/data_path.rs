@@ -53,6 +53,11 @@ impl DataPath {
     }
 }
 
+/// Whether a path is an URL in disguise.
+pub fn is_url(path: &Path) -> bool {
+    DataPath::from(path.to_owned()).is_url()
+}
+
 impl From<PathBuf> for DataPath {
     fn from(path: PathBuf) -> Self {
         match path.to_str() {

@@ -30,7 +30,7 @@ mod validate;
 mod tests;
 
 pub use classes::{ClassBy, ClassNames, Classes, Templates};
-pub use data_path::DataPath;
+pub use data_path::{DataPath, is_url};
 pub use detection::Detection;
 pub use distill::{DistillStage, TeacherModel};
 pub use error::RecipeError;

@@ -5,6 +5,7 @@ use crate::programs::program;
 use common::{
     ids::{JobId, Step},
     manifest::{Listed, Manifest, paths},
+    recipe::is_url,
 };
 use std::{
     fs,
@@ -114,10 +115,6 @@ fn look(folder: PathBuf, step: Step, verify: bool) -> Listed {
         Err(problem) => found.problem = Some(problem),
     }
     found
-}
-
-fn is_url(place: &Path) -> bool {
-    place.to_str().is_some_and(|text| text.contains("://"))
 }
 
 /// Where the recipe of a job keeps its checkpoints, if not in its output folder: the stages that train have left it there.

@@ -9,11 +9,6 @@ use std::{
 };
 use tokio::process::Command;
 
-/// Whether a place is in a bucket.
-pub(super) fn is_url(place: &Path) -> bool {
-    place.to_str().is_some_and(|text| text.contains("://"))
-}
-
 /// An object as text.
 pub(super) async fn read(object: &Path) -> io::Result<String> {
     String::from_utf8(ask("read", object).await?).map_err(io::Error::other)

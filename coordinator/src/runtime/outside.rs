@@ -1,7 +1,7 @@
 //! What the loop sees of the world besides its store and its workers: the wall clock, and manifests on shared storage.
 
 use super::bucket;
-use common::{daemon::clock, time::Timestamp};
+use common::{daemon::clock, recipe::is_url, time::Timestamp};
 use std::{fmt, future::Future, io, path::Path, pin::Pin};
 use tokio::fs;
 
@@ -33,11 +33,11 @@ impl Outside for ThisMachine {
     }
 
     fn read<'a>(&'a self, file: &'a Path) -> Answer<'a, String> {
-        if bucket::is_url(file) { Box::pin(bucket::read(file)) } else { Box::pin(fs::read_to_string(file)) }
+        if is_url(file) { Box::pin(bucket::read(file)) } else { Box::pin(fs::read_to_string(file)) }
     }
 
     fn list<'a>(&'a self, folder: &'a Path) -> Answer<'a, Vec<String>> {
-        if bucket::is_url(folder) {
+        if is_url(folder) {
             return Box::pin(bucket::list(folder));
         }
         Box::pin(async move {
@@ -51,6 +51,6 @@ impl Outside for ThisMachine {
     }
 
     fn exists<'a>(&'a self, file: &'a Path) -> Answer<'a, bool> {
-        if bucket::is_url(file) { Box::pin(bucket::exists(file)) } else { Box::pin(fs::try_exists(file)) }
+        if is_url(file) { Box::pin(bucket::exists(file)) } else { Box::pin(fs::try_exists(file)) }
     }
 }

@@ -7,7 +7,10 @@ use crate::{
     torch::cuda::DeviceChoice,
 };
 use anyhow::Context as _;
-use common::ids::{Generation, Rank, Step, WorldSize};
+use common::{
+    ids::{Generation, Rank, Step, WorldSize},
+    recipe::is_url,
+};
 use serde_json::{Value, json};
 use std::{
     path::{Path, PathBuf},
@@ -79,7 +82,7 @@ pub fn run(args: &CheckpointArgs) -> anyhow::Result<Value> {
 
 /// Where to write, and the folder that goes with its end.
 fn shelf(place: &Path) -> anyhow::Result<(Shelf, Option<TempDir>)> {
-    if place.to_str().is_some_and(|text| text.contains("://")) {
+    if is_url(place) {
         let storage = Arc::new(Storage::from_environment(Limits::default()));
         let name = format!("llm2clip-bench-{}", std::process::id());
         return Ok((Shelf::open(&storage, place, &name)?, None));

@@ -6,7 +6,7 @@ use crate::{
     storage::{Limits, Storage},
 };
 use anyhow::Context as _;
-use common::recipe::{Recipe, Source, parse};
+use common::recipe::{Recipe, Source, is_url, parse};
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
@@ -35,9 +35,8 @@ pub struct ExportArgs {
 /// Exports, and says what was written.
 pub fn main(args: &ExportArgs) -> anyhow::Result<()> {
     let recipe = args.recipe.as_deref().map(|path| read(path, &args.overrides)).transpose()?;
-    let is_url = args.from.to_str().is_some_and(|text| text.contains("://"));
     anyhow::ensure!(
-        is_url || args.from.exists(),
+        is_url(&args.from) || args.from.exists(),
         "{} is neither a job that this machine knows nor a folder",
         args.from.display()
     );

@@ -9,7 +9,7 @@ use crate::{
 use common::{
     ids::Step,
     manifest::paths,
-    recipe::{AdapterModel, DataPath, Recipe, TextModel, VisionModel},
+    recipe::{AdapterModel, DataPath, Recipe, TextModel, VisionModel, is_url},
 };
 use std::{
     path::{Path, PathBuf},
@@ -195,8 +195,8 @@ impl Trained {
 
 /// The folder or URL above `clip` that a path means, and the checkpoint that it names.
 fn place(path: &Path) -> Result<(PathBuf, Option<Step>), ExportError> {
-    let is_url = path.to_str().is_some_and(|text| text.contains("://"));
-    let absolute = if is_url { path.to_owned() } else { std::fs::canonicalize(path).map_err(io("open", path))? };
+    let absolute =
+        if is_url(path) { path.to_owned() } else { std::fs::canonicalize(path).map_err(io("open", path))? };
     let name = absolute.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let parent = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
     Ok(match paths::parse_step_folder(name) {
