@@ -2,7 +2,7 @@
 
 use super::{
     bugs::Bug,
-    network::{self, SimNetwork},
+    network::{self, Connections, SimNetwork},
     records::SimStore,
     scenario::Scenario,
     world::{At, Shared},
@@ -79,7 +79,7 @@ fn settings(shared: &Shared, who: usize, scenario: &Scenario, bug: Bug) -> Runti
 
 /// A coordinator's process, started again when it ends.
 pub async fn coordinator(shared: Shared, who: usize, scenario: Arc<Scenario>) -> turmoil::Result {
-    let bug = shared.lock().bug;
+    let (bug, here) = (shared.lock().bug, Connections::new());
     loop {
         shared.lock().coordinators[who].up = true;
         let store = SimStore { shared: shared.clone(), who, fence: None };
@@ -88,14 +88,14 @@ pub async fn coordinator(shared: Shared, who: usize, scenario: Arc<Scenario>) ->
         if scenario.coordinators > 1 {
             let identity = Identity { url: url(who), timing: Timing { ttl: LEADER_LEASE }, runtime: config };
             let (elector, seats) = Elector::new(store, identity);
-            tokio::spawn(api::serve_on(network::listen().await?, seats.clone(), shutdown.clone()));
+            tokio::spawn(api::serve_on(network::listen(&here).await?, seats.clone(), shutdown.clone()));
             tokio::spawn(sample(shared.clone(), who, seats));
             elector.run(shutdown.token()).await;
         } else {
             let opened = Runtime::open(store, config).await;
             if let Ok((handle, runtime)) = opened {
                 let seats = Seats::always(handle);
-                let serving = tokio::spawn(api::serve_on(network::listen().await?, seats, shutdown.clone()));
+                let serving = tokio::spawn(api::serve_on(network::listen(&here).await?, seats, shutdown.clone()));
                 let ended = runtime.run(shutdown.token()).await;
                 shared.lock().say(&format!("coordinator {who} ends: {ended:?}"));
                 serving.abort();
@@ -164,7 +164,8 @@ pub async fn agent(shared: Shared, machine: usize, scenario: Arc<Scenario>) -> t
         instance: format!("m{machine}"),
         incarnation: began.try_into().expect("a simulation is short"),
     };
-    let surroundings = Surroundings { identity, manager: Manager::default(), network: SimNetwork, host, events };
+    let network = SimNetwork(Connections::new());
+    let surroundings = Surroundings { identity, manager: Manager::default(), network, host, events };
     agent::run_in(config, surroundings, std::future::pending()).await?;
     Ok(())
 }

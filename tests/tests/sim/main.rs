@@ -28,7 +28,7 @@ use run::{Outcome, run};
 use scenario::Class;
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Instant,
 };
 
@@ -113,11 +113,31 @@ fn whatever_happens_what_must_hold_holds_and_then_the_job_ends() {
 }
 
 #[test]
-fn a_seed_is_the_same_history_every_time() {
-    for seed in [3, 17, 42, 101] {
-        let (first, again) = (run(seed, Bug::None, false), run(seed, Bug::None, false));
-        assert_eq!(first.digest, again.digest, "seed {seed}:\n{}\n--- again:\n{}", first.last, again.last);
-    }
+fn a_seed_is_the_same_history_every_time_and_beside_others() {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for number in 0..2 {
+            let over = &over;
+            scope.spawn(move || {
+                let beside = (500 + 100 * number..).take_while(|_| !over.load(Ordering::SeqCst));
+                beside.for_each(|seed| drop(run(seed, Bug::None, false)));
+            });
+        }
+        let same = || {
+            for seed in [3, 17, 42, 101] {
+                let first = run(seed, Bug::None, false);
+                for _ in 0..6 {
+                    let again = run(seed, Bug::None, false);
+                    let differs = || format!("seed {seed}:\n{}\n--- again:\n{}", first.last, again.last);
+                    (first.digest == again.digest).then_some(()).ok_or_else(differs)?;
+                }
+            }
+            Ok::<_, String>(())
+        };
+        let found = same();
+        over.store(true, Ordering::SeqCst);
+        found.unwrap_or_else(|differs| panic!("{differs}"));
+    });
 }
 
 /// What may grow, at one moment of a long run.

@@ -1,6 +1,11 @@
 //! A user: submits the job, sometimes stops it and has it go on, and asks until it is over.
 
-use super::{hosts, network, scenario::Scenario, world::Shared};
+use super::{
+    hosts,
+    network::{self, Connections},
+    scenario::Scenario,
+    world::Shared,
+};
 use common::{
     ids::JobId,
     status::{JobStatus, Phase},
@@ -30,6 +35,7 @@ pub async fn user(shared: Shared, scenario: Arc<Scenario>, job: JobId, output: S
     let mut search = Search::parse(&hosts::urls(&scenario))?;
     let recipe = serde_json::to_string(&scenario.recipe(&output))?;
     let submit = SubmitRequest { recipe, world_size: scenario.world.0, job: job.to_string() };
+    let here = Connections::new();
     let mut submitted = false;
     let mut stopping = false;
     loop {
@@ -40,7 +46,7 @@ pub async fn user(shared: Shared, scenario: Arc<Scenario>, job: JobId, output: S
             _ => Ask::Status,
         };
         let stops = matches!(ask, Ask::Stop);
-        if let Some(status) = request(&mut search, &job, ask).await {
+        if let Some(status) = request(&mut search, &here, &job, ask).await {
             if !submitted {
                 submitted = true;
                 shared.lock().history.acknowledged.insert(job.clone());
@@ -51,7 +57,7 @@ pub async fn user(shared: Shared, scenario: Arc<Scenario>, job: JobId, output: S
                 shared.lock().say(&format!("{job} is asked to stop"));
             }
             if status.phase == Phase::Stopped {
-                let resumed = request(&mut search, &job, Ask::Resume).await;
+                let resumed = request(&mut search, &here, &job, Ask::Resume).await;
                 if resumed.is_some_and(|status| status.phase != Phase::Stopped) {
                     shared.lock().say(&format!("{job} is resumed"));
                     shared.lock().history.stop_wanted = false;
@@ -69,9 +75,10 @@ pub async fn user(shared: Shared, scenario: Arc<Scenario>, job: JobId, output: S
 }
 
 /// One request to whoever leads; absent when there was no answer of substance.
-async fn request(search: &mut Search, job: &JobId, ask: Ask) -> Option<JobStatus> {
+async fn request(search: &mut Search, here: &Connections, job: &JobId, ask: Ask) -> Option<JobStatus> {
     let asking = async {
-        let mut client = network::jobs(search.current()).await.map_err(|error| Status::unknown(error.to_string()))?;
+        let mut client =
+            network::jobs(search.current(), here).await.map_err(|error| Status::unknown(error.to_string()))?;
         let name = JobRequest { job: job.to_string() };
         match ask {
             Ask::Submit(submit) => client.submit(submit).await,
