@@ -43,7 +43,7 @@ fn barred(workers: &Value, id: &str) -> Value {
 fn check(job: &Job, status: &Value, events: &str, kind: &str) {
     assert_eq!(status["phase"]["phase"], "succeeded", "{status}\n{events}");
     assert_eq!(workers_of(status), ["b", "c"], "{events}");
-    assert_eq!(status["failures"], serde_json::json!([]), "nobody is to blame");
+    assert_eq!(status["failures"], serde_json::json!([]), "nobody is to blame: {events}");
     assert!(events.contains(kind) && events.contains("goes on elsewhere"), "{events}");
     let undisturbed = Job::new(&recipe());
     undisturbed.run(2);

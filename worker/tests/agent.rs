@@ -377,6 +377,22 @@ async fn a_coordinator_that_went_away_hears_of_an_end_when_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_last_that_a_worker_says_is_heard() {
+    let mut scene = Scene::new().await;
+    for generation in 1..=10 {
+        let worker = scene.worker(&["--with-parent"]);
+        let (mut session, _) = scene.session().await;
+        let pid = session.start(&scene, generation).await;
+        worker.signal(Signal::TERM);
+        let (ended, _) = session.ended().await;
+        assert_eq!((ended.trainer, ended.pid), (named(generation), pid));
+        assert!(session.said.message().await.unwrap().is_none(), "and nothing more");
+        drop(session);
+        assert_eq!(worker.wait().await.0, Some(0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_second_worker_in_the_same_folder_is_refused() {
     let mut scene = Scene::new().await;
     let first = scene.worker(&["--with-parent"]);

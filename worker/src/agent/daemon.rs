@@ -22,13 +22,15 @@ use std::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
 /// How many events may wait for the loop.
 const WAITING_EVENTS: usize = 256;
+/// How long the coordinator may take to hear the last that was said.
+const LAST_WORD: Duration = Duration::from_secs(2);
 /// How long the session may take to end.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(2);
 /// How long before the end of a grace what is left is ended: trainers that do not listen are killed after 10 s.
@@ -185,7 +187,15 @@ pub async fn run_in<N: Network, H: Host>(
             told = standing;
         }
     }
+    let talking = agent.outbox.is_some();
     drop(agent);
+    if talking {
+        // How the last trainers ended is part of it: a coordinator that did not hear of it would count them as lost, a lease later.
+        let over = async { while !matches!(from_session.recv().await, Some(SessionEvent::Closed(_)) | None) {} };
+        if timeout(LAST_WORD, over).await.is_err() {
+            tracing::warn!("the coordinator may not have heard the last that this worker had to say");
+        }
+    }
     if !shutdown.finish(SHUTDOWN_DEADLINE).await {
         tracing::warn!("the session did not end in time");
     }

@@ -42,7 +42,8 @@ const MAX_MESSAGE_BYTES: usize = crate::supervisor::ipc::MAX_FRAME_BYTES as usiz
 /// What happens to the session.
 #[derive(Debug)]
 pub enum SessionEvent {
-    /// A session begins; the first message must be `Register`. The token ends it.
+    /// A session begins; the first message must be `Register`. The token ends it at once; when the sender is let go, it ends once the
+    /// coordinator has all that was sent.
     Opened(mpsc::Sender<WorkerMessage>, CancellationToken),
     /// The coordinator orders something.
     Order(Box<WorkerOrder>),
@@ -178,8 +179,9 @@ where
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let (sender, waiting) = mpsc::channel(WAITING_MESSAGES);
+        let beats = sender.downgrade();
         let piled_up = self.token.child_token();
-        if !(self.hand_over)(SessionEvent::Opened(sender.clone(), piled_up.clone())).await {
+        if !(self.hand_over)(SessionEvent::Opened(sender, piled_up.clone())).await {
             return Err(SessionError::Leaving);
         }
         let (worker, newest) = (self.worker.clone(), terms.newest());
@@ -199,7 +201,7 @@ where
         tokio::select! {
             biased;
             result = self.obey(&mut incoming, terms) => result,
-            error = beat(&sender, lease) => Err(error),
+            error = beat(&beats, lease) => Err(error),
             () = piled_up.cancelled() => Err(SessionError::PiledUp),
         }
     }
@@ -222,12 +224,13 @@ where
     }
 }
 
-/// Says three times a lease that the worker lives, until nobody listens.
-async fn beat(sender: &mpsc::Sender<WorkerMessage>, lease: Duration) -> SessionError {
+/// Says three times a lease that the worker lives, for as long as the agent holds the session's sender.
+async fn beat(sender: &mpsc::WeakSender<WorkerMessage>, lease: Duration) -> SessionError {
     let mut beats = interval((lease / 3).max(Duration::from_millis(50)));
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         beats.tick().await;
+        let Some(sender) = sender.upgrade() else { return std::future::pending().await };
         if sender.send(WorkerMessage::Heartbeat).await.is_err() {
             return SessionError::Closed;
         }
