@@ -56,7 +56,7 @@ test: lint build s3-server
 	$(CARGO) test --release --workspace
 
 long: build
-	$(CARGO) test --release --workspace --test weather --test together --test etcd --test store_writes --test elastic --test recovery --test detection -- --ignored --nocapture
+	$(CARGO) test --release --workspace --test weather --test together --test etcd --test store_writes --test detection -- --ignored --nocapture
 
 soak: build
 	-@python3 deploy/setup/fetch_etcd.py

@@ -78,7 +78,9 @@ impl<'a> Cluster<'a> {
             command.args(["--trainers", "1"]);
         }
         command.arg("--state").arg(self.job.folder().join(format!("worker-{id}"))).args(arguments);
-        command.env("LLM2CLIP_FAILPOINTS", failpoints);
+        if !failpoints.is_empty() {
+            command.env("LLM2CLIP_FAILPOINTS", failpoints);
+        }
         let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         self.workers.insert(id.to_owned(), child);
     }

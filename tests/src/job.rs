@@ -10,6 +10,9 @@ use std::{
     time::Duration,
 };
 
+/// How much longer a step of `clip` takes than it computes, as on a device that computes more: what a scenario does meanwhile
+/// happens before the last step, and checkpoints are written between steps as they are there.
+const PACE: &str = "clip.step=slow:50@1";
 /// The longest any scenario waits for one thing.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -76,7 +79,7 @@ impl Job {
         command.current_dir(self.folder.path()).env("XDG_STATE_HOME", self.folder.path().join("state"));
         command.env("LLM2CLIP_CACHE", self.folder.path().join("cache"));
         // Scenarios share few cores: a thread that waits for another must not keep it from running.
-        command.env("OMP_WAIT_POLICY", "passive");
+        command.env("OMP_WAIT_POLICY", "passive").env("LLM2CLIP_FAILPOINTS", PACE);
         command.envs(self.environment.iter().cloned());
         command.env_remove("LLM2CLIP_COORDINATOR").stdin(Stdio::null());
         command

@@ -7,7 +7,12 @@ pub fn data(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data/emoji").join(name)
 }
 
-/// A recipe to be changed and written down.
+/// A folder of `configs/models`.
+pub fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models").join(name)
+}
+
+/// A recipe to be changed and written down. Its models are small: scenarios are not about what they learn.
 #[derive(Debug, Clone)]
 pub struct Recipe {
     /// The training set's shards.
@@ -56,13 +61,12 @@ pub struct Recipe {
 
 impl Default for Recipe {
     fn default() -> Self {
-        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models");
         Self {
             shards: data("emoji-wds/train/00000.tar"),
             table: data("emoji-dense-train.parquet"),
             key: "key".to_owned(),
             vectors: None,
-            vision: models.join("vit-tiny"),
+            vision: data("../vit-mini"),
             init: "random",
             steps: 12,
             global_batch: 48,
@@ -168,10 +172,9 @@ storage_wait_s = {storage_wait_s}
     }
 }
 
-/// A folder of an LLM with the demo's tokenizer and an eighth of its width: scenarios are not about what it learns.
+/// A folder of an LLM with the demo's tokenizer and an eighth of its width.
 fn small_llm(folder: &Path) -> PathBuf {
-    let (demo, small) =
-        (Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models/llama-tiny"), folder.join("llm"));
+    let (demo, small) = (model("llama-tiny"), folder.join("llm"));
     std::fs::create_dir_all(&small).unwrap();
     std::fs::copy(demo.join("tokenizer.json"), small.join("tokenizer.json")).unwrap();
     let config = serde_json::json!({

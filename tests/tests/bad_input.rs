@@ -88,11 +88,11 @@ fn a_checkpoint_of_another_width_than_the_recipe_names_tensor_and_shapes() {
     drop(run.wait_with_output());
     let path = folder.path().join("config.json");
     let narrower =
-        fs::read_to_string(&path).unwrap().replace("\"intermediate_size\": 768", "\"intermediate_size\": 384");
+        fs::read_to_string(&path).unwrap().replace("\"intermediate_size\": 128", "\"intermediate_size\": 96");
     fs::write(&path, narrower).unwrap();
     let (code, text) = job.say(&["resume"]);
     assert_eq!(code, Some(1), "{text}");
-    for part in ["mlp.fc1", "768", "384", "config.json"] {
+    for part in ["mlp.fc1", "128", "96", "config.json"] {
         assert!(text.contains(part), "{part} is not in: {text}");
     }
 }

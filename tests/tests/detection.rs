@@ -26,7 +26,10 @@ fn recipe(faults: &str) -> Recipe {
 /// Starts the recipe on so many workers with a fault on purpose. Generation 1 is `embed`, generation 2 `clip`.
 fn start(job: &Job, workers: u32, failpoints: &str) -> Child {
     let mut command = job.command(&["run", job.recipe().to_str().unwrap(), "--workers", &workers.to_string()]);
-    command.env("LLM2CLIP_FAILPOINTS", failpoints).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    if !failpoints.is_empty() {
+        command.env("LLM2CLIP_FAILPOINTS", failpoints);
+    }
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 fn end(run: Child, code: i32) -> String {

@@ -5,7 +5,7 @@
 
 use safetensors::SafeTensors;
 use std::{collections::BTreeMap, fs, path::Path};
-use tests::{Job, Recipe, losses};
+use tests::{Job, Recipe, losses, model};
 
 /// A random teacher of the demo's; chunks that are smaller than a rank's share; `clip` leaves the adapter as it is.
 fn recipe() -> Recipe {
@@ -23,6 +23,7 @@ schedule = { warmup_steps = 2 }
 checkpoint = { every_steps = 8, keep = 2 }
 "#;
     Recipe {
+        vision: model("vit-tiny"),
         data: format!("[model.teacher]\nfolder = {:?}\ninit = \"random\"", models.join("clip-text-tiny")),
         before_clip: distill.to_owned(),
         steps: 3,

@@ -77,7 +77,6 @@ fn a_spare_takes_a_killed_ones_rank() {
 }
 
 #[test]
-#[ignore = "takes a minute: make long"]
 fn a_worker_that_is_not_heard_of_for_its_lease_costs_its_ranks_nothing() {
     let recipe = recipe(100, "");
     let job = Job::new(&recipe);

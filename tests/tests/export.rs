@@ -8,12 +8,13 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output},
 };
-use tests::{Job, Recipe, data};
+use tests::{Job, Recipe, data, model};
 
 /// A job with an evaluation and an export behind the training.
 fn recipe() -> Recipe {
     let stages = "\n[[stage]]\nkind = \"eval\"\ndata = \"train\"\n\n[[stage]]\nkind = \"export\"\n";
-    Recipe { steps: 4, clip: stages.to_owned(), data: "rows = { to = 96 }".to_owned(), ..Recipe::default() }
+    let (vision, clip, data) = (model("vit-tiny"), stages.to_owned(), "rows = { to = 96 }".to_owned());
+    Recipe { steps: 4, vision, clip, data, ..Recipe::default() }
 }
 
 fn said(output: &Output) -> String {

@@ -49,7 +49,6 @@ fn a_killed_trainer_is_replaced_and_no_step_is_lost() {
 }
 
 #[test]
-#[ignore = "takes a minute: make long"]
 fn both_ranks_are_killed_one_after_the_other_and_no_step_is_lost() {
     // Rank 0 writes the lines of the metrics: its last one goes with it.
     check(&killed(&[1, 0, 1]), 1);

@@ -10,7 +10,7 @@ use std::{
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
-use tests::{Job, Recipe, losses, signal};
+use tests::{Job, Recipe, losses, model, signal};
 
 const PROGRAM: &str = "/lib/systemd/systemd";
 /// The longest that a test waits for one thing.
@@ -159,7 +159,7 @@ fn install(job: &Job) -> PathBuf {
 
 #[test]
 fn trainings_run_in_the_sandbox_and_outlive_restarts_of_the_daemons() {
-    let recipe = Recipe { steps: STEPS, ..Recipe::default() };
+    let recipe = Recipe { steps: STEPS, vision: model("vit-tiny"), ..Recipe::default() };
     let (job, undisturbed) = (Job::new(&recipe), Job::new(&recipe));
     let units = install(&job);
     // The watchdog is not waited for a minute.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::process::{Command, Output};
-use tests::{Job, Recipe};
+use tests::{Job, Recipe, model};
 
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
@@ -32,7 +32,13 @@ fn a_panic_is_named_with_its_rank_its_message_and_its_log() {
 /// of its own, in a mount namespace of the test's own; what runs there is killed with the shell that made it.
 #[test]
 fn a_full_disk_is_named_with_its_rank_and_its_file_and_space_is_all_that_a_resume_needs() {
-    let job = Job::new(&Recipe { steps: 12, every_steps: 4, storage_wait_s: 3, ..Recipe::default() });
+    let job = Job::new(&Recipe {
+        steps: 12,
+        every_steps: 4,
+        storage_wait_s: 3,
+        vision: model("vit-tiny"),
+        ..Recipe::default()
+    });
     let output = job.output();
     std::fs::create_dir(&output).unwrap();
     let script = format!(

@@ -125,7 +125,6 @@ fn tell(report: &Report, step: u64) {
 fn recipe(steps: u64) -> Recipe {
     Recipe {
         steps,
-        vision: crate::data("../vit-mini"),
         global_batch: 12,
         chunk: 4,
         every_steps: 100,
