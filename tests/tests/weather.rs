@@ -30,8 +30,8 @@ fn goes_on(job: &Job, time: Duration) -> u64 {
     reached - first
 }
 
-/// Waits for the job's end, which is a good one, and in which nobody was lost nor started again; returns its status.
-fn finish_unharmed(machines: &Machines<'_>, job: &Job, id: &str) -> Value {
+/// Waits for the job's end, which is a good one; no trainer was lost nor started again. Returns its status.
+fn finish_alive(machines: &Machines<'_>, job: &Job, id: &str) -> Value {
     let began = Instant::now();
     let status = loop {
         let status = machines.json(&["status", id]);
@@ -41,14 +41,18 @@ fn finish_unharmed(machines: &Machines<'_>, job: &Job, id: &str) -> Value {
         assert!(began.elapsed() < Duration::from_secs(180), "{status}");
         machines.llm2clip(&["events", id, "--follow"]);
     };
-    assert_eq!(status["failures"], serde_json::json!([]), "nothing was lost: {status}");
-    assert_eq!(job.trainers_started(), 3, "and nobody started again: {status}");
+    for failure in status["failures"].as_array().unwrap() {
+        let why = failure["cause"]["message"].as_str().unwrap_or_default();
+        assert!(why.contains(" is gone during "), "more than a connection was lost: {status}");
+    }
+    assert_eq!(job.trainers_started(), 3, "a trainer was started again: {status}");
     status
 }
 
 /// The same, and the ranks never lost each other either.
 fn finish_together(machines: &Machines<'_>, job: &Job, id: &str) {
-    let status = finish_unharmed(machines, job, id);
+    let status = finish_alive(machines, job, id);
+    assert_eq!(status["failures"], serde_json::json!([]), "somebody was lost: {status}");
     assert_eq!(status["generation"], job.steps()[0].generation, "they began anew: {status}");
 }
 
@@ -127,6 +131,6 @@ fn cables_that_come_and_go_or_carry_one_way_only_to_the_coordinators_cost_nothin
         goes_on(&job, Duration::from_secs(3));
     }
     job.wait_for_step(recipe.steps);
-    finish_unharmed(&machines, &job, &id);
+    finish_alive(&machines, &job, &id);
     job.check_undisturbed(&recipe, 3, 0.0, 0);
 }
