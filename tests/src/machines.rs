@@ -154,7 +154,7 @@ impl<'a> Machines<'a> {
             let store = format!("etcd://{}/team", members.join(","));
             let mut command = self.on(machine, &Job::binary("llm2clip"));
             let listen = format!("{}:7070", address(CONTROL.1));
-            let lease = if self.far { "15" } else { "4" };
+            let lease = if self.far { "30" } else { "4" };
             command.args(["serve", "--listen", &listen, "--store", &store, "--leader-lease-s", lease]);
             self.spawn(machine, "coordinator", command);
         }

@@ -46,7 +46,8 @@ struct Options {
     /// Where workers and users reach this coordinator, of several over one store; the address it listens on unless given
     #[arg(long, value_name = "URL")]
     advertise: Option<String>,
-    /// Seconds after which another coordinator leads when the leader is gone [default: 10]
+    /// Seconds after which another coordinator leads when the leader is gone, and patience with etcd: 30 where a round trip takes
+    /// a second [default: 10]
     #[arg(long, value_name = "SECONDS")]
     leader_lease_s: Option<u64>,
     /// User of etcd
@@ -211,7 +212,7 @@ impl Options {
     }
 
     fn address(&self, store: &str) -> Result<EtcdAddress, CliError> {
-        let mut address = EtcdAddress::parse(store).map_err(CliError::usage)?;
+        let mut address = EtcdAddress::parse(store).map_err(CliError::usage)?.with_patience(self.lease()?);
         if let (Some(user), Some(path)) = (&self.etcd_user, &self.etcd_password_file) {
             let password = fs::read_to_string(path)
                 .map_err(|error| CliError::usage(format!("could not read {}: {error}", path.display())))?;

@@ -80,6 +80,15 @@ impl EtcdAddress {
         Self { tls: Some(tls), ..self }
     }
 
+    /// The same, with the patience of a leader whose lease is so long: half of it for a call, a seventh or so for a member, and
+    /// never less than a cluster takes to choose another leader. Between machines whose round trip is a second an answer takes three.
+    #[must_use]
+    pub fn with_patience(self, lease: Duration) -> Self {
+        let Deadlines { call, attempt } = Deadlines::default();
+        let deadlines = Deadlines { call: call.max(lease / 2), attempt: attempt.max(lease * 3 / 20) };
+        Self { deadlines, ..self }
+    }
+
     /// The same, with other patience.
     #[cfg(test)]
     pub(super) fn with_deadlines(self, call: Duration, attempt: Duration) -> Self {
@@ -141,6 +150,18 @@ mod tests {
         assert_eq!(address.urls(), ["https://a:2379"]);
         let error = address.tls().unwrap_err().to_string();
         assert!(error.contains("etcd://a:2379/x") && error.contains("/nowhere/ca.pem"), "{error}");
+    }
+
+    #[test]
+    fn a_long_lease_has_patience_with_far_members_and_a_short_one_still_with_an_election() {
+        let check = |lease, call, attempt| {
+            let address = EtcdAddress::parse("etcd://a:2379").unwrap().with_patience(Duration::from_secs(lease));
+            let [call, attempt] = [call, attempt].map(Duration::from_millis);
+            assert_eq!(address.deadlines(), Deadlines { call, attempt });
+        };
+        check(4, 5_000, 1_500);
+        check(10, 5_000, 1_500);
+        check(30, 15_000, 4_500);
     }
 
     #[test]
