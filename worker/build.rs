@@ -18,6 +18,7 @@ fn main() {
         .file("shim/shim.cpp")
         .file("shim/hooks.cpp")
         .file("shim/recompute.cpp")
+        .file("shim/socket.cpp")
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
         .flag_if_supported("-Wno-unused-parameter")

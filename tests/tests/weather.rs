@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use serde_json::Value;
 use std::time::{Duration, Instant};
 use tests::{Cable, Job, Machines, Recipe, Setting, Weather};
 
@@ -30,8 +29,10 @@ fn goes_on(job: &Job, time: Duration) -> u64 {
     reached - first
 }
 
-/// Waits for the job's end, which is a good one; no trainer was lost nor started again. Returns its status.
-fn finish_alive(machines: &Machines<'_>, job: &Job, id: &str) -> Value {
+/// Waits for the job's end, which is a good one, and in which nobody was lost nor started again.
+fn finish_unharmed(machines: &Machines<'_>, job: &Job, id: &str) {
+    let last = job.steps().last().unwrap().generation;
+    assert_eq!(last, job.steps()[0].generation, "somebody was started again");
     let began = Instant::now();
     let status = loop {
         let status = machines.json(&["status", id]);
@@ -41,19 +42,8 @@ fn finish_alive(machines: &Machines<'_>, job: &Job, id: &str) -> Value {
         assert!(began.elapsed() < Duration::from_secs(180), "{status}");
         machines.llm2clip(&["events", id, "--follow"]);
     };
-    for failure in status["failures"].as_array().unwrap() {
-        let why = failure["cause"]["message"].as_str().unwrap_or_default();
-        assert!(why.contains(" is gone during "), "more than a connection was lost: {status}");
-    }
-    assert_eq!(job.trainers_started(), 3, "a trainer was started again: {status}");
-    status
-}
-
-/// The same, and the ranks never lost each other either.
-fn finish_together(machines: &Machines<'_>, job: &Job, id: &str) {
-    let status = finish_alive(machines, job, id);
-    assert_eq!(status["failures"], serde_json::json!([]), "somebody was lost: {status}");
-    assert_eq!(status["generation"], job.steps()[0].generation, "they began anew: {status}");
+    assert_eq!(status["failures"], serde_json::json!([]), "nothing was lost: {status}");
+    assert_eq!(status["generation"], last, "and nothing started again");
 }
 
 #[test]
@@ -75,7 +65,7 @@ fn half_a_second_and_a_packet_of_twenty_on_the_way_to_coordinators_and_etcd_cost
     let all = goes_on(&job, Duration::from_secs(30));
     eprintln!("{one} steps in 15 s of such weather on one machine's cable, {all} in 30 s on all");
     job.wait_for_step(recipe.steps);
-    finish_together(&machines, &job, &id);
+    finish_unharmed(&machines, &job, &id);
     job.check_undisturbed(&recipe, 3, 0.0, 0);
 }
 
@@ -94,7 +84,7 @@ fn the_same_between_trainers_makes_them_slow_and_costs_no_rank() {
     eprintln!("a step takes {:.1} s", began.elapsed().as_secs_f64() / 8.0);
     machines.weather(cable.0, cable.1, &Weather::default());
     job.wait_for_step(recipe.steps);
-    finish_together(&machines, &job, &id);
+    finish_unharmed(&machines, &job, &id);
     job.check_undisturbed(&recipe, 3, 0.0, 0);
 }
 
@@ -119,9 +109,6 @@ fn cables_that_come_and_go_or_carry_one_way_only_to_the_coordinators_cost_nothin
         }
         eprintln!("{steps} steps while the {cable:?} cable of a machine came and went for 20 s");
     }
-    // TCP sends again ever more seldom. When all of that falls into moments without a cable for 12 s, ranks lose each other, and begin
-    // again together with what they hold.
-    goes_on(&job, Duration::from_secs(1));
     // Longer than a worker's lease.
     for lost in [(1.0, 0.0), (0.0, 1.0)] {
         machines.weather(cable.0, cable.1, &Weather { lost, ..Weather::default() });
@@ -131,6 +118,6 @@ fn cables_that_come_and_go_or_carry_one_way_only_to_the_coordinators_cost_nothin
         goes_on(&job, Duration::from_secs(3));
     }
     job.wait_for_step(recipe.steps);
-    finish_alive(&machines, &job, &id);
+    finish_unharmed(&machines, &job, &id);
     job.check_undisturbed(&recipe, 3, 0.0, 0);
 }

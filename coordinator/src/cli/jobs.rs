@@ -17,16 +17,12 @@ use common::{
     status::{Barred, JobStatus, Phase, WorkerStatus},
 };
 use std::{path::Path, time::Duration};
-use tokio::time::{Instant, sleep};
 
 /// Where `serve` listens unless told otherwise.
 pub(super) const DEFAULT_COORDINATOR: &str = "http://127.0.0.1:7070";
 
 /// How long people are shown who was refused; machines are shown all that is kept.
 const SHOWN: Duration = Duration::from_secs(24 * 3600);
-
-/// How long a `run` that ends may take to let go of its state, and how often that is looked at.
-const LETS_GO: (Duration, Duration) = (Duration::from_secs(10), Duration::from_millis(100));
 
 #[derive(Debug, clap::Args)]
 pub(super) struct JobArg {
@@ -214,7 +210,7 @@ fn row(status: &JobStatus, driven: bool) -> Vec<String> {
 pub(super) async fn status(args: &StatusArgs, common: &Common) -> Result<u8, CliError> {
     let mut reached = reach(&args.job, common).await?;
     if args.follow {
-        return follow(reached, &args.job, common).await;
+        return follow(reached, common).await;
     }
     let status = reached.client.status(&reached.job).await?;
     match common.format {
@@ -225,44 +221,17 @@ pub(super) async fn status(args: &StatusArgs, common: &Common) -> Result<u8, Cli
     Ok(0)
 }
 
-async fn follow(mut reached: Reached, job: &str, common: &Common) -> Result<u8, CliError> {
+async fn follow(mut reached: Reached, common: &Common) -> Result<u8, CliError> {
     let status = reached.client.status(&reached.job).await?;
     if reached.own.is_some() && status.phase.exit_code().is_none() {
         reached.end().await;
         let job = status.job;
         return Err(CliError::new(4, format!("nobody drives {job} now; `llm2clip resume {job}` goes on with it")));
     }
-    let status = to_its_end(&mut reached, job, &mut Screen::new(common.format), common).await?;
+    let mut watch = reached.client.watch(&reached.job).await?;
+    let status = Screen::new(common.format).follow(&mut watch).await?;
     reached.end().await;
     Ok(end(&status, common.format))
-}
-
-/// Shows a job until it has ended. The `run` that drives it may end before its last word is here; what it left says the rest.
-async fn to_its_end(
-    reached: &mut Reached,
-    job: &str,
-    screen: &mut Screen,
-    common: &Common,
-) -> Result<JobStatus, CliError> {
-    let mut watch = reached.client.watch(&reached.job).await?;
-    let followed = screen.follow(&mut watch).await;
-    let ended = followed.as_ref().is_ok_and(|status| status.phase.exit_code().is_some());
-    if ended || !matches!(locate::place(job), Place::Local { .. }) {
-        return followed;
-    }
-    let until = Instant::now() + LETS_GO.0;
-    while Instant::now() < until {
-        // Its address is gone before it lets go of its state.
-        if let Ok(mut left) = reach(job, common).await {
-            let (status, over) = (left.client.status(&left.job).await, left.own.is_some());
-            left.end().await;
-            if over || status.as_ref().is_ok_and(|status| status.phase.exit_code().is_some()) {
-                return status;
-            }
-        }
-        sleep(LETS_GO.1).await;
-    }
-    followed
 }
 
 fn print_status(status: &JobStatus, driven: bool) {
@@ -390,7 +359,9 @@ pub(super) async fn stop(args: &JobArg, common: &Common) -> Result<u8, CliError>
     let mut reached = reach(&args.job, common).await?;
     let mut status = reached.client.stop(&reached.job).await?;
     if reached.own.is_none() {
-        status = to_its_end(&mut reached, &args.job, &mut Screen::new(Format::Json), common).await?;
+        let mut watch = reached.client.watch(&reached.job).await?;
+        let mut screen = super::follow::Screen::new(Format::Json);
+        status = screen.follow(&mut watch).await?;
     }
     match common.format {
         Format::Json => output::print_json(None, &status),

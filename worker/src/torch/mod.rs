@@ -1,4 +1,4 @@
-//! What tch lacks: the binding of the C++ shim, the loading of CUDA, and the bytes of CPU tensors. The only `unsafe`
+//! What tch lacks: the binding of the C++ shim, the loading of CUDA, the bytes of CPU tensors, and one socket option. The only `unsafe`
 //! beside NCCL's.
 
 pub mod cuda;
@@ -8,6 +8,7 @@ pub mod memory;
 pub mod peak;
 pub mod recompute;
 pub mod shim;
+pub mod socket;
 pub mod stream;
 pub mod transfer;
 

@@ -1,7 +1,7 @@
 //! How the ranks of a generation find each other: each calls the next and answers the one before.
 
 use super::wire::{HELLO_BYTES, Hello, WELCOME};
-use crate::collective::Identity;
+use crate::{collective::Identity, torch::socket::bound_resend};
 use common::ids::{Generation, Rank};
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -20,6 +20,9 @@ const TRY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long the other machine may be silent.
 const SILENCE: Duration = Duration::from_secs(12);
+/// How long TCP waits at most before it sends again: a cable that comes and goes is found there. One and a half, for one that does so
+/// once a second.
+const RESEND: Duration = Duration::from_millis(1_500);
 /// Why a join cannot be.
 const OTHER_VERSION: &str =
     "a trainer of another version of llm2clip calls: update all machines of the job, then `llm2clip resume` it";
@@ -61,7 +64,10 @@ fn notice_silence(stream: &TcpStream) -> std::io::Result<()> {
     sockopt::set_tcp_keepintvl(stream, SILENCE / 4)?;
     sockopt::set_tcp_keepcnt(stream, 3)?;
     let silence = u32::try_from(SILENCE.as_millis()).expect("it is a few seconds");
-    Ok(sockopt::set_tcp_user_timeout(stream, silence)?)
+    sockopt::set_tcp_user_timeout(stream, silence)?;
+    // An older kernel waits ever longer: ranks may lose each other over a cable that comes and goes, and begin again together.
+    let _ = bound_resend(stream, RESEND);
+    Ok(())
 }
 
 /// Until when something is tried, and what says that it is in vain.
