@@ -91,7 +91,14 @@ impl Jobs for JobsService {
         let job = job_id(&request.into_inner().job)?;
         let status = self.handle()?.watch(&job).await.map_err(|error| errors::status(&error))?;
         let (outbox, messages) = mpsc::channel(streams::QUEUE);
-        self.stream(streams::follow_status(status, outbox));
+        let (ended, last) = (status.clone(), outbox.clone());
+        let following = self.shutdown.token().run_until_cancelled_owned(streams::follow_status(status, outbox));
+        self.shutdown.spawn(async move {
+            // `run` ends its server when it sees the job's end, which others who follow may not have been told yet.
+            if following.await.is_none() {
+                streams::tell_end(&ended, &last);
+            }
+        });
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 

@@ -57,6 +57,14 @@ pub(super) async fn follow_status(
     }
 }
 
+/// Says how a job ended, if it has, to a reader that keeps up.
+pub(super) fn tell_end(status: &watch::Receiver<Arc<JobStatus>>, outbox: &mpsc::Sender<Result<StatusReply, Status>>) {
+    let status = status.borrow().clone();
+    if status.phase.exit_code().is_some() {
+        let _ = outbox.try_send(reply(&status));
+    }
+}
+
 /// The kept events, then, if `follow`, new ones.
 pub(super) async fn follow_events(
     handle: Handle,
