@@ -43,13 +43,24 @@ pub fn load() -> Cuda {
     load_from(&folders())
 }
 
+/// Loads CUDA because the user says that there is a GPU: not every driver has the files that tell (that of WSL has not).
+/// Call it before any other function of libtorch's.
+pub fn load_asked_for() -> Cuda {
+    match load_from(&folders()) {
+        Cuda::NoGpu { reason, .. } if !has_gpu(Path::new("/")) => {
+            Cuda::NoGpu { reason: format!("this machine shows no NVIDIA GPU, and {reason}"), idle: false }
+        }
+        found => found,
+    }
+}
+
 /// Loads CUDA from the first of the folders that has it, whether or not the machine has a GPU.
 pub fn load_from(folders: &[PathBuf]) -> Cuda {
     let idle = |reason| Cuda::NoGpu { reason, idle: true };
     let Some(path) = folders.iter().map(|folder| folder.join(LIBRARY)).find(|path| path.exists()) else {
         let folders: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
         return idle(format!(
-            "a GPU is here but no {LIBRARY} in {}: `make libtorch-cuda` fetches it, or set LIBTORCH to the torch folder \
+            "there is no {LIBRARY} in {}: `make libtorch-cuda` fetches it, or set LIBTORCH to the torch folder \
              of a CUDA PyTorch {TORCH}",
             folders.join(" or ")
         ));
@@ -169,7 +180,8 @@ impl DeviceChoice {
     pub fn choose(self, slot: u32) -> Result<Device, String> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            choice => choice.among(slot, &load()),
+            Self::Auto => self.among(slot, &load()),
+            Self::Gpu | Self::GpuNumber(_) => self.among(slot, &load_asked_for()),
         }
     }
 
