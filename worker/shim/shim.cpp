@@ -123,6 +123,11 @@ char* llm2clip_elapsed_ms(const c10::Event* from, const c10::Event* to, double* 
   return guarded([&] { *milliseconds = from->elapsedTime(*to); });
 }
 
+// Bytes of the host's memory that a GPU reads and writes by itself. (tch's `pin_memory` passes a device, of which libtorch warns.)
+char* llm2clip_pinned(int64_t bytes, at::Tensor** tensor) {
+  return guarded([&] { *tensor = new at::Tensor(at::empty({bytes}, at::TensorOptions().dtype(at::kByte).pinned_memory(true))); });
+}
+
 // Copies without waiting where one side is a GPU and the other pinned memory.
 char* llm2clip_copy_async(at::Tensor* to, const at::Tensor* from) {
   return guarded([&] {

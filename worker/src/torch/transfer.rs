@@ -12,6 +12,17 @@ use tch::{Device, Kind, TchError, Tensor};
 
 unsafe extern "C" {
     fn llm2clip_copy_async(to: *mut AtTensor, from: *const AtTensor) -> *mut c_char;
+    fn llm2clip_pinned(bytes: i64, tensor: *mut *mut AtTensor) -> *mut c_char;
+}
+
+/// Memory of the host that a GPU reads and writes by itself: [bytes] uint8.
+fn pinned(bytes: usize) -> Result<Tensor, TchError> {
+    let mut tensor = std::ptr::null_mut();
+    // SAFETY: it writes one pointer when it succeeds, to a new tensor that is owned by nobody else.
+    unsafe {
+        checked("pinned memory", llm2clip_pinned(bytes as i64, &raw mut tensor))?;
+        Ok(Tensor::from_ptr(tensor.cast()))
+    }
 }
 
 fn copy_async(to: &Tensor, from: &Tensor) -> Result<(), TchError> {
@@ -35,7 +46,7 @@ impl Fetch {
         let flat: Vec<Tensor> = scalars.iter().map(|scalar| scalar.detach().to_kind(Kind::Double).view([-1])).collect();
         let values = Tensor::cat(&flat, 0);
         let Device::Cuda(number) = values.device() else { return Ok(Self { host: values, done: None }) };
-        let host = Tensor::empty(values.size(), (Kind::Double, Device::Cpu)).pin_memory(Device::Cuda(number));
+        let host = pinned(values.numel() * Kind::Double.elt_size_in_bytes())?.f_view_dtype(Kind::Double)?;
         copy_async(&host, &values)?;
         Ok(Self { host, done: Some(Event::record(&Stream::current(number)?)?) })
     }
@@ -88,7 +99,7 @@ impl Uploader {
                 copied.wait()?;
                 pinned
             }
-            _ => Tensor::empty([bytes.len() as i64], (Kind::Uint8, Device::Cpu)).pin_memory(self.device),
+            _ => pinned(bytes.len())?,
         };
         cpu_bytes_mut(&mut pinned).copy_from_slice(bytes);
         let (tensor, copied) = self.lane.run(|| {
