@@ -1,4 +1,5 @@
-// What tch does not reach in libtorch: gradients as views of one buffer, the fused AdamW, and streams and events of a GPU.
+// What tch does not reach in libtorch: gradients as views of one buffer, the fused AdamW, attention over
+// packed texts, and streams and events of a GPU.
 // A function returns null, or a message that the caller frees with llm2clip_free.
 #include <ATen/ATen.h>
 #include <c10/core/CachingDeviceAllocator.h>
@@ -65,6 +66,15 @@ char* llm2clip_fused_adamw(int64_t count, at::Tensor* const* parameters, at::Ten
     at::_fused_adamw_(list(parameters), list(gradients), list(exp_avgs), list(exp_avg_sqs), {}, steps, learning_rate, beta1,
                       beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, /*grad_scale=*/std::nullopt,
                       skip == nullptr ? std::nullopt : std::optional<at::Tensor>(*skip));
+  });
+}
+
+// Attention within texts that stand one after the other; `starts` are their first tokens and the end of the last, int32.
+char* llm2clip_packed_attention(const at::Tensor* q, const at::Tensor* k, const at::Tensor* v, const at::Tensor* starts,
+                                int64_t longest, bool causal, at::Tensor** output) {
+  return guarded([&] {
+    *output = new at::Tensor(std::get<0>(at::_flash_attention_forward(*q, *k, *v, *starts, *starts, longest, longest,
+                                                                      /*dropout_p=*/0.0, causal, /*return_debug_mask=*/false)));
   });
 }
 

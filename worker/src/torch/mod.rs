@@ -1,6 +1,7 @@
 //! What tch lacks: the binding of the C++ shim, the loading of CUDA, the bytes of CPU tensors, and one socket option. The only `unsafe`
 //! beside NCCL's.
 
+pub mod attention;
 pub mod cuda;
 pub mod hooks;
 pub mod lane;

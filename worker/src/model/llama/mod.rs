@@ -2,11 +2,12 @@
 //! head, no cache; attention causal or not.
 //!
 //! Several texts are read at once, packed one after the other without padding: every layer but attention treats tokens
-//! alone, and attention goes over runs of texts of one length, without a mask. So what is computed is what is asked for,
-//! and attention is the kernel that is fastest. Sort texts by length: then the runs are long.
+//! alone, and attention knows where texts begin, without a mask. So what is computed is what is asked for. On a GPU one kernel
+//! attends within all texts; elsewhere, and where all have one length, attention goes over runs of texts of one length. Sort
+//! texts by length: then the runs are long.
 //!
 //! Parameter names are Hugging Face's without the `model.` prefix. Shapes: T tokens of all texts, L length of a text, B texts
-//! of a run, D width, H heads, E head width.
+//! of a run, D width, H heads, K of them for keys and values, E head width.
 
 mod config;
 mod head;
@@ -20,7 +21,10 @@ use super::{
     layers::{Linear, Widths},
     lora::Adaptable,
 };
-use crate::torch::recompute::recompute;
+use crate::torch::{
+    attention::{Starts, packed, packs},
+    recompute::recompute,
+};
 use common::recipe::Attention;
 use rope::Angles;
 use std::sync::Arc;
@@ -67,6 +71,32 @@ fn runs(lengths: &[i64]) -> Vec<Texts> {
     lengths.chunk_by(|a, b| a == b).map(run).filter(|run| run.length > 0).collect()
 }
 
+/// The texts that tokens are of, as attention sees them.
+#[derive(Debug)]
+enum Layout {
+    /// By the kernel that knows where each begins.
+    Packed(Starts),
+    Runs(Vec<Texts>),
+}
+
+impl Layout {
+    /// Of texts of these lengths, read by heads of this width in this kind.
+    fn new(lengths: &[i64], device: Device, kind: Kind, head_width: i64) -> Self {
+        let runs = runs(lengths);
+        if runs.len() > 1 && packs(device, kind, head_width) {
+            let present: Vec<i64> = lengths.iter().copied().filter(|length| *length > 0).collect();
+            return Self::Packed(Starts::new(&present, device));
+        }
+        Self::Runs(runs)
+    }
+}
+
+/// What blocks know of tokens beside their vectors.
+struct Around {
+    angles: Angles,
+    layout: Layout,
+}
+
 #[derive(Debug)]
 struct SelfAttention {
     q_proj: Linear,
@@ -96,13 +126,22 @@ impl SelfAttention {
         }
     }
 
-    fn forward(&self, x_TD: &Tensor, angles: &Angles, runs: &[Texts]) -> Tensor {
+    fn forward(&self, x_TD: &Tensor, Around { angles, layout }: &Around) -> Tensor {
         let heads = |projection: &Linear, heads: i64| projection.forward(x_TD).unflatten(-1, [heads, -1]);
         let q_THE = angles.rotate(&heads(&self.q_proj, self.heads));
-        let k_THE = angles.rotate(&heads(&self.k_proj, self.key_value_heads));
-        let v_THE = heads(&self.v_proj, self.key_value_heads);
+        let k_TKE = angles.rotate(&heads(&self.k_proj, self.key_value_heads));
+        let v_TKE = heads(&self.v_proj, self.key_value_heads);
+        let runs = match layout {
+            Layout::Runs(runs) => runs,
+            Layout::Packed(starts) => {
+                let causal = self.attention == Attention::Causal;
+                let x_THE =
+                    packed([&q_THE, &k_TKE, &v_TKE], starts, causal).expect("the layout was made for the kernel");
+                return self.o_proj.forward(&x_THE.flatten(1, 2));
+            }
+        };
         // Each key and value head serves a run of query heads. Repeated here: not every kernel takes unequal numbers.
-        let [k_THE, v_THE] = [k_THE, v_THE].map(|x| match self.heads / self.key_value_heads {
+        let [k_THE, v_THE] = [k_TKE, v_TKE].map(|x| match self.heads / self.key_value_heads {
             1 => x,
             times => x.repeat_interleave_self_int(times, 1, None),
         });
@@ -164,11 +203,11 @@ impl Block {
     }
 
     /// `seed` is of what the block draws, so that it draws the same whenever it runs.
-    fn forward(&self, x_TD: &Tensor, (angles, runs): (&Angles, &[Texts]), seed: Option<i64>) -> Tensor {
+    fn forward(&self, x_TD: &Tensor, around: &Around, seed: Option<i64>) -> Tensor {
         if let Some(seed) = seed {
             tch::manual_seed(seed);
         }
-        let x_TD = x_TD + self.self_attn.forward(&self.input_layernorm.forward(x_TD), angles, runs);
+        let x_TD = x_TD + self.self_attn.forward(&self.input_layernorm.forward(x_TD), around);
         &x_TD + self.mlp.forward(&self.post_attention_layernorm.forward(&x_TD))
     }
 
@@ -270,15 +309,18 @@ impl Llama {
     pub fn forward(&self, ids_T: &Tensor, lengths: &[i64]) -> Tensor {
         assert_eq!(ids_T.size(), [lengths.iter().sum::<i64>()], "the lengths are those of the texts");
         let mut x_TD = Tensor::embedding(&self.embed_tokens, ids_T, -1, false, false).to_kind(self.compute);
-        let around = Arc::new((Angles::new(&self.frequencies, lengths, x_TD.kind()), runs(lengths)));
+        let around = Arc::new(Around {
+            angles: Angles::new(&self.frequencies, lengths, x_TD.kind()),
+            layout: Layout::new(lengths, x_TD.device(), x_TD.kind(), self.config.head_dim),
+        });
         let seed = self.layers.iter().any(|layer| layer.draws()).then(draw);
         for (layer, number) in self.layers.iter().zip(0..) {
             let seed = seed.map(|seed: i64| seed.wrapping_add(number));
             x_TD = if self.recompute {
                 let (layer, around) = (layer.clone(), around.clone());
-                recompute(&x_TD, move |x_TD| layer.forward(x_TD, (&around.0, &around.1), seed))
+                recompute(&x_TD, move |x_TD| layer.forward(x_TD, &around, seed))
             } else {
-                layer.forward(&x_TD, (&around.0, &around.1), seed)
+                layer.forward(&x_TD, &around, seed)
             };
         }
         self.norm.forward(&x_TD)

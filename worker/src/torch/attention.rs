@@ -1,0 +1,86 @@
+//! Attention within texts of unequal lengths that stand one after the other, in one kernel: FlashAttention's (Dao 2023), which
+//! libtorch has for GPUs and tch does not reach.
+
+use super::shim::{AtTensor, checked, pointer};
+use std::ffi::c_char;
+use tch::{Device, Kind, TchError, Tensor};
+
+unsafe extern "C" {
+    fn llm2clip_packed_attention(
+        q: *const AtTensor,
+        k: *const AtTensor,
+        v: *const AtTensor,
+        starts: *const AtTensor,
+        longest: i64,
+        causal: bool,
+        output: *mut *mut AtTensor,
+    ) -> *mut c_char;
+}
+
+/// Where each text begins among the tokens of all, and where the last one ends.
+#[derive(Debug)]
+pub struct Starts {
+    /// [texts + 1] int32.
+    starts: Tensor,
+    longest: i64,
+}
+
+impl Starts {
+    /// Of texts of these lengths, on a device.
+    pub fn new(lengths: &[i64], device: Device) -> Self {
+        let ends = lengths.iter().scan(0i64, |end, length| {
+            *end += length;
+            Some(*end)
+        });
+        let starts: Vec<i64> = std::iter::once(0).chain(ends).collect();
+        let starts = Tensor::from_slice(&starts).to_kind(Kind::Int).to_device(device);
+        Self { starts, longest: lengths.iter().copied().max().unwrap_or(0) }
+    }
+}
+
+/// Whether there is a kernel for queries of this kind: on a GPU, in 16 bits, for heads of at most 256 numbers.
+pub fn packs(device: Device, kind: Kind, head_width: i64) -> bool {
+    let small = head_width <= 256 && head_width % 8 == 0;
+    matches!(device, Device::Cuda(_)) && matches!(kind, Kind::BFloat16 | Kind::Half) && small
+}
+
+/// What each query gathers from the values of its own text: [T, H, E], of queries [T, H, E], keys and values [T, K, E] where K
+/// divides H. Gradients flow to all three.
+///
+/// # Errors
+/// When [`packs`] says no, or CUDA does.
+pub fn packed(qkv: [&Tensor; 3], texts: &Starts, causal: bool) -> Result<Tensor, TchError> {
+    let [q, k, v] = qkv.map(pointer);
+    let mut output = std::ptr::null_mut();
+    // SAFETY: the pointers are of live tensors for the length of the call; it writes one pointer when it succeeds, to a new
+    // tensor that is owned by nobody else.
+    unsafe {
+        let starts = pointer(&texts.starts);
+        checked(
+            "packed attention",
+            llm2clip_packed_attention(q, k, v, starts, texts.longest, causal, &raw mut output),
+        )?;
+        Ok(Tensor::from_ptr(output.cast()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_gpu_packs_and_only_what_the_kernel_takes() {
+        let gpu = Device::Cuda(0);
+        assert!(packs(gpu, Kind::BFloat16, 128) && packs(gpu, Kind::Half, 256));
+        let cases = [(gpu, Kind::Float, 128), (Device::Cpu, Kind::BFloat16, 128), (gpu, Kind::BFloat16, 264)];
+        assert!(cases.iter().all(|(device, kind, width)| !packs(*device, *kind, *width)));
+        assert!(!packs(gpu, Kind::BFloat16, 12));
+    }
+
+    #[test]
+    fn a_cpu_refuses_in_libtorchs_words() {
+        let x = Tensor::ones([5, 2, 8], (Kind::BFloat16, Device::Cpu));
+        let error = packed([&x, &x, &x], &Starts::new(&[3, 2], Device::Cpu), false).unwrap_err().to_string();
+        assert!(error.contains("_flash_attention_forward"), "{error}");
+    }
+}
