@@ -1,5 +1,5 @@
-//! NCCL on real GPUs: the contract that the ring keeps, and a peer that is killed. With `LLM2CLIP_TEST_GPU=1`; without
-//! it every test says that it was skipped. On one GPU its two ranks share it.
+//! NCCL on GPUs: the contract that the ring keeps, and a peer that is killed. With `LLM2CLIP_TEST_GPU=1` on real ones; without
+//! it on a stand-in. On one GPU its two ranks share it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -13,11 +13,13 @@ use std::{
 use tch::{Device, Kind};
 use worker::{
     collective::{Collective, CollectiveError, Deadlines, Identity, join},
-    torch::cuda::{Cuda, load},
+    torch::cuda::{Cuda, load_asked_for},
 };
 
 #[path = "../src/collective/contract.rs"]
 mod contract;
+#[path = "../stand_in/compile.rs"]
+mod stand_in;
 
 use contract::{Engine, LONG, cases, check_operations, contract, numbers};
 
@@ -30,10 +32,28 @@ fn gpus() -> u32 {
         println!("skipped: set LLM2CLIP_TEST_GPU=1 on a machine with a GPU and a CUDA libtorch");
         return 0;
     }
-    match load() {
+    match load_asked_for() {
         Cuda::Gpu { count } => count,
         Cuda::NoGpu { reason, .. } => panic!("LLM2CLIP_TEST_GPU=1, but {reason}"),
     }
+}
+
+/// The other tests of this file, in a process that takes the stand-ins for a GPU and its NCCL.
+#[test]
+fn all_of_this_holds_on_a_stand_in() {
+    if std::env::var_os("LLM2CLIP_TEST_GPU").is_some() {
+        println!("skipped: this is a GPU, or the stand-in already");
+        return;
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--test-threads=1", "--nocapture"])
+        .env("LLM2CLIP_TEST_GPU", "1")
+        .envs(stand_in::compiled().environment());
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
+    assert!(said.contains("4 passed"), "{said}");
 }
 
 fn device(rank: Rank, gpus: u32) -> Device {
@@ -88,6 +108,8 @@ fn two_processes_keep_the_contract() {
     }
     let lost = collective.lost().unwrap().expect("operations on a GPU return before they are done");
     assert_eq!(f64::try_from(lost).unwrap(), 0.0);
+    // Who leaves while a peer is still at it counts as lost.
+    collective.barrier().unwrap();
     drop(collective);
     if let Some(mut child) = child {
         assert!(child.wait().unwrap().success());

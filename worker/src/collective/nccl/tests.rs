@@ -1,4 +1,4 @@
-//! NCCL's engine over a stand-in library (`stub.c`, compiled here): the contract, and every way to fail.
+//! NCCL's engine over a stand-in library (`stand_in/nccl.c`, compiled here): the contract, and every way to fail.
 
 use super::*;
 use crate::collective::{
@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(2);
 fn compiled(wrong: &[&str]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("libstub.so");
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/src/collective/nccl/stub.c");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/stand_in/nccl.c");
     let mut command = Command::new(std::env::var_os("CC").unwrap_or_else(|| "cc".into()));
     command.args(["-shared", "-fPIC", "-O1", "-pthread", "-o"]).arg(&path).arg(source);
     command.args(wrong.iter().map(|word| format!("-D{word}")));
@@ -53,7 +53,7 @@ struct StubEvent {
 
 impl StubStream {
     fn new(library: &Library) -> Self {
-        // SAFETY: the library is open for good, and these are the signatures in `stub.c`.
+        // SAFETY: the library is open for good, and these are the signatures in `nccl.c`.
         unsafe {
             let handle = libloading::os::unix::Library::new(library.path()).unwrap();
             let new = *handle.get::<unsafe extern "C" fn() -> *mut c_void>("stub_stream_new").unwrap();
