@@ -2,13 +2,17 @@
 
 pub mod checkpoint;
 pub mod collective;
+pub mod contrast;
+pub mod embed;
+mod llm;
 pub mod loader;
 pub mod loss;
 pub mod order;
 pub mod step;
+mod steps;
 pub mod text;
 
-use crate::torch::cuda::DeviceChoice;
+use crate::torch::{cuda::DeviceChoice, memory, peak};
 use anyhow::Context as _;
 use serde_json::Value;
 
@@ -23,6 +27,10 @@ pub enum BenchCommand {
     Order(order::OrderArgs),
     /// Seconds of an optimizer step of a vision tower
     Step(step::StepArgs),
+    /// Texts and tokens a second of an LLM that reads captions
+    Embed(embed::EmbedArgs),
+    /// Seconds of an optimizer step of an LLM that is tuned on pairs of captions
+    Contrast(contrast::ContrastArgs),
     /// Seconds of the streamed contrastive loss beside the full matrix
     Loss(loss::LossArgs),
     /// Bandwidth of all-reduce and all-gather between two processes on this machine
@@ -38,6 +46,8 @@ pub fn main(command: &BenchCommand) -> anyhow::Result<()> {
         BenchCommand::Text(args) => text::run(args),
         BenchCommand::Order(args) => order::run(args),
         BenchCommand::Step(args) => step::run(args),
+        BenchCommand::Embed(args) => embed::run(args),
+        BenchCommand::Contrast(args) => contrast::run(args),
         BenchCommand::Loss(args) => loss::run(args),
         BenchCommand::Collective(args) => collective::run(args),
         BenchCommand::Checkpoint(args) => checkpoint::run(args),
@@ -56,6 +66,15 @@ fn device(choice: DeviceChoice, threads: i32) -> anyhow::Result<tch::Device> {
     let device = choice.choose(0).map_err(anyhow::Error::msg)?;
     tch::set_num_threads(threads);
     Ok(device)
+}
+
+/// Adds what the model computes, the share of what the device can do in this kind at most, and the memory that it took.
+fn add_utilisation(figures: &mut Value, flop_per_s: f64, (device, kind): (tch::Device, tch::Kind)) {
+    let peak = peak::flop_per_s(device, kind);
+    figures["model_flop_per_s"] = flop_per_s.into();
+    figures["device_peak_flop_per_s"] = peak.into();
+    figures["mfu"] = peak.map(|peak| flop_per_s / peak).into();
+    figures["peak_memory_bytes"] = memory::peak_bytes(device).into();
 }
 
 /// The middle of repeated measurements, in their own unit; of an even number the mean of the middle two.

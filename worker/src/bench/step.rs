@@ -1,6 +1,6 @@
 //! Seconds of one optimizer step of a CLIP vision tower against fixed text vectors, in this process alone.
 
-use super::{device, median};
+use super::{add_utilisation, device, steps, steps::Steps};
 use crate::{
     collective::Solo,
     model::{
@@ -9,15 +9,15 @@ use crate::{
         vision::{VisionConfig, VisionTower},
     },
     objective::Repeats,
-    torch::{cuda::DeviceChoice, memory, peak},
+    torch::cuda::DeviceChoice,
     trainer::{
         layout::clip_groups,
         parameters::FlatParameters,
         step::{
-            Cut, LossSettings, Pairing, StepBegun, StepOutput, StepSettings,
+            Cut, Pairing,
             clip::{PairEncoder, clip_step},
         },
-        timeline::{Section, Timeline},
+        timeline::Timeline,
     },
 };
 use anyhow::Context as _;
@@ -140,64 +140,32 @@ pub fn run(args: &StepArgs) -> anyhow::Result<Value> {
     let device = device(args.device, args.threads)?;
     tch::manual_seed(0);
     let mut setup = set_up(args, device)?;
-    let mut steps: Vec<StepOutput> = Vec::new();
-    // As in training: a step is read while the next one is computed.
-    let mut begun: Option<StepBegun> = None;
-    let all = args.warmup + args.repeats;
-    for step in 0..=all {
-        if step == args.warmup {
-            memory::reset_peak(device);
-        }
-        let next = (step < all).then(|| begin(&mut setup, step as u64 + 1, device)).transpose()?;
-        if let Some(before) = std::mem::replace(&mut begun, next) {
-            steps.push(before.wait()?);
-        }
-    }
-    let mut seconds = vec![steps[0].length().as_secs_f64()];
-    for (before, step) in steps.iter().zip(&steps[1..]) {
-        seconds.push(step.ended_after(before)?.as_secs_f64());
-    }
-    Ok(figures(args, &setup, (&seconds[args.warmup..], &steps[args.warmup..]), device))
+    let steps = Steps::measure((args.warmup, args.repeats), device, |step| {
+        let (rows, repeats) = ([setup.sizes.iter().sum()], Repeats::default());
+        Ok(clip_step(
+            &setup.encoder,
+            Cut { sizes: &setup.sizes, rows: &rows, repeats: &repeats },
+            &Solo,
+            &mut setup.parameters,
+            Pairing::softmax(&setup.log_scale),
+            &steps::settings(step),
+            Timeline::begin(device),
+        )?)
+    })?;
+    Ok(figures(args, &setup, &steps, device))
 }
 
-fn begin(setup: &mut Setup, step: u64, device: Device) -> anyhow::Result<StepBegun> {
-    let settings = StepSettings {
-        step,
-        learning_rate: 1e-3,
-        betas: (0.9, 0.98),
-        eps: 1e-6,
-        clip_norm: None,
-        skip_nonfinite: false,
-        loss: LossSettings::default(),
-    };
-    let (rows, repeats) = ([setup.sizes.iter().sum()], Repeats::default());
-    Ok(clip_step(
-        &setup.encoder,
-        Cut { sizes: &setup.sizes, rows: &rows, repeats: &repeats },
-        &Solo,
-        &mut setup.parameters,
-        Pairing::softmax(&setup.log_scale),
-        &settings,
-        Timeline::begin(device),
-    )?)
-}
-
-fn figures(args: &StepArgs, setup: &Setup, (seconds, steps): (&[f64], &[StepOutput]), device: Device) -> Value {
-    let part = |section: Section| {
-        median(&steps.iter().map(|output| output.times.of(section).as_secs_f64()).collect::<Vec<_>>())
-    };
-    let step_s = median(seconds);
-    let flop_per_s = setup.flops * args.batch as f64 / step_s;
-    let peak = peak::flop_per_s(device, setup.encoder.compute);
-    json!({
+fn figures(args: &StepArgs, setup: &Setup, steps: &Steps, device: Device) -> Value {
+    let step_s = steps.median_s();
+    let mut figures = json!({
         "schema": 1, "bench": "step", "device": args.device.to_string(), "precision": args.precision,
         "batch": args.batch, "chunk": args.chunk.unwrap_or(args.batch), "threads": args.threads, "repeats": args.repeats,
         "activation_checkpointing": args.activation_checkpointing,
         "parameters": setup.parameters.numel(), "step_s": step_s, "images_per_s": args.batch as f64 / step_s,
-        "encode_s": part(Section::Encode), "gather_s": part(Section::Gather), "loss_s": part(Section::Loss),
-        "backward_s": part(Section::Backward), "reduce_s": part(Section::Reduce), "optimizer_s": part(Section::Optimizer),
-        // Three forward passes a pair, whatever recomputation adds; see `VisionTower::flops`.
-        "model_flop_per_s": flop_per_s, "device_peak_flop_per_s": peak, "mfu": peak.map(|peak| flop_per_s / peak),
-        "peak_memory_bytes": memory::peak_bytes(device),
-    })
+    });
+    // Three forward passes a pair, whatever recomputation adds; see `VisionTower::flops`.
+    let flop_per_s = setup.flops * args.batch as f64 / step_s;
+    steps.add_sections(&mut figures);
+    add_utilisation(&mut figures, flop_per_s, (device, setup.encoder.compute));
+    figures
 }

@@ -8,7 +8,7 @@ pub mod embed;
 pub mod eval;
 pub mod export;
 mod frozen;
-mod llm;
+pub(crate) mod llm;
 pub mod mntp;
 #[cfg(test)]
 mod parity;

@@ -128,21 +128,8 @@ impl CaptionEncoder {
 
     /// Cuts captions into batches of like length: at most `batch_tokens` tokens each, or one caption.
     pub fn batches(mut captions: Vec<Tokens>, batch_tokens: usize) -> Vec<Vec<Tokens>> {
-        captions.sort_by_key(|tokens| (tokens.text.ids.len(), tokens.row));
-        let mut batches: Vec<Vec<Tokens>> = Vec::new();
-        let mut room = 0;
-        for tokens in captions {
-            let length = tokens.text.ids.len();
-            match batches.last_mut() {
-                Some(batch) if length <= room => batch.push(tokens),
-                _ => {
-                    batches.push(vec![tokens]);
-                    room = batch_tokens.max(length);
-                }
-            }
-            room -= length;
-        }
-        batches
+        captions.sort_by_key(|tokens| tokens.row);
+        by_tokens(captions, |tokens| tokens.text.ids.len(), batch_tokens)
     }
 
     /// Floating-point operations of a batch.
@@ -162,6 +149,25 @@ impl CaptionEncoder {
         }
         Ok(())
     }
+}
+
+/// Cuts texts into batches of like length: at most `batch_tokens` tokens each, or one text. Those of one length stay in order.
+pub fn by_tokens<T>(mut texts: Vec<T>, length: impl Fn(&T) -> usize, batch_tokens: usize) -> Vec<Vec<T>> {
+    texts.sort_by_key(&length);
+    let mut batches: Vec<Vec<T>> = Vec::new();
+    let mut room = 0;
+    for text in texts {
+        let length = length(&text);
+        match batches.last_mut() {
+            Some(batch) if length <= room => batch.push(text),
+            _ => {
+                batches.push(vec![text]);
+                room = batch_tokens.max(length);
+            }
+        }
+        room -= length;
+    }
+    batches
 }
 
 #[cfg(test)]

@@ -1,0 +1,112 @@
+//! An LLM of any size with random weights, and texts for it: what a GPU does with it depends on shapes alone.
+
+use crate::{
+    model::{
+        config,
+        llama::{Llama, LlamaConfig},
+        tokenizer::Encoded,
+    },
+    torch::cuda::DeviceChoice,
+    trainer::stages::llm::Llm,
+};
+use anyhow::Context as _;
+use common::recipe::Attention;
+use serde_json::json;
+use std::path::PathBuf;
+use tch::{Device, Kind, nn};
+
+/// Which LLM reads what.
+#[derive(Debug, clap::Args)]
+pub struct LlmArgs {
+    /// Folder of a config.json; without it a small LLM (4 layers, width 256)
+    #[arg(long)]
+    pub text: Option<PathBuf>,
+    /// What to keep frozen weights and to compute in
+    #[arg(long, default_value = "fp32", value_parser = ["fp32", "bf16"])]
+    pub precision: String,
+    /// Tokens of the shortest text
+    #[arg(long, default_value_t = 8)]
+    pub shortest: usize,
+    /// Tokens of the longest text; lengths between are equally frequent
+    #[arg(long, default_value_t = 64)]
+    pub longest: usize,
+    /// Where to compute: cpu, cuda, cuda:N, auto
+    #[arg(long, default_value = "cpu")]
+    pub device: DeviceChoice,
+    /// CPU threads
+    #[arg(long, default_value_t = 2)]
+    pub threads: i32,
+}
+
+impl LlmArgs {
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            0 < self.shortest && self.shortest <= self.longest,
+            "--shortest must be from 1 to --longest, which is {}",
+            self.longest
+        );
+        Ok(())
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        if self.precision == "bf16" { Kind::BFloat16 } else { Kind::Float }
+    }
+
+    /// The LLM, seeing both ways. Its weights are drawn where they lie: billions of them come in seconds.
+    pub(super) fn build(&self, device: Device) -> anyhow::Result<Llm> {
+        let config: LlamaConfig = match &self.text {
+            Some(folder) => config::read(folder)?,
+            None => serde_json::from_value(json!({
+                "vocab_size": 4096, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5,
+            }))
+            .context("the built-in config is one")?,
+        };
+        let mut store = nn::VarStore::new(device);
+        store.set_kind(self.kind());
+        let mut llama = Llama::new(&store.root(), &config, Attention::Bidirectional);
+        tch::manual_seed(0);
+        for (name, mut weight) in store.variables() {
+            if !name.contains("norm") {
+                tch::no_grad(|| _ = weight.normal_(0.0, 0.02));
+            }
+        }
+        store.freeze();
+        llama.compute_in(self.kind());
+        Ok(Llm { llama, config, store })
+    }
+
+    /// So many texts, the same at every call: lengths spread evenly, neighbours unlike each other.
+    pub(super) fn texts(&self, count: usize, vocabulary: u32) -> Vec<Encoded> {
+        let spread = self.longest - self.shortest + 1;
+        let text = |number: usize| {
+            // Steps of the golden ratio fill the range evenly from any number of texts on.
+            let length = self.shortest + number * (spread as f64 * 0.618_034) as usize % spread;
+            let ids =
+                (0..length).map(|place| ((number * 7919 + place * 104_729) % vocabulary as usize) as u32).collect();
+            Encoded { ids, span: 0..length }
+        };
+        (0..count).map(text).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_have_every_length_about_as_often() {
+        let args = LlmArgs {
+            text: None,
+            precision: "fp32".to_owned(),
+            shortest: 8,
+            longest: 71,
+            device: DeviceChoice::Cpu,
+            threads: 1,
+        };
+        let mut lengths: Vec<usize> = args.texts(640, 100).iter().map(|text| text.ids.len()).collect();
+        lengths.sort_unstable();
+        assert_eq!((lengths[0], lengths[639]), (8, 71));
+        assert!(lengths.iter().sum::<usize>().abs_diff(640 * 79 / 2) < 640, "{lengths:?}");
+    }
+}
