@@ -9,11 +9,15 @@ use tests::{Job, Recipe, data, losses};
 #[path = "../../worker/stand_in/compile.rs"]
 mod stand_in;
 
+/// What lets trainers find a GPU.
+fn environment() -> Vec<(String, String)> {
+    let told = |(name, value): (&str, &std::ffi::OsStr)| (name.to_owned(), value.to_str().unwrap().to_owned());
+    stand_in::compiled().environment().map(told).into()
+}
+
 /// A job whose trainers find a GPU.
 fn on_a_gpu(recipe: &Recipe) -> Job {
-    let environment = stand_in::compiled().environment();
-    let told = |(name, value): (&str, &std::ffi::OsStr)| (name.to_owned(), value.to_str().unwrap().to_owned());
-    Job::with_environment(recipe, environment.map(told).into())
+    Job::with_environment(recipe, environment())
 }
 
 /// All that a trainer computes with: masked and paired captions in low-rank updates with dropout, blocks computed twice, a tower
@@ -109,4 +113,32 @@ fn a_killed_rank_is_replaced_over_nccl_and_no_step_is_lost() {
     assert_eq!(ended.status.code(), Some(0), "{}", String::from_utf8_lossy(&ended.stderr));
     // Rank 0 writes the lines of the metrics: its last one goes with it.
     job.check_undisturbed(&recipe, 2, 1e-4, 1);
+}
+
+/// How often the host waits for the device in a run of the recipe with so many steps a stage.
+fn waits(steps: u64) -> BTreeMap<String, u64> {
+    let mut recipe = recipe("bf16");
+    recipe.tuning = recipe.tuning.replace("steps = 6", &format!("steps = {steps}"));
+    // One checkpoint a stage.
+    let recipe = Recipe { steps, every_steps: 1_000, ..recipe };
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("waits");
+    let mut environment = environment();
+    environment.push(("LLM2CLIP_STAND_IN_WAITS".to_owned(), file.to_str().unwrap().to_owned()));
+    Job::with_environment(&recipe, environment).run(1);
+    let mut times = BTreeMap::new();
+    std::fs::read_to_string(file).unwrap().lines().for_each(|what| *times.entry(what.to_owned()).or_default() += 1);
+    times
+}
+
+// Events are passed long since when they are waited for: the end of the step before, and of the copy from pinned memory two batches
+// before. A copy that is waited for would stop the device until the host has told it more.
+#[test]
+fn a_step_never_waits_for_a_copy() {
+    let (few, many) = (waits(4), waits(9));
+    println!("the host waits for {few:?} in 4 steps a stage, for {many:?} in 9");
+    for what in ["a copy to the device", "a copy to the host", "a number", "a stream", "the device"] {
+        assert_eq!(few.get(what), many.get(what), "{what}");
+    }
+    assert!(few["an event"] < many["an event"]);
 }

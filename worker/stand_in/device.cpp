@@ -176,6 +176,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   }
   void synchronizeEvent(void* event) const override {
     if (event == nullptr) return;
+    note_wait("an event");
     State& all = state();
     std::unique_lock<std::mutex> guard(all.lock);
     auto* point = static_cast<Point*>(event);
@@ -189,8 +190,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     join(all.host, all.streams[stream.id()]);
     return true;
   }
-  void synchronizeStream(const c10::Stream& stream) const override { host_waits(stream.id()); }
+  void synchronizeStream(const c10::Stream& stream) const override { host_waits(stream.id(), "a stream"); }
   void synchronizeDevice(const c10::DeviceIndex) const override {
+    note_wait("the device");
     State& all = state();
     std::unique_lock<std::mutex> guard(all.lock);
     for (const auto& [stream, clock] : all.streams) {

@@ -56,13 +56,14 @@ Tensor& copy_(Tensor& to, const Tensor& from, bool non_blocking) {
   if (to.is_cuda()) uses.push_back(use_of(to, true));
   work("copy_", current_stream, uses);
   on_host(to).copy_(on_host(from));
-  if (!non_blocking && !(to.is_cuda() && from.is_cuda())) host_waits(current_stream);
+  if (!non_blocking && !(to.is_cuda() && from.is_cuda()))
+    host_waits(current_stream, to.is_cuda() ? "a copy to the device" : "a copy to the host");
   return to;
 }
 
 at::Scalar local_scalar_dense(const Tensor& tensor) {
   work("item", current_stream, {use_of(tensor, false)});
-  host_waits(current_stream);
+  host_waits(current_stream, "a number");
   return on_host(tensor).item();
 }
 

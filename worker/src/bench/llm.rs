@@ -1,5 +1,6 @@
 //! An LLM of any size with random weights, and texts for it: what a GPU does with it depends on shapes alone.
 
+use super::draw;
 use crate::{
     model::{
         config,
@@ -52,7 +53,7 @@ impl LlmArgs {
         if self.precision == "bf16" { Kind::BFloat16 } else { Kind::Float }
     }
 
-    /// The LLM, seeing both ways. Its weights are drawn where they lie: billions of them come in seconds.
+    /// The LLM, seeing both ways.
     pub(super) fn build(&self, device: Device) -> anyhow::Result<Llm> {
         let config: LlamaConfig = match &self.text {
             Some(folder) => config::read(folder)?,
@@ -65,12 +66,7 @@ impl LlmArgs {
         let mut store = nn::VarStore::new(device);
         store.set_kind(self.kind());
         let mut llama = Llama::new(&store.root(), &config, Attention::Bidirectional);
-        tch::manual_seed(0);
-        for (name, mut weight) in store.variables() {
-            if !name.contains("norm") {
-                tch::no_grad(|| _ = weight.normal_(0.0, 0.02));
-            }
-        }
+        draw(&store);
         store.freeze();
         llama.compute_in(self.kind());
         Ok(Llm { llama, config, store })

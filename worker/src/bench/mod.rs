@@ -68,6 +68,14 @@ fn device(choice: DeviceChoice, threads: i32) -> anyhow::Result<tch::Device> {
     Ok(device)
 }
 
+/// Draws all matrices where they lie: what a model's step takes depends on shapes alone, and a GPU draws billions in seconds.
+fn draw(store: &tch::nn::VarStore) {
+    tch::manual_seed(0);
+    for mut weight in store.variables().into_values().filter(|weight| weight.dim() > 1) {
+        tch::no_grad(|| _ = weight.normal_(0.0, 0.02));
+    }
+}
+
 /// Adds what the model computes, the share of what the device can do in this kind at most, and the memory that it took.
 fn add_utilisation(figures: &mut Value, flop_per_s: f64, (device, kind): (tch::Device, tch::Kind)) {
     let peak = peak::flop_per_s(device, kind);

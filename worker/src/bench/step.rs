@@ -1,11 +1,13 @@
 //! Seconds of one optimizer step of a CLIP vision tower against fixed text vectors, in this process alone.
 
-use super::{add_utilisation, device, steps, steps::Steps};
+use super::{
+    add_utilisation, device, draw,
+    steps::{self, Steps},
+};
 use crate::{
     collective::Solo,
     model::{
         adapter::{Adapter, AdapterConfig},
-        init,
         vision::{VisionConfig, VisionTower},
     },
     objective::Repeats,
@@ -109,14 +111,12 @@ fn set_up(args: &StepArgs, device: Device) -> anyhow::Result<Setup> {
     let store = nn::VarStore::new(device);
     let mut tower = config.build(&store.root());
     tower.recompute_blocks(args.activation_checkpointing);
-    init::random(&store, 0, &config);
     let (output, blocks) = (config.width(), args.adapter_blocks);
     let adapter = args.text_width.map(|input| {
         let sizes = AdapterConfig { input, output, blocks, expansion: 2, l2_norm: true };
-        let adapter = Adapter::new(&store.root(), &sizes);
-        init::random_adapter(&store, 0);
-        adapter
+        Adapter::new(&store.root(), &sizes)
     });
+    draw(&store);
     let log_scale = store.root().var("logit_scale", &[], nn::Init::Const((1.0f64 / 0.07).ln()));
     let groups = clip_groups(0.2, 1.0, tower.layers(), |name| tower.layer_id(name));
     let parameters = FlatParameters::new(store.variables().into_iter().collect(), groups, device)?;

@@ -1,5 +1,6 @@
 //! Token vectors to one vector a caption.
 
+use crate::torch::transfer::numbers;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
@@ -9,9 +10,9 @@ pub fn mean(hidden_TD: &Tensor, spans: &[Range<i64>]) -> Tensor {
     let device = hidden_TD.device();
     let tokens: Vec<i64> = spans.iter().flat_map(Clone::clone).collect();
     let counts: Vec<i64> = spans.iter().map(|span| (span.end - span.start).max(0)).collect();
-    let counts_N = Tensor::from_slice(&counts).to_device(device);
+    let counts_N = numbers(&counts, device);
     // Selected, not multiplied by 0 and 1: an infinite vector outside of the spans must not reach a mean.
-    let inside = hidden_TD.index_select(0, &Tensor::from_slice(&tokens).to_device(device)).to_kind(Kind::Float);
+    let inside = hidden_TD.index_select(0, &numbers(&tokens, device)).to_kind(Kind::Float);
     let sums_ND = Tensor::segment_reduce(&inside, "sum", Some(&counts_N), None, None, 0, false, 0.0);
     sums_ND / counts_N.clamp_min(1).unsqueeze(1)
 }

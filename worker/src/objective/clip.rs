@@ -18,6 +18,7 @@ use super::{
     repeats::Repeats,
     rows::{product, stretches, wide},
 };
+use crate::torch::transfer::numbers;
 use tch::{Kind, Tensor};
 
 /// Own rows of one tower as queries, and the rows of the other that they are held against.
@@ -80,7 +81,7 @@ impl Side<'_> {
         let (rows, columns): (Vec<i64>, Vec<i64>) =
             self.repeats.of_rows(&own).map(|(row, column)| (row - first, column)).unzip();
         if !rows.is_empty() {
-            let index = |places: &[i64]| Tensor::from_slice(places).to_device(device);
+            let index = |places: &[i64]| numbers(places, device);
             let hidden_nD = self.targets_BD.index_select(0, &index(&columns)).to_kind(kind);
             let logits_n =
                 (own_RD.index_select(0, &index(&rows)) * hidden_nD).sum_dim_intlist(&[1i64][..], false, kind);
@@ -99,7 +100,7 @@ impl Side<'_> {
         let mut seen = vec![pairs as f64; (rows.end - rows.start) as usize];
         self.repeats.of_rows(&rows).for_each(|(row, _)| seen[(row - rows.start) as usize] -= 1.0);
         let shares: Vec<f64> = seen.into_iter().map(f64::recip).collect();
-        Tensor::from_slice(&shares).to_kind(kind).to_device(device)
+        numbers(&shares, device).to_kind(kind)
     }
 
     /// dL/d(own rows) [R, D] in the rows' kind, complete, given all rows' log-sum-exps [B] of this side and of the other;

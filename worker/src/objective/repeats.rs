@@ -1,5 +1,6 @@
 //! Samples that stand in a global batch more than once.
 
+use crate::torch::transfer::numbers;
 use std::ops::Range;
 use tch::{Kind, Tensor};
 
@@ -35,7 +36,7 @@ impl Repeats {
         if r.is_empty() {
             return;
         }
-        let index = |places: &[i64]| Some(Tensor::from_slice(places).to_device(tile_rt.device()));
+        let index = |places: &[i64]| Some(numbers(places, tile_rt.device()));
         let (r, t) = (index(&r), index(&t));
         let value = Tensor::full([], value, (Kind::Double, tile_rt.device())).to_kind(tile_rt.kind());
         let _ = tile_rt.index_put_(&[r, t], &value, false);

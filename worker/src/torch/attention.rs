@@ -1,7 +1,10 @@
 //! Attention within texts of unequal lengths that stand one after the other, in one kernel: FlashAttention's (Dao 2023), which
 //! libtorch has for GPUs and tch does not reach.
 
-use super::shim::{AtTensor, checked, pointer};
+use super::{
+    shim::{AtTensor, checked, pointer},
+    transfer::numbers,
+};
 use std::ffi::c_char;
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -33,7 +36,7 @@ impl Starts {
             Some(*end)
         });
         let starts: Vec<i64> = std::iter::once(0).chain(ends).collect();
-        let starts = Tensor::from_slice(&starts).to_kind(Kind::Int).to_device(device);
+        let starts = numbers(&starts, device).to_kind(Kind::Int);
         Self { starts, longest: lengths.iter().copied().max().unwrap_or(0) }
     }
 }

@@ -30,6 +30,25 @@ fn copy_async(to: &Tensor, from: &Tensor) -> Result<(), TchError> {
     checked("copy", unsafe { llm2clip_copy_async(pointer(to), pointer(from)) })
 }
 
+/// Numbers of the host as a vector on a device. Nobody waits for the copy: what is computed with it next comes after it.
+///
+/// Panics when libtorch refuses, as its other functions do.
+pub fn numbers<T: tch::kind::Element + bytemuck::NoUninit>(values: &[T], device: Device) -> Tensor {
+    if !matches!(device, Device::Cuda(_)) {
+        return Tensor::from_slice(values);
+    }
+    let copied = || {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let mut host = pinned(bytes.len())?;
+        cpu_bytes_mut(&mut host).copy_from_slice(bytes);
+        let there = Tensor::f_empty([values.len() as i64], (T::KIND, device))?;
+        // libtorch keeps pinned memory until the copies from it are done.
+        copy_async(&there, &host.f_view_dtype(T::KIND)?)?;
+        Ok::<_, TchError>(there)
+    };
+    copied().expect("libtorch copies numbers to where it computes")
+}
+
 /// Numbers on their way to the host.
 #[derive(Debug)]
 pub struct Fetch {

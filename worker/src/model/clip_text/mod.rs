@@ -10,6 +10,7 @@ use super::{
     layers::{LayerNorm, Linear, Widths},
     vit::Block,
 };
+use crate::torch::transfer::numbers;
 use tch::{Kind, Tensor, nn};
 
 #[derive(Debug)]
@@ -81,14 +82,14 @@ impl ClipText {
         };
         let ids: Vec<i64> = texts.iter().zip(&ends).flat_map(padded).collect();
         let device = self.embeddings.token_embedding.device();
-        let ids_BL = Tensor::from_slice(&ids).view([texts.len() as i64, length as i64]).to_device(device);
+        let ids_BL = numbers(&ids, device).view([texts.len() as i64, length as i64]);
         let mut x_BLD = self.embeddings.forward(&ids_BL);
         for layer in &self.layers {
             x_BLD = layer.forward(&x_BLD, length as i64);
         }
         let ends: Vec<i64> = ends.into_iter().map(|end| end as i64).collect();
         let rows_B = Tensor::arange(texts.len() as i64, (Kind::Int64, device)) * length as i64;
-        let places_B = rows_B + Tensor::from_slice(&ends).to_device(device);
+        let places_B = rows_B + numbers(&ends, device);
         let end_BD = x_BLD.flatten(0, 1).index_select(0, &places_B);
         self.text_projection.forward(&self.final_layer_norm.forward(&end_BD))
     }

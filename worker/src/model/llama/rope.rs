@@ -2,6 +2,7 @@
 //!
 //! Frequencies and angles are fp32 whatever the model's kind: half precision moves outputs by 2e-3.
 
+use crate::torch::transfer::numbers;
 use tch::{Device, Kind, Tensor};
 
 /// `rope_scaling` of Llama 3.1 and later: long wavelengths are stretched, short ones kept, those between interpolated.
@@ -56,7 +57,7 @@ impl Angles {
         let half = positions.outer(frequencies);
         let table_LE = Tensor::cat(&[&half, &half], 1);
         let each: Vec<i64> = lengths.iter().flat_map(|length| 0..*length).collect();
-        let each_T = Tensor::from_slice(&each).to_device(frequencies.device());
+        let each_T = numbers(&each, frequencies.device());
         let of_tokens = |table_LE: Tensor| table_LE.to_kind(kind).index_select(0, &each_T).unsqueeze(1);
         Self { cos_T1E: of_tokens(table_LE.cos()), sin_T1E: of_tokens(table_LE.sin()) }
     }

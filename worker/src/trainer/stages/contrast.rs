@@ -9,6 +9,7 @@ use crate::{
     data::{BrokenLimit, BrokenSample, Places, SampleRequest, SkipReason},
     model::tokenizer::{CaptionTokenizer, Encoded},
     text::{EncodedPair, PairFile, PairRule, PairSource},
+    torch::transfer::numbers,
     trainer::{
         ahead::Ahead,
         context::{Context, Outcome},
@@ -26,7 +27,7 @@ use common::{
     sampler::{Draw, Order},
 };
 use std::{ops::Range, sync::Arc, time::Duration};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// Batches of tokens made ahead.
 const PREFETCH: usize = 4;
@@ -211,7 +212,7 @@ impl Task for Texts {
 
     fn step(&mut self, batch: &PairBatch, taken: Taken<'_>) -> Result<StepBegun, TrainerError> {
         let lacking: Vec<bool> = batch.pairs[self.own.clone()].iter().map(|pair| pair.negative.is_none()).collect();
-        let lacking_R = self.negatives.then(|| Tensor::from_slice(&lacking).to_kind(Kind::Bool).to_device(self.device));
+        let lacking_R = self.negatives.then(|| numbers(&lacking, self.device));
         let Taken { step, chunks, cut, settings, collective, parameters, poisoned, timeline } = taken;
         let encoder = Chunks { texts: self, pairs: &batch.pairs, chunks, step, poisoned };
         let contrast = Contrast { scale: self.scale, lacking_R: lacking_R.as_ref() };

@@ -9,6 +9,7 @@ use crate::{
         tokenizer::Encoded,
         weights,
     },
+    torch::transfer::numbers,
     trainer::error::TrainerError,
 };
 use common::recipe::{Init, TextModel};
@@ -81,11 +82,11 @@ impl Llm {
             span
         };
         let spans: Vec<_> = sorted.iter().map(span).collect();
-        let hidden_TD = self.llama.forward(&Tensor::from_slice(&ids).to_device(device), &lengths);
+        let hidden_TD = self.llama.forward(&numbers(&ids, device), &lengths);
         let pooled_ND = pooling::mean(&hidden_TD, &spans);
         let mut places = vec![0i64; texts.len()];
         (0..).zip(&sorted).for_each(|(place, text)| places[*text] = place);
-        pooled_ND.index_select(0, &Tensor::from_slice(&places).to_device(device))
+        pooled_ND.index_select(0, &numbers(&places, device))
     }
 }
 
@@ -106,5 +107,5 @@ pub fn part_of(chunk: &[&Encoded], own: impl Fn(usize) -> bool, device: Device) 
             mine.extend(tokens);
         }
     }
-    Part { rows, own: Tensor::from_slice(&mine).to_device(device) }
+    Part { rows, own: numbers(&mine, device) }
 }

@@ -7,6 +7,7 @@ use crate::{
     model::{llama::Head, tokenizer::TextTokenizer},
     objective::masked,
     text::{Blocks, Corpus, MaskRule, Masked},
+    torch::transfer::numbers,
     trainer::{
         ahead::Ahead,
         context::{Context, Outcome},
@@ -191,7 +192,7 @@ impl MaskedEncoder for Chunks<'_> {
             tuning.see(part_of(piece, &whole, *block, *device));
         }
         let blocks = self.blocks(chunk);
-        let on_device = |numbers: Vec<i64>| Tensor::from_slice(&numbers).to_device(*device);
+        let on_device = |values: Vec<i64>| numbers(&values, *device);
         let ids = blocks.iter().flat_map(|masked| &masked.ids).map(|id| i64::from(*id)).collect();
         let places = (0..).zip(blocks).flat_map(|(number, masked)| {
             // The position before a masked one predicts it.
