@@ -5,6 +5,7 @@
 # make libtorch-cuda   libtorch's CUDA half too, for a machine with a GPU and no CUDA PyTorch of its own
 # make sim     the cluster in a simulator: SEEDS=1000 runs so many seeds, SEED=7 replays one and says all that happens
 # make long   the scenarios that `make test` leaves out, as each takes minutes
+# make gpu-path   scenarios with a stand-in for a GPU and its NCCL, which is strict where a GPU goes wrong silently
 # make soak   any process of a cluster is killed or stopped, again and again: FAILURES=200, MEAN_S=10 seconds apart on average, SEED=1
 # make fuzz    damaged files against the readers, FUZZ_SECONDS each (default 60)
 # make peers   transformers, open_clip and peft, in which `make test` then loads an export (6 GB)
@@ -18,7 +19,7 @@ FAILURES ?= 200
 MEAN_S ?= 10
 BIN := $(or $(CARGO_TARGET_DIR),target)/release
 
-.PHONY: demo demo-quick test long sim soak setup libtorch-cuda s3-server etcd peers build lint fuzz clean-demo
+.PHONY: demo demo-quick test long gpu-path sim soak setup libtorch-cuda s3-server etcd peers build lint fuzz clean-demo
 
 setup:
 	@python3 deploy/setup/fetch_deps.py
@@ -57,6 +58,10 @@ test: lint build s3-server
 
 long: build
 	$(CARGO) test --release --workspace --test weather --test together --test etcd --test store_writes --test detection -- --ignored --nocapture
+
+GPU_PATH := tuning objectives distill eval export same_loss vectors model_eval periodic recovery elastic phases resume storage why
+gpu-path: build
+	LLM2CLIP_TEST_STAND_IN=1 $(CARGO) test --release --workspace $(addprefix --test ,$(GPU_PATH))
 
 soak: build
 	-@python3 deploy/setup/fetch_etcd.py

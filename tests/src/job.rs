@@ -13,6 +13,8 @@ use std::{
 /// How much longer a step of `clip` takes than it computes, as on a device that computes more: what a scenario does meanwhile
 /// happens before the last step, and checkpoints are written between steps as they are there.
 const PACE: &str = "clip.step=slow:50@1";
+/// With it, trainers of all scenarios compute on a stand-in for a GPU.
+const STAND_IN: &str = "LLM2CLIP_TEST_STAND_IN";
 /// The longest any scenario waits for one thing.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -80,6 +82,9 @@ impl Job {
         command.env("LLM2CLIP_CACHE", self.folder.path().join("cache"));
         // Scenarios share few cores: a thread that waits for another must not keep it from running.
         command.env("OMP_WAIT_POLICY", "passive").env("LLM2CLIP_FAILPOINTS", PACE);
+        if std::env::var_os(STAND_IN).is_some() {
+            command.envs(crate::stand_in::compiled().environment());
+        }
         command.envs(self.environment.iter().cloned());
         command.env_remove("LLM2CLIP_COORDINATOR").stdin(Stdio::null());
         command

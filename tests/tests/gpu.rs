@@ -4,10 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
-use tests::{Job, Recipe, data, losses};
-
-#[path = "../../worker/stand_in/compile.rs"]
-mod stand_in;
+use tests::{Job, Recipe, data, losses, stand_in};
 
 /// What lets trainers find a GPU.
 fn environment() -> Vec<(String, String)> {
