@@ -31,6 +31,7 @@ typedef struct { size_t size; unsigned magic, version; int blocking; } config_t;
 typedef struct comm {
   id_t128 id;
   int rank, ranks, joined, aborted, polls, begun, finalized;
+  int running;  // operations that touch buffers
   int peers[MOST_RANKS];  // sockets: of rank 0 one to each other rank, of those the first is to rank 0; -1 is none
 } comm_t;
 
@@ -159,11 +160,19 @@ static int ask(op_t* op) {
 
 static void run(op_t* op) {
   comm_t* comm = op->comm;
-#ifndef NEVER_ENDS
-  if (comm->rank ? ask(op) : serve(op)) return;
-#endif
+  int done = 0;
   pthread_mutex_lock(&lock);
-  while (!comm->aborted) pthread_cond_wait(&changed, &lock);
+#ifndef NEVER_ENDS
+  if (!comm->aborted) {
+    comm->running++;
+    pthread_mutex_unlock(&lock);
+    done = comm->rank ? ask(op) : serve(op);
+    pthread_mutex_lock(&lock);
+    comm->running--;
+    pthread_cond_broadcast(&changed);
+  }
+#endif
+  while (!done && !comm->aborted) pthread_cond_wait(&changed, &lock);
   pthread_mutex_unlock(&lock);
 }
 
@@ -295,7 +304,9 @@ int ncclGetUniqueId(id_t128* id) {
   static int made;
   memset(id, 0, sizeof *id);
   pthread_mutex_lock(&lock);
-  snprintf(id->internal, sizeof id->internal, "llm2clip-stub-%d-%d", (int)getpid(), made++);
+  // A process may have opened several of these libraries: the counter's place tells them apart.
+  snprintf(id->internal, sizeof id->internal, "llm2clip-stub-%d-%p-%d", (int)getpid(), (void*)&made, made);
+  made++;
   listener_t* listener = calloc(1, sizeof *listener);
   struct sockaddr_un address = address_of(id);
   *listener = (listener_t){*id, socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), listeners};
@@ -385,6 +396,8 @@ int ncclCommAbort(comm_t* comm) {
   for (int r = 0; r < MOST_RANKS; r++)
     if (comm->peers[r] >= 0) shutdown(comm->peers[r], SHUT_RDWR);
   pthread_cond_broadcast(&changed);
+  // Whoever aborts may free the buffers then.
+  while (comm->running) pthread_cond_wait(&changed, &lock);
   pthread_mutex_unlock(&lock);
   return SUCCESS;
 }
