@@ -22,7 +22,7 @@ pub use cluster::{Cluster, signal, until};
 pub use job::{Job, Step, family, losses};
 pub use machines::{Cable, Machines, Setting};
 pub use manager::Manager;
-pub use recipe::{Recipe, data, model};
+pub use recipe::{Recipe, data, model, tuning};
 pub use rng::Rng;
 pub use soak::Soak;
 pub use tensors::tensors;

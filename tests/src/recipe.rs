@@ -12,6 +12,38 @@ pub fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/models").join(name)
 }
 
+/// `mntp` over word glosses and captions, then `contrast` over captions, so many steps each in batches of 16 and chunks of 4, with
+/// more lines for either: what stands before `embed` in [`Recipe::tuning`].
+pub fn tuning(steps: u64, mntp: &str, contrast: &str) -> String {
+    format!(
+        r#"
+[text.glosses]
+files = {glosses:?}
+
+[[stage]]
+kind = "mntp"
+data = ["glosses", "train"]
+block = 32
+global_batch = 16
+chunk = 4
+steps = {steps}
+optimizer = {{ learning_rate = 1e-3, clip_norm = 1.0 }}
+{mntp}
+
+[[stage]]
+kind = "contrast"
+data = "train"
+pairs = {{ train = {{ rule = "short-long", short = ".txt", long = "long_caption", seeks_long = "find more" }} }}
+global_batch = 16
+chunk = 4
+steps = {steps}
+optimizer = {{ learning_rate = 1e-3, clip_norm = 1.0 }}
+{contrast}
+"#,
+        glosses = data("text-validation.parquet"),
+    )
+}
+
 /// A recipe to be changed and written down. Its models are small: scenarios are not about what they learn.
 #[derive(Debug, Clone)]
 pub struct Recipe {

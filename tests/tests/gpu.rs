@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::BTreeMap;
-use tests::{Job, Recipe, data, losses, stand_in};
+use tests::{Job, Recipe, losses, stand_in, tuning};
 
 /// What lets trainers find a GPU.
 fn environment() -> Vec<(String, String)> {
@@ -18,42 +18,14 @@ fn on_a_gpu(recipe: &Recipe) -> Job {
 }
 
 /// All that a trainer computes with: masked and paired captions in low-rank updates with dropout, blocks computed twice, a tower
-/// with patches dropped and an adapter in bf16, several chunks and buckets, averaged weights.
-fn recipe(precision: &str) -> Recipe {
-    let tuning = format!(
-        r#"
-[text.glosses]
-files = {glosses:?}
-
-[[stage]]
-kind = "mntp"
-data = ["glosses", "train"]
-block = 32
-global_batch = 16
-chunk = 4
-steps = 6
-precision = "{precision}"
-lora = {{ rank = 4, dropout = 0.1 }}
-optimizer = {{ learning_rate = 1e-3, clip_norm = 1.0 }}
-
-[[stage]]
-kind = "contrast"
-data = "train"
-pairs = {{ train = {{ rule = "short-long", short = ".txt", long = "long_caption", seeks_long = "find more" }} }}
-global_batch = 16
-chunk = 4
-steps = 6
-precision = "{precision}"
-activation_checkpointing = true
-lora = {{ rank = 4, alpha = 8, dropout = 0.1 }}
-optimizer = {{ learning_rate = 1e-3, clip_norm = 1.0 }}
-"#,
-        glosses = data("text-validation.parquet"),
-    );
+/// with patches dropped and an adapter, several chunks and buckets, averaged weights.
+fn recipe(precision: &str, steps: u64) -> Recipe {
+    let both = format!("precision = \"{precision}\"\nlora = {{ rank = 4, alpha = 8, dropout = 0.1 }}\n");
+    let again = format!("{both}activation_checkpointing = true");
     let clip = format!(
         "precision = \"{precision}\"\npatch_dropout = 0.3\nactivation_checkpointing = true\nema = {{ decay = 0.9 }}"
     );
-    Recipe { steps: 12, tuning, clip, ..Recipe::default() }
+    Recipe { steps: 2 * steps, tuning: tuning(steps, &both, &again), clip, ..Recipe::default() }
 }
 
 /// The largest relative difference of two jobs' losses, by stage.
@@ -68,7 +40,7 @@ fn apart(one: &Job, other: &Job) -> BTreeMap<&'static str, f64> {
 }
 
 fn every_stage(precision: &str, limit: f64) {
-    let (cpu, gpu) = (Job::new(&recipe(precision)), on_a_gpu(&recipe(precision)));
+    let (cpu, gpu) = (Job::new(&recipe(precision, 6)), on_a_gpu(&recipe(precision, 6)));
     cpu.run(2);
     gpu.run(2);
     let logs = std::fs::read_dir(gpu.output().join("logs")).unwrap();
@@ -114,10 +86,8 @@ fn a_killed_rank_is_replaced_over_nccl_and_no_step_is_lost() {
 
 /// How often the host waits for the device in a run of the recipe with so many steps a stage.
 fn waits(steps: u64) -> BTreeMap<String, u64> {
-    let mut recipe = recipe("bf16");
-    recipe.tuning = recipe.tuning.replace("steps = 6", &format!("steps = {steps}"));
     // One checkpoint a stage.
-    let recipe = Recipe { steps, every_steps: 1_000, ..recipe };
+    let recipe = Recipe { every_steps: 1_000, ..recipe("bf16", steps) };
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("waits");
     let mut environment = environment();

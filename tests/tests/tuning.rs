@@ -4,42 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{collections::BTreeMap, path::Path};
-use tests::{Job, Recipe, data, losses};
+use tests::{Job, Recipe, losses, tuning};
 
 /// Dropout is on, blocks are computed twice, chunks are smaller than a rank's share, and the tail is carried.
 fn recipe() -> Recipe {
-    let tuning = format!(
-        r#"
-[text.glosses]
-files = {glosses:?}
-
-[[stage]]
-kind = "mntp"
-data = ["glosses", "train"]
-block = 32
-global_batch = 16
-chunk = 4
-steps = 8
-tail = "carry"
-optimizer = {{ learning_rate = 1e-3, clip_norm = 1.0 }}
-schedule = {{ warmup_steps = 2 }}
-checkpoint = {{ every_steps = 3, keep = 2 }}
-
-[[stage]]
-kind = "contrast"
-data = "train"
-pairs = {{ train = {{ rule = "short-long", short = ".txt", long = "long_caption", seeks_long = "find more" }} }}
-global_batch = 16
-chunk = 4
-steps = 8
-activation_checkpointing = true
-lora = {{ rank = 4, alpha = 8, dropout = 0.1 }}
-optimizer = {{ learning_rate = 1e-3, clip_norm = 1.0 }}
-schedule = {{ warmup_steps = 2 }}
-checkpoint = {{ every_steps = 3, keep = 2 }}
-"#,
-        glosses = data("text-validation.parquet"),
-    );
+    let both = "schedule = { warmup_steps = 2 }\ncheckpoint = { every_steps = 3, keep = 2 }\n";
+    let contrast = "activation_checkpointing = true\nlora = { rank = 4, alpha = 8, dropout = 0.1 }\n";
+    let tuning = tuning(8, &format!("{both}tail = \"carry\""), &format!("{both}{contrast}"));
     Recipe { steps: 3, tuning, ..Recipe::default() }
 }
 

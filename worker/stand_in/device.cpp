@@ -264,7 +264,9 @@ void* stand_in_begin(void* handle) {
   State& all = state();
   std::lock_guard<std::mutex> guard(all.lock);
   auto ticket = std::make_shared<Ticket>();
-  all.pending[stand_in_stream(handle)].push_back(ticket);
+  Tickets& pending = all.pending[stand_in_stream(handle)];
+  all_done(pending);
+  pending.push_back(ticket);
   return new std::shared_ptr<Ticket>(ticket);
 }
 

@@ -1,6 +1,6 @@
 // A stand-in for NCCL in tests, without a GPU: ranks are threads or processes of one machine, joined by sockets to rank 0, which
 // computes for all. Streams are queues that a thread works off: the tests' own (`stub_stream_new`), or those of the stand-in for
-// libtorch's CUDA half (`torch/stand_in.cpp`), where it is loaded. Buffers are in main memory. A peer that dies is not told: as on
+// libtorch's CUDA half (`device.cpp`), where it is loaded. Buffers are in main memory. A peer that dies is not told: as on
 // a GPU an operation then goes on until it is aborted. What it does wrong is chosen when it is compiled:
 //   TOO_OLD            its version is below what is needed
 //   WITHOUT_ABORT      a function is missing
@@ -254,6 +254,7 @@ static int issue(op_t op, stream_t* stream) {
     if (!wrong) wrong = use(stream->handle, op.receive, got(&op.call, op.comm->ranks, op.comm->rank), 1);
     if (wrong) {
       last_error = wrong;
+      free(own);
       return INVALID_USAGE;
     }
     own->ticket = ((void* (*)(void*))cuda("stand_in_begin"))(stream->handle);
@@ -417,9 +418,11 @@ int ncclGroupStart(void) { grouping++; return SUCCESS; }
 
 int ncclGroupEnd(void) {
   if (--grouping) return SUCCESS;
-  for (int i = 0; i < group_length; i++) issue(grouped[i].op, grouped[i].stream);
+  int code = IN_PROGRESS;
+  for (int i = 0; i < group_length; i++)
+    if (issue(grouped[i].op, grouped[i].stream) != IN_PROGRESS) code = INVALID_USAGE;
   group_length = 0;
-  return IN_PROGRESS;
+  return code;
 }
 
 int ncclAllReduce(const void* send, void* receive, size_t count, int type, int sum, comm_t* comm, void* stream) {

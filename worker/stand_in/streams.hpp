@@ -86,6 +86,7 @@ inline State& state() {
 
 inline thread_local int64_t current_stream = 0;
 
+// Whether none is left; forgets those that are done.
 inline bool all_done(Tickets& tickets) {
   tickets.erase(std::remove_if(tickets.begin(), tickets.end(), [](const auto& ticket) { return ticket->done; }), tickets.end());
   return tickets.empty();

@@ -76,8 +76,8 @@ impl LlmArgs {
     pub(super) fn texts(&self, count: usize, vocabulary: u32) -> Vec<Encoded> {
         let spread = self.longest - self.shortest + 1;
         let text = |number: usize| {
-            // Steps of the golden ratio fill the range evenly from any number of texts on.
-            let length = self.shortest + number * (spread as f64 * 0.618_034) as usize % spread;
+            // Steps of the golden ratio fill a range evenly, whatever its width, from any number of texts on.
+            let length = self.shortest + ((number as f64 * 0.618_033_988_75).fract() * spread as f64) as usize;
             let ids =
                 (0..length).map(|place| ((number * 7919 + place * 104_729) % vocabulary as usize) as u32).collect();
             Encoded { ids, span: 0..length }
@@ -92,17 +92,20 @@ mod tests {
 
     #[test]
     fn texts_have_every_length_about_as_often() {
-        let args = LlmArgs {
-            text: None,
-            precision: "fp32".to_owned(),
-            shortest: 8,
-            longest: 71,
-            device: DeviceChoice::Cpu,
-            threads: 1,
-        };
-        let mut lengths: Vec<usize> = args.texts(640, 100).iter().map(|text| text.ids.len()).collect();
-        lengths.sort_unstable();
-        assert_eq!((lengths[0], lengths[639]), (8, 71));
-        assert!(lengths.iter().sum::<usize>().abs_diff(640 * 79 / 2) < 640, "{lengths:?}");
+        // Of ranges of many widths: those that a fixed step divides are no exception.
+        for longest in [8, 9, 11, 71, 256] {
+            let args = LlmArgs {
+                text: None,
+                precision: "fp32".to_owned(),
+                shortest: 8,
+                longest,
+                device: DeviceChoice::Cpu,
+                threads: 1,
+            };
+            let spread = longest - 7;
+            let mut times = vec![0usize; spread];
+            args.texts(10 * spread, 100).iter().for_each(|text| times[text.ids.len() - 8] += 1);
+            assert!(times.iter().all(|times| (8..=12).contains(times)), "8 to {longest}: {times:?}");
+        }
     }
 }

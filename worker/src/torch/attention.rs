@@ -5,7 +5,7 @@ use super::{
     shim::{AtTensor, checked, pointer},
     transfer::numbers,
 };
-use std::ffi::c_char;
+use std::{ffi::c_char, sync::OnceLock};
 use tch::{Device, Kind, TchError, Tensor};
 
 unsafe extern "C" {
@@ -41,10 +41,30 @@ impl Starts {
     }
 }
 
-/// Whether there is a kernel for queries of this kind: on a GPU, in 16 bits, for heads of at most 256 numbers.
+/// Whether there is a kernel for queries of this kind here: on a GPU that it runs on, in 16 bits, for heads of at most 256 numbers.
 pub fn packs(device: Device, kind: Kind, head_width: i64) -> bool {
+    takes(device, kind, head_width) && runs_on(device)
+}
+
+/// Whether the kernel is for such queries, where it runs.
+fn takes(device: Device, kind: Kind, head_width: i64) -> bool {
     let small = head_width <= 256 && head_width % 8 == 0;
     matches!(device, Device::Cuda(_)) && matches!(kind, Kind::BFloat16 | Kind::Half) && small
+}
+
+/// Whether the kernel runs on the process's GPU, tried once: those before Ampere, and builds of libtorch without it, refuse.
+fn runs_on(device: Device) -> bool {
+    static RUNS: OnceLock<bool> = OnceLock::new();
+    *RUNS.get_or_init(|| {
+        let x = Tensor::zeros([3, 1, 8], (Kind::BFloat16, device));
+        let tried = packed([&x, &x, &x], &Starts::new(&[1, 2], device), false);
+        if let Err(error) = &tried {
+            let reason = error.to_string();
+            let reason = reason.lines().next().unwrap_or_default();
+            tracing::warn!(reason, "texts of unequal lengths are attended to one length after the other");
+        }
+        tried.is_ok()
+    })
 }
 
 /// What each query gathers from the values of its own text: [T, H, E], of queries [T, H, E], keys and values [T, K, E] where K
@@ -72,12 +92,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_gpu_packs_and_only_what_the_kernel_takes() {
+    fn the_kernel_takes_what_it_is_for() {
         let gpu = Device::Cuda(0);
-        assert!(packs(gpu, Kind::BFloat16, 128) && packs(gpu, Kind::Half, 256));
+        assert!(takes(gpu, Kind::BFloat16, 128) && takes(gpu, Kind::Half, 256));
         let cases = [(gpu, Kind::Float, 128), (Device::Cpu, Kind::BFloat16, 128), (gpu, Kind::BFloat16, 264)];
-        assert!(cases.iter().all(|(device, kind, width)| !packs(*device, *kind, *width)));
-        assert!(!packs(gpu, Kind::BFloat16, 12));
+        assert!(cases.iter().all(|(device, kind, width)| !takes(*device, *kind, *width)));
+        assert!(!takes(gpu, Kind::BFloat16, 12));
     }
 
     #[test]

@@ -40,15 +40,18 @@ use worker::{
 };
 
 const LIMITS: Deadlines = Deadlines { join: Duration::from_secs(60), operation: Duration::from_secs(60) };
-/// AdamW's ε. One of 1e-6 makes steps of the rounding of gradients that are nearly nothing: after ten, two right programs differ by
-/// up to 4e-12 in fp64, more or less by the processor.
-const EPS: f64 = 1e-3;
 /// Set for a process that is to be a rank. It is told what to train by lines `GENERATION RANK TASK KIND CHUNK OPTIMIZER FILE PEER...`.
 const RANK_VARIABLE: &str = "LLM2CLIP_TEST_RANK";
 /// What a rank says when it has trained.
 const DONE: &str = "has trained";
 /// Before the address that a rank says.
 const ADDRESS: &str = "listens on ";
+
+/// AdamW's ε. In fp64 one of 1e-6 makes steps of the rounding of gradients that are nearly nothing: after ten, two right programs
+/// differ by up to 4e-12, more or less by the processor.
+fn eps(kind: Kind) -> f64 {
+    if kind == Kind::Double { 1e-3 } else { 1e-6 }
+}
 
 /// What a run leaves: `losses` of each step, `gradient.X` of the first step, and at the end what a checkpoint holds.
 type Trace = BTreeMap<String, Tensor>;
@@ -58,12 +61,12 @@ fn loss_settings(chunk: u64) -> LossSettings {
     LossSettings { tile: 7, kept_bytes: if chunk < BATCH { 0 } else { i64::MAX } }
 }
 
-fn settings(step: u64, task: Task, loss: LossSettings) -> StepSettings {
+fn settings(step: u64, task: Task, kind: Kind, loss: LossSettings) -> StepSettings {
     StepSettings {
         step,
         learning_rate: 1e-2,
         betas: (0.9, 0.98),
-        eps: EPS,
+        eps: eps(kind),
         clip_norm: Some(0.5),
         skip_nonfinite: task == Task::Poisoned,
         loss,
@@ -113,7 +116,7 @@ fn train(collective: &dyn Collective, task: Task, kind: Kind, chunk: u64, sharde
     let first = if sharded { Trace::new() } else { gradients(&towers, &parameters) };
     let step = |step: u64| {
         let (slice, timeline) = (slice(step as i64), Timeline::begin(Device::Cpu));
-        let settings = settings(step, task, loss);
+        let settings = settings(step, task, kind, loss);
         let begun = match task {
             _ if task.pairs() => clip_step(&slice, cut, collective, &mut parameters, pairing, &settings, timeline),
             Task::Contrast => contrast_step(&slice, cut, pairs, collective, &mut parameters, &settings, timeline),
@@ -146,7 +149,7 @@ fn reference(task: Task, kind: Kind) -> Trace {
         losses.push(loss.double_value(&[]));
         let _ = parameters.clip(&Solo, Some(0.5)).unwrap();
         let constants =
-            AdamW { step: step as u64, learning_rate: 1e-2, betas: (0.9, 0.98), weight_decay: 0.0, eps: EPS };
+            AdamW { step: step as u64, learning_rate: 1e-2, betas: (0.9, 0.98), weight_decay: 0.0, eps: eps(kind) };
         parameters.update(&Solo, None, &constants).unwrap();
         parameters.update_average(None);
     }
