@@ -94,7 +94,12 @@ impl Pulse {
         self.change(|state| state.mark.call(kind, bytes));
     }
 
-    /// It has returned.
+    /// The host waits for the device, and so for the peers: operations on a GPU have returned before they are done.
+    pub fn waits(&self) {
+        self.change(|state| state.mark.waiting = true);
+    }
+
+    /// What was waited for is there: a call has returned, or the device is done.
     pub fn returned(&self) {
         self.change(|state| state.mark.waiting = false);
     }
@@ -143,6 +148,10 @@ mod tests {
         pulse.returned();
         pulse.stepped();
         assert!(!read().waiting && read().since_ns > 0 && read().slow_step_ns == 0);
+        pulse.waits();
+        assert_eq!((read().waiting, read().called), (true, 1));
+        pulse.returned();
+        assert!(!read().waiting);
         (2..8).for_each(|number| {
             pulse.step(number);
             pulse.stepped();

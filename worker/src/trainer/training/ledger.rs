@@ -192,7 +192,7 @@ impl Ledger {
     /// When the step failed, or was not finite and the recipe bears no more of these.
     pub(super) fn read(&mut self, run: &Training<'_, '_>, begun: Begun) -> Result<(), TrainerError> {
         let Begun { step, output, learning_rate, data_wait, flops } = begun;
-        let output = output.wait()?;
+        let output = waited(run, output)?;
         if !output.updated {
             run.context.collective.finish()?;
             return Err(TrainerError::NotUpdated { step: step.0 });
@@ -355,4 +355,14 @@ fn median(times: &VecDeque<Duration>) -> Option<Duration> {
 /// How many samples so many steps take over all ranks.
 fn samples(run: &Training<'_, '_>, steps: u64) -> f64 {
     (steps * run.settings.global_batch) as f64
+}
+/// Waits for the device to be done with a step. Alone there are no peers that it could be waiting for.
+fn waited(run: &Training<'_, '_>, begun: StepBegun) -> Result<StepOutput, TrainerError> {
+    if run.context.world().0 == 1 {
+        return begun.wait();
+    }
+    run.context.pulse.waits();
+    let output = begun.wait();
+    run.context.pulse.returned();
+    output
 }
